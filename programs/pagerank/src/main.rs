@@ -1,0 +1,2 @@
+//! PageRank.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The `sojourn` command.
+fn main() {}
