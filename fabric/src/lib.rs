@@ -11,3 +11,6 @@ pub mod abi;
 pub mod device;
 pub mod names;
 pub mod virt;
+
+mod error;
+pub use error::{Error, Result};

@@ -1,1 +1,3 @@
-//! (virt)
+//! Virtual verbs.
+
+pub mod core;

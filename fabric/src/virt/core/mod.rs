@@ -1,0 +1,1 @@
+//! The core of virtual verbs: addresses and verbs structs.
