@@ -1,0 +1,282 @@
+//! Contexts, protection domains and address handles.
+
+use super::{CompletionChannel, CompletionQueue, MemoryRegion, QpOptions, QueuePair};
+use super::{ConnectOptions, Endpoint, SharedReceiveQueue};
+use crate::abi;
+use crate::device::{
+    AsyncEvent, CqInit, DeviceAh, DeviceContext, DevicePd, PdInit, QpInit, SrqInit,
+};
+use crate::error::{Error, Result};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The port that programs use where they name none.
+const FIRST_PORT: u8 = 1;
+
+/// An opened device: virtual, or raw for measuring.
+#[derive(Clone)]
+pub struct Context {
+    dev: Arc<dyn DeviceContext>,
+}
+
+impl Context {
+    /// The safe API over any opened device.
+    #[must_use]
+    pub fn over(dev: Arc<dyn DeviceContext>) -> Self {
+        Context { dev }
+    }
+
+    /// Opens a device by name without virtual verbs on top: for measuring and for tests. What
+    /// is opened so cannot be moved.
+    ///
+    /// # Errors
+    /// As [`crate::device::open`].
+    pub fn open_raw(name: &str) -> Result<Self> {
+        Ok(Context::over(crate::device::open(name)?))
+    }
+
+    /// What this context stands over.
+    #[must_use]
+    pub fn device(&self) -> &Arc<dyn DeviceContext> {
+        &self.dev
+    }
+
+    /// The device's limits.
+    ///
+    /// # Errors
+    /// When the device does not answer.
+    pub fn query_device(&self) -> Result<abi::DeviceAttr> {
+        self.dev.query_device()
+    }
+
+    /// A port's attributes; ports count from 1.
+    ///
+    /// # Errors
+    /// `EINVAL` for a port that the device does not have.
+    pub fn query_port(&self, port: u8) -> Result<abi::PortAttr> {
+        self.dev.query_port(port)
+    }
+
+    /// Allocates a protection domain.
+    ///
+    /// # Errors
+    /// `ENOMEM` when the device has no more.
+    pub fn alloc_pd(&self) -> Result<ProtectionDomain> {
+        self.pd(PdInit::default())
+    }
+
+    /// Allocates a protection domain whose queue pairs leave out their locks.
+    ///
+    /// # Safety
+    /// The queue pairs and shared receive queues made from it are used by one thread at a time.
+    ///
+    /// # Errors
+    /// `ENOMEM` when the device has no more.
+    pub unsafe fn alloc_pd_single_threaded(&self) -> Result<ProtectionDomain> {
+        self.pd(PdInit { single_threaded: true })
+    }
+
+    fn pd(&self, init: PdInit) -> Result<ProtectionDomain> {
+        let pd = Arc::clone(&self.dev).alloc_pd(init)?;
+        Ok(ProtectionDomain { pd, context: self.clone() })
+    }
+
+    /// Creates a completion queue of at least `cqe` entries, to be polled.
+    ///
+    /// # Errors
+    /// `EINVAL` for a size beyond the device's.
+    pub fn create_cq(&self, cqe: u32) -> Result<CompletionQueue> {
+        self.create_cq_with(CqInit { cqe, ..CqInit::default() })
+    }
+
+    /// Creates a completion queue whose events go to `channel` under the name `user`.
+    ///
+    /// # Errors
+    /// `EINVAL` for a size beyond the device's, or a channel of another context.
+    pub fn create_cq_on(
+        &self,
+        cqe: u32,
+        channel: &CompletionChannel,
+        user: u64,
+    ) -> Result<CompletionQueue> {
+        let channel = Some(Arc::clone(channel.device()));
+        self.create_cq_with(CqInit { cqe, channel, user, ..CqInit::default() })
+    }
+
+    /// Creates a completion queue that leaves out its lock.
+    ///
+    /// # Safety
+    /// The queue is polled by one thread at a time.
+    ///
+    /// # Errors
+    /// `EINVAL` for a size beyond the device's.
+    pub unsafe fn create_cq_single_threaded(&self, cqe: u32) -> Result<CompletionQueue> {
+        self.create_cq_with(CqInit { cqe, single_threaded: true, ..CqInit::default() })
+    }
+
+    fn create_cq_with(&self, init: CqInit) -> Result<CompletionQueue> {
+        Ok(CompletionQueue::over(Arc::clone(&self.dev).create_cq(init)?))
+    }
+
+    /// Creates a completion channel.
+    ///
+    /// # Errors
+    /// `EMFILE` when no file descriptor is left.
+    pub fn create_channel(&self) -> Result<CompletionChannel> {
+        Ok(CompletionChannel::over(Arc::clone(&self.dev).create_channel()?))
+    }
+
+    /// The next asynchronous event, or `None` when none comes before `deadline`.
+    ///
+    /// # Errors
+    /// `EIO` when the device is gone.
+    pub fn next_async_event(&self, deadline: Instant) -> Result<Option<AsyncEvent>> {
+        loop {
+            if let Some(event) = self.dev.get_async_event()? {
+                return Ok(Some(event));
+            }
+            if !super::queue::readable(self.dev.async_fd(), deadline)? {
+                return self.dev.get_async_event();
+            }
+        }
+    }
+
+    /// The path MTU that connections over `port` start from ([`abi::mtu`]).
+    pub(super) fn active_mtu(&self, port: u8) -> Result<u32> {
+        Ok(self.query_port(port)?.active_mtu)
+    }
+
+    /// LID and GID of the first port, for an [`Endpoint`].
+    pub(super) fn address(&self) -> Result<(u16, abi::Gid)> {
+        let port = self.query_port(FIRST_PORT)?;
+        let gid = self.dev.query_gid(FIRST_PORT, self.dev.gid_index(FIRST_PORT))?;
+        Ok((port.lid, gid))
+    }
+
+    /// The address vector that reaches `peer`: by LID on InfiniBand, by GID on Ethernet and
+    /// where the peer has no LID.
+    pub(super) fn address_vector(&self, peer: &Endpoint) -> Result<abi::AhAttr> {
+        let port = self.query_port(FIRST_PORT)?;
+        let global = port.link_layer == abi::link_layer::ETHERNET || peer.lid == 0;
+        let index = self.dev.gid_index(FIRST_PORT);
+        Ok(abi::AhAttr {
+            dlid: peer.lid,
+            is_global: u8::from(global),
+            port_num: FIRST_PORT,
+            grh: abi::GlobalRoute {
+                dgid: peer.gid,
+                sgid_index: u8::try_from(index)
+                    .map_err(|_| Error::invalid(format!("GID index {index} exceeds 255")))?,
+                hop_limit: 64,
+                ..abi::GlobalRoute::default()
+            },
+            ..abi::AhAttr::default()
+        })
+    }
+}
+
+/// A protection domain: regions and queue pairs of one domain work together, and no others.
+#[derive(Clone)]
+pub struct ProtectionDomain {
+    pd: Arc<dyn DevicePd>,
+    context: Context,
+}
+
+impl ProtectionDomain {
+    /// The context that it belongs to.
+    #[must_use]
+    pub fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// The device's object.
+    #[must_use]
+    pub fn device(&self) -> &Arc<dyn DevicePd> {
+        &self.pd
+    }
+
+    /// Allocates `length` zeroed bytes, page aligned, and registers them with the given bits of
+    /// [`abi::access`]. The memory belongs to the region.
+    ///
+    /// # Errors
+    /// `ENOMEM` where it cannot be had or pinned (the message names the limit and the need),
+    /// `EINVAL` for a length of zero or flags that verbs refuse.
+    pub fn register(&self, length: usize, access: u32) -> Result<MemoryRegion> {
+        MemoryRegion::new(&self.pd, length, access)
+    }
+
+    /// Creates a queue pair, in RESET.
+    ///
+    /// # Errors
+    /// `EINVAL` for sizes beyond the device's.
+    pub fn create_qp(&self, options: &QpOptions<'_>) -> Result<QueuePair> {
+        let qp = Arc::clone(&self.pd).create_qp(&QpInit {
+            qp_type: options.qp_type,
+            cap: options.cap,
+            sq_sig_all: options.sq_sig_all,
+            send_cq: Arc::clone(options.send_cq.device()),
+            recv_cq: Arc::clone(options.recv_cq.device()),
+            srq: options.srq.map(|srq| Arc::clone(srq.device())),
+        })?;
+        Ok(QueuePair::over(qp, self.context.clone()))
+    }
+
+    /// Creates a shared receive queue; `user` names it in its events.
+    ///
+    /// # Errors
+    /// `EINVAL` for sizes beyond the device's.
+    pub fn create_srq(&self, attr: abi::SrqAttr, user: u64) -> Result<SharedReceiveQueue> {
+        Ok(SharedReceiveQueue::over(Arc::clone(&self.pd).create_srq(SrqInit { attr, user })?))
+    }
+
+    /// Creates the address handle that reaches the process of `peer`.
+    ///
+    /// # Errors
+    /// `EINVAL` where this port cannot reach such an address.
+    pub fn create_ah(&self, peer: &Endpoint) -> Result<AddressHandle> {
+        self.create_ah_raw(&self.context.address_vector(peer)?)
+    }
+
+    /// Creates an address handle from an address vector.
+    ///
+    /// # Errors
+    /// `EINVAL` for a port or a GID index that the device does not have.
+    pub fn create_ah_raw(&self, attr: &abi::AhAttr) -> Result<AddressHandle> {
+        Ok(AddressHandle { ah: Arc::clone(&self.pd).create_ah(attr)? })
+    }
+
+    /// Two queue pairs of this domain, connected to each other: what a program that talks to
+    /// itself needs, and tests.
+    ///
+    /// # Errors
+    /// As [`Self::create_qp`] and [`QueuePair::connect`].
+    pub fn create_pair(
+        &self,
+        options: &QpOptions<'_>,
+        connect: &ConnectOptions,
+    ) -> Result<(QueuePair, QueuePair)> {
+        let (a, b) = (self.create_qp(options)?, self.create_qp(options)?);
+        a.connect(&b.endpoint()?, connect)?;
+        b.connect(&a.endpoint()?, connect)?;
+        Ok((a, b))
+    }
+}
+
+/// Where a datagram goes.
+#[derive(Clone)]
+pub struct AddressHandle {
+    ah: Arc<dyn DeviceAh>,
+}
+
+impl AddressHandle {
+    /// The device's object.
+    #[must_use]
+    pub fn device(&self) -> &Arc<dyn DeviceAh> {
+        &self.ah
+    }
+}
+
+/// A deadline `seconds` from now.
+pub(super) fn after(wait: Duration) -> Instant {
+    Instant::now() + wait
+}
