@@ -106,6 +106,26 @@ constants! {
     }
 }
 constants! {
+    /// `enum ibv_gid_type`.
+    gid_type: u32 { IB = 0, ROCE_V1 = 1, ROCE_V2 = 2 }
+}
+constants! {
+    /// `enum ibv_create_cq_wc_flags`.
+    create_cq_wc_flags: u64 {
+        BYTE_LEN = 1, IMM = 1 << 1, QP_NUM = 1 << 2, SRC_QP = 1 << 3, SLID = 1 << 4, SL = 1 << 5,
+        DLID_PATH_BITS = 1 << 6, COMPLETION_TIMESTAMP = 1 << 7, CVLAN = 1 << 8,
+        FLOW_TAG = 1 << 9, TM_INFO = 1 << 10, COMPLETION_TIMESTAMP_WALLCLOCK = 1 << 11,
+    }
+}
+constants! {
+    /// `enum ibv_cq_init_attr_mask`.
+    cq_init_attr_mask: u32 { FLAGS = 1, PD = 1 << 1 }
+}
+constants! {
+    /// `enum ibv_create_cq_attr_flags`.
+    create_cq_flags: u32 { SINGLE_THREADED = 1, IGNORE_OVERRUN = 1 << 1 }
+}
+constants! {
     /// `enum ibv_srq_attr_mask`.
     srq_mask: u32 { MAX_WR = 1, LIMIT = 2 }
 }

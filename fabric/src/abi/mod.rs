@@ -14,12 +14,26 @@
 
 mod attr;
 mod consts;
+mod context;
+mod object;
+mod table;
 mod work;
 
 pub use attr::{
     AhAttr, DeviceAttr, Gid, GlobalRoute, Grh, PortAttr, QpAttr, QpCap, SrqAttr, SrqInitAttr,
 };
 pub use consts::*;
+pub use context::{
+    ABI_EXTENDED, AllocParentDomain, AllocTd, Context, ContextOps, CreateCqEx, DeallocTd,
+    ExtendedOp, PollCq, PostRecvOp, PostSendOp, PostSrqRecv, QueryPortEx, ReqNotifyCq,
+    VerbsContext,
+};
+pub use object::{
+    Ah, AsyncElement, AsyncEvent, CompChannel, Cq, CqInitAttrEx, Device, GidEntry, Mr, Mw,
+    ParentDomainAlloc, ParentDomainFree, ParentDomainInitAttr, Pd, Qp, QpInitAttr, SYSFS_NAME_MAX,
+    SYSFS_PATH_MAX, Srq, Td, TdInitAttr,
+};
+pub use table::{SONAME, Verbs};
 pub use work::{
     AtomicWr, BindMw, BindOrTso, ImmOrKey, MwBindInfo, RdmaWr, RecvWr, SendWr, Sge, Tso, UdWr, Wc,
     WrTarget,
