@@ -1,0 +1,64 @@
+"""Two guests and the wire between them, from boot to end."""
+
+import shutil
+import socket
+import tempfile
+import time
+from pathlib import Path
+
+from . import image
+from .errors import GuestDied
+from .guest import Guest
+
+# A boot takes about 6 s on an idle machine. Emulation on a busy one may take many times that.
+BOOT_SECONDS = 120
+# One boot in many panics under emulation before anything of ours runs; a second try may follow
+# there, and nowhere else.
+BOOT_TRIES = 2
+
+
+class Machines:
+    """The two guests. Use it as a context manager: at the end nothing is left of them."""
+
+    def __init__(self, kernel, logs, accelerator="tcg"):
+        self.logs = logs
+        self.version = None
+        self.guests = []
+        self._kernel = kernel
+        self._accelerator = accelerator
+        self._scratch = Path(tempfile.mkdtemp(prefix="sojourn-hw-"))
+        # Datagrams of one end arrive at the other: frames, one each.
+        self._wire = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        for guest in self.guests:
+            guest.end()
+        for end in self._wire:
+            end.close()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def boot(self):
+        """Boots both guests at once, and returns when both answer."""
+        ramdisk = self._scratch / "ramdisk"
+        kernel, self.version = image.build(self._kernel, ramdisk)
+
+        def start(number, attempt):
+            console = self.logs / f"guest{number}-boot{attempt}.console"
+            wire = self._wire[number - 1]
+            return Guest(number, kernel, ramdisk, wire, console, self._accelerator)
+
+        self.guests = [start(1, 1), start(2, 1)]
+        for number in (1, 2):
+            for attempt in range(1, BOOT_TRIES + 1):
+                guest = self.guests[number - 1]
+                if guest.wait_ready(time.monotonic() + BOOT_SECONDS):
+                    break
+                reason = guest.how_it_died()
+                guest.end()
+                if attempt == BOOT_TRIES:
+                    raise GuestDied(f"{guest.name} did not boot in {attempt} tries: {reason}")
+                print(f"note: {guest.name} did not boot ({reason}); a second try", flush=True)
+                self.guests[number - 1] = start(number, attempt + 1)
