@@ -1,2 +1,49 @@
 //! Windows of RDMA work requests, as state machines without IO.
+//!
+//! > A virtual queue pair is a window of work requests.
+//! > The physical queue pair is only a cursor over it.
+//!
+//! This crate holds the windows. It knows no device, socket, clock or thread: it is handed
+//! requests and told of completions, and says what stands where. Who drives it is
+//! `sojourn-fabric`'s virtual layer.
+//!
+//! | type | of what | order of completion |
+//! | --- | --- | --- |
+//! | [`SendWindow`] | a queue pair's send requests | as posted |
+//! | [`RecvWindow`] | a queue pair's receives | as posted |
+//! | [`SharedRecvWindow`] | a shared receive queue's receives | any |
+//!
+//! # States of an entry
+//!
+//! ```text
+//!            append              hand                 retire
+//! (program) ───────▶ appended ──────────▶ handed ───────────────▶ retired
+//!                    in the window,       given to the            its completion was taken, or
+//!                    the program goes on  physical queue pair     that of a later entry
+//! ```
+//!
+//! Entries are numbered from 0 by a 64-bit sequence that never wraps in practice. Three counters
+//! say everything: `retired ≤ handed ≤ appended`, and `appended - retired ≤ depth`. An entry holds
+//! virtual names only, and inline payload by value, so that it can be handed to any physical queue
+//! pair at any later time.
+//!
+//! # Threads
+//!
+//! A window has one producer (who appends and hands, under the queue pair's send or receive
+//! lock) and one consumer (who retires, under the completion queue's lock), which may run at the
+//! same time without a lock between them: the producer publishes with a release store, the
+//! consumer frees with another, and slots are made of relaxed atomics. To break that contract
+//! gives wrong entries, never undefined behaviour: there is no `unsafe` here.
 #![forbid(unsafe_code)]
+
+mod entry;
+mod recv;
+mod ring;
+mod send;
+mod shared;
+mod sync;
+
+pub use entry::{Element, Opcode, RecvEntry, Refused, SendEntry, State};
+pub use recv::RecvWindow;
+pub use send::SendWindow;
+pub use shared::SharedRecvWindow;

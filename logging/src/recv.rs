@@ -1,0 +1,214 @@
+//! The window of a receive queue.
+
+use crate::entry::{Element, RecvEntry, Refused, State};
+use crate::ring::{Counters, MoreElements, load_element, store_element};
+use crate::sync::{AtomicU64, Ordering};
+
+/// Half a cache line: a receive and its first element.
+#[repr(align(32))]
+pub(crate) struct Slot {
+    wr_id: AtomicU64,
+    elements: AtomicU64,
+    first_addr: AtomicU64,
+    first_rest: AtomicU64,
+}
+
+/// Slots of receives with their elements, as both receive windows keep them.
+pub(crate) struct Receives {
+    slots: Box<[Slot]>,
+    more: MoreElements,
+}
+
+impl Receives {
+    pub(crate) fn new(slots: usize, max_elements: u8) -> Self {
+        let slot = || Slot {
+            wr_id: AtomicU64::new(0),
+            elements: AtomicU64::new(0),
+            first_addr: AtomicU64::new(0),
+            first_rest: AtomicU64::new(0),
+        };
+        Receives {
+            slots: (0..slots).map(|_| slot()).collect(),
+            more: MoreElements::new(slots, max_elements),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn fits(&self, elements: usize) -> Result<(), Refused> {
+        if elements > self.more.max() { Err(Refused::TooManyElements) } else { Ok(()) }
+    }
+
+    #[inline]
+    pub(crate) fn store<I>(&self, at: usize, wr_id: u64, elements: I)
+    where
+        I: ExactSizeIterator<Item = Element>,
+    {
+        let slot = &self.slots[at];
+        slot.wr_id.store(wr_id, Ordering::Relaxed);
+        slot.elements.store(elements.len() as u64, Ordering::Relaxed);
+        for (i, element) in elements.enumerate() {
+            if i == 0 {
+                store_element(&slot.first_addr, &slot.first_rest, element);
+            } else {
+                self.more.store(at, i, element);
+            }
+        }
+    }
+
+    #[inline]
+    pub(crate) fn wr_id(&self, at: usize) -> u64 {
+        self.slots[at].wr_id.load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    pub(crate) fn entry(&self, at: usize) -> RecvEntry {
+        let elements = self.slots[at].elements.load(Ordering::Relaxed) as u8;
+        RecvEntry { wr_id: self.wr_id(at), elements }
+    }
+
+    #[inline]
+    pub(crate) fn element(&self, at: usize, index: usize) -> Element {
+        if index == 0 {
+            load_element(&self.slots[at].first_addr, &self.slots[at].first_rest)
+        } else {
+            self.more.load(at, index)
+        }
+    }
+}
+
+/// The receives of one virtual queue pair, from `append` to `retire`. See the crate's
+/// documentation for states and threads.
+pub struct RecvWindow {
+    counters: Counters,
+    receives: Receives,
+}
+
+impl RecvWindow {
+    /// A window for `depth` receives of at most `max_elements` elements.
+    ///
+    /// # Panics
+    /// Where `depth` exceeds 2²⁴.
+    #[must_use]
+    pub fn new(depth: u32, max_elements: u8) -> Self {
+        let counters = Counters::new(depth);
+        RecvWindow { receives: Receives::new(counters.slots(), max_elements), counters }
+    }
+
+    /// Producer: adds a receive, and returns its sequence.
+    ///
+    /// # Errors
+    /// [`Refused::Full`], [`Refused::TooManyElements`]; nothing has changed then.
+    #[inline]
+    pub fn append<I>(&self, wr_id: u64, elements: I) -> Result<u64, Refused>
+    where
+        I: ExactSizeIterator<Item = Element>,
+    {
+        self.receives.fits(elements.len())?;
+        let seq = self.counters.claim().ok_or(Refused::Full)?;
+        self.receives.store(self.counters.slot(seq), wr_id, elements);
+        self.counters.publish(seq);
+        Ok(seq)
+    }
+
+    /// The receive `seq`, which must be in the window.
+    #[inline]
+    #[must_use]
+    pub fn entry(&self, seq: u64) -> RecvEntry {
+        self.receives.entry(self.counters.slot(seq))
+    }
+
+    /// The program's identifier of the receive `seq`.
+    #[inline]
+    #[must_use]
+    pub fn wr_id(&self, seq: u64) -> u64 {
+        self.receives.wr_id(self.counters.slot(seq))
+    }
+
+    /// Element `index` of the receive `seq`.
+    ///
+    /// # Panics
+    /// Where `index` is beyond what the window was made for.
+    #[inline]
+    #[must_use]
+    pub fn element(&self, seq: u64, index: usize) -> Element {
+        self.receives.element(self.counters.slot(seq), index)
+    }
+
+    /// Producer: receives below `upto` have been given to the physical queue pair.
+    #[inline]
+    pub fn mark_handed(&self, upto: u64) {
+        self.counters.hand(upto);
+    }
+
+    /// Consumer: the completion of `seq` was taken. Receives of a queue complete in order.
+    #[inline]
+    pub fn retire(&self, seq: u64) {
+        self.counters.retire(seq);
+    }
+
+    /// Consumer: the sequence in the window whose low 31 bits are `low`, if there is one.
+    #[inline]
+    #[must_use]
+    pub fn expand(&self, low: u32) -> Option<u64> {
+        self.counters.expand(low)
+    }
+
+    /// Receives appended so far.
+    #[inline]
+    #[must_use]
+    pub fn appended(&self) -> u64 {
+        self.counters.appended()
+    }
+
+    /// Receives given to the physical queue pair so far.
+    #[inline]
+    #[must_use]
+    pub fn handed(&self) -> u64 {
+        self.counters.handed()
+    }
+
+    /// Receives that have left the window so far.
+    #[inline]
+    #[must_use]
+    pub fn retired(&self) -> u64 {
+        self.counters.retired()
+    }
+
+    /// Most receives in the window.
+    #[must_use]
+    pub fn depth(&self) -> u32 {
+        self.counters.depth()
+    }
+
+    /// Where the receive `seq` stands.
+    #[must_use]
+    pub fn state(&self, seq: u64) -> State {
+        self.counters.state(seq)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// Promise: posted receives are kept with their scatter lists until they are consumed.
+    #[test]
+    fn receives_come_back_in_order_with_their_elements() {
+        let window = RecvWindow::new(2, 2);
+        let element = |n: u64| Element { addr: n, length: 8, lkey: n as u32 };
+        for n in 0..2 {
+            window.append(n + 50, [element(n), element(n + 10)].into_iter()).unwrap();
+        }
+        assert_eq!(window.append(0, [].into_iter()), Err(Refused::Full));
+        window.mark_handed(2);
+        for n in 0..2 {
+            let seq = window.expand(n as u32).unwrap();
+            assert_eq!(window.entry(seq), RecvEntry { wr_id: n + 50, elements: 2 });
+            assert_eq!(window.element(seq, 0), element(n));
+            assert_eq!(window.element(seq, 1), element(n + 10));
+            window.retire(seq);
+        }
+        assert_eq!(window.expand(0), None, "a completion of what has left names nothing");
+        assert!(window.append(9, [].into_iter()).is_ok());
+    }
+}

@@ -1,0 +1,202 @@
+//! The counters of a window, and where an entry's elements stand.
+//!
+//! Who writes what: the producer `appended`, `handed` and `free_until`; the consumer `retired`.
+//! They are on cache lines of their own, since the two run on different cores. A release store
+//! of `appended` publishes the slots before it to the consumer (who reads a slot only after a
+//! device told it of the entry's completion, and orders itself by the acquire load in
+//! [`Counters::expand`]); a release store of `retired` gives slots back to the producer, who
+//! overwrites one only after an acquire load that covers it.
+
+use crate::entry::{Element, State};
+use crate::sync::{AtomicU64, Ordering, zeroed};
+
+/// Deepest window: entries are told apart by 31 bits of their sequence in a physical `wr_id`,
+/// and no device has queues anywhere near.
+pub(crate) const MAX_DEPTH: u32 = 1 << 24;
+
+#[repr(align(64))]
+struct Producer {
+    appended: AtomicU64,
+    handed: AtomicU64,
+    /// A sequence up to which there is known to be room: spares a look at the consumer's line.
+    free_until: AtomicU64,
+}
+
+#[repr(align(64))]
+struct Consumer {
+    retired: AtomicU64,
+}
+
+/// The three counters of a window.
+pub(crate) struct Counters {
+    producer: Producer,
+    consumer: Consumer,
+    depth: u64,
+    mask: u64,
+}
+
+impl Counters {
+    pub(crate) fn new(depth: u32) -> Self {
+        assert!(depth <= MAX_DEPTH, "a window of {depth} entries; the most is {MAX_DEPTH}");
+        let slots = u64::from(depth.max(1)).next_power_of_two();
+        Counters {
+            producer: Producer {
+                appended: AtomicU64::new(0),
+                handed: AtomicU64::new(0),
+                free_until: AtomicU64::new(u64::from(depth)),
+            },
+            consumer: Consumer { retired: AtomicU64::new(0) },
+            depth: u64::from(depth),
+            mask: slots - 1,
+        }
+    }
+
+    pub(crate) fn slots(&self) -> usize {
+        self.mask as usize + 1
+    }
+
+    #[inline]
+    pub(crate) fn slot(&self, seq: u64) -> usize {
+        (seq & self.mask) as usize
+    }
+
+    /// Producer: the sequence of the next entry, or `None` where the window is full.
+    #[inline]
+    pub(crate) fn claim(&self) -> Option<u64> {
+        let seq = self.producer.appended.load(Ordering::Relaxed);
+        if seq < self.producer.free_until.load(Ordering::Relaxed) {
+            return Some(seq);
+        }
+        self.look_for_room(seq)
+    }
+
+    #[cold]
+    fn look_for_room(&self, seq: u64) -> Option<u64> {
+        let free_until = self.consumer.retired.load(Ordering::Acquire) + self.depth;
+        self.producer.free_until.store(free_until, Ordering::Relaxed);
+        (seq < free_until).then_some(seq)
+    }
+
+    /// Producer: the entry `seq`, claimed before, is complete.
+    #[inline]
+    pub(crate) fn publish(&self, seq: u64) {
+        debug_assert_eq!(seq, self.producer.appended.load(Ordering::Relaxed));
+        self.producer.appended.store(seq + 1, Ordering::Release);
+    }
+
+    /// Producer: entries below `upto` have been given to the physical queue pair.
+    #[inline]
+    pub(crate) fn hand(&self, upto: u64) {
+        debug_assert!(self.handed() <= upto && upto <= self.appended());
+        self.producer.handed.store(upto, Ordering::Release);
+    }
+
+    /// Consumer: entries up to and including `seq` are done.
+    #[inline]
+    pub(crate) fn retire(&self, seq: u64) {
+        debug_assert!(self.retired() <= seq && seq < self.appended());
+        self.consumer.retired.store(seq + 1, Ordering::Release);
+    }
+
+    /// Consumer: the sequence within the window whose low 31 bits are `low`, if there is one.
+    #[inline]
+    pub(crate) fn expand(&self, low: u32) -> Option<u64> {
+        const MASK_31: u64 = 0x7fff_ffff;
+        let retired = self.consumer.retired.load(Ordering::Relaxed);
+        let ahead = u64::from(low).wrapping_sub(retired) & MASK_31;
+        let seq = retired + ahead;
+        (seq < self.producer.appended.load(Ordering::Acquire)).then_some(seq)
+    }
+
+    #[inline]
+    pub(crate) fn appended(&self) -> u64 {
+        self.producer.appended.load(Ordering::Acquire)
+    }
+
+    #[inline]
+    pub(crate) fn handed(&self) -> u64 {
+        self.producer.handed.load(Ordering::Acquire)
+    }
+
+    #[inline]
+    pub(crate) fn retired(&self) -> u64 {
+        self.consumer.retired.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn depth(&self) -> u32 {
+        self.depth as u32
+    }
+
+    pub(crate) fn state(&self, seq: u64) -> State {
+        // From the last counter to the first: each only grows, so that an entry is never
+        // reported as standing before where it stood when the call began.
+        if seq < self.retired() {
+            State::Retired
+        } else if seq < self.handed() {
+            State::Handed
+        } else if seq < self.appended() {
+            State::Appended
+        } else {
+            State::Future
+        }
+    }
+}
+
+/// Elements beyond an entry's first, which stands in its slot.
+pub(crate) struct MoreElements {
+    words: Box<[AtomicU64]>,
+    per_slot: usize,
+}
+
+impl MoreElements {
+    pub(crate) fn new(slots: usize, max_elements: u8) -> Self {
+        let per_slot = usize::from(max_elements).saturating_sub(1);
+        MoreElements { words: zeroed(slots * per_slot * 2), per_slot }
+    }
+
+    pub(crate) fn max(&self) -> usize {
+        self.per_slot + 1
+    }
+
+    #[inline]
+    fn at(&self, slot: usize, index: usize) -> usize {
+        debug_assert!(1 <= index && index <= self.per_slot);
+        (slot * self.per_slot + index - 1) * 2
+    }
+
+    #[inline]
+    pub(crate) fn store(&self, slot: usize, index: usize, element: Element) {
+        let at = self.at(slot, index);
+        store_element(&self.words[at], &self.words[at + 1], element);
+    }
+
+    #[inline]
+    pub(crate) fn load(&self, slot: usize, index: usize) -> Element {
+        let at = self.at(slot, index);
+        load_element(&self.words[at], &self.words[at + 1])
+    }
+}
+
+#[inline]
+pub(crate) fn store_element(addr: &AtomicU64, rest: &AtomicU64, element: Element) {
+    addr.store(element.addr, Ordering::Relaxed);
+    rest.store(pair(element.length, element.lkey), Ordering::Relaxed);
+}
+
+#[inline]
+pub(crate) fn load_element(addr: &AtomicU64, rest: &AtomicU64) -> Element {
+    let (length, lkey) = unpair(rest.load(Ordering::Relaxed));
+    Element { addr: addr.load(Ordering::Relaxed), length, lkey }
+}
+
+/// Two halves of a word.
+#[inline]
+pub(crate) const fn pair(low: u32, high: u32) -> u64 {
+    low as u64 | (high as u64) << 32
+}
+
+/// The halves of [`pair`].
+#[inline]
+pub(crate) const fn unpair(word: u64) -> (u32, u32) {
+    (word as u32, (word >> 32) as u32)
+}
