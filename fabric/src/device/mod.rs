@@ -91,6 +91,14 @@ pub trait DeviceContext: Any + Send + Sync {
     /// # Errors
     /// `EINVAL` for a port or an index that the device does not have.
     fn query_pkey(&self, port: u8, index: u32) -> Result<u16>;
+    /// The entry of a port's GID table to use where the program does not choose one: on an
+    /// Ethernet port a RoCE v2 entry, over IPv4 if there is one.
+    ///
+    /// # Errors
+    /// `EINVAL` for a port that the device does not have.
+    fn best_gid_index(&self, port: u8) -> Result<u32> {
+        self.query_port(port).map(|_| 0)
+    }
     /// `ibv_alloc_pd(3)`.
     ///
     /// # Errors
@@ -369,10 +377,12 @@ pub fn open(name: &str) -> Result<Arc<dyn DeviceContext>> {
         Some(device) => device.open(),
         None => {
             let names: Vec<&str> = all.iter().map(|device| device.name()).collect();
-            Err(crate::Error::new(
-                libc::ENODEV,
-                format!("device \"{name}\" not found; this machine has: {}", names.join(", ")),
-            ))
+            let mut text =
+                format!("device \"{name}\" not found; this machine has: {}", names.join(", "));
+            if let Err(why) = hca::find() {
+                text.push_str(&format!(" (no HCA: {why})"));
+            }
+            Err(crate::Error::new(libc::ENODEV, text))
         }
     }
 }
