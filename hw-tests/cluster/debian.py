@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from .errors import Unusable
+from .host import run
 
 # What the guests are made of, and what runs in them.
 CLUSTER_PACKAGES = [
@@ -25,7 +26,7 @@ CLUSTER_PACKAGES = [
     "util-linux",
 ]
 # What rdma-sys, the layout oracle, is generated from.
-ORACLE_PACKAGES = ["gcc", "libc6-dev", "libclang-dev", "libibverbs-dev", "librdmacm-dev"]
+ORACLE_PACKAGES = ["gcc", "libclang-dev", "libibverbs-dev", "librdmacm-dev", "pkg-config"]
 
 BACKPORTS = (
     "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]"
@@ -45,8 +46,8 @@ def install(packages):
     if os.geteuid() != 0:
         raise Unusable(f"packages are missing; as root, run: {' '.join(command)}")
     print(f"installing {' '.join(missing)}", flush=True)
-    _run(["apt-get", "update", "-q"])
-    _run(command)
+    run(["apt-get", "update", "-q"], DOWNLOAD_SECONDS)
+    run(command, DOWNLOAD_SECONDS)
 
 
 def kernel(line, cache):
@@ -60,7 +61,7 @@ def kernel(line, cache):
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
             package = _download_kernel(options, Path(scratch))
             unpacked = Path(scratch, "kernel")
-            _run(["dpkg-deb", "--extract", str(package), str(unpacked)])
+            run(["dpkg-deb", "--extract", str(package), str(unpacked)], DOWNLOAD_SECONDS)
             unpacked.rename(home)
     return home
 
@@ -88,32 +89,13 @@ def _own_lists(home, sources):
 
 def _download_kernel(options, folder):
     if options or os.geteuid() == 0:
-        _run(["apt-get", *options, "update", "-q"])
-    depends = _run(["apt-cache", *options, "depends", "linux-image-amd64"])
+        run(["apt-get", *options, "update", "-q"], DOWNLOAD_SECONDS)
+    depends = run(["apt-cache", *options, "depends", "linux-image-amd64"], DOWNLOAD_SECONDS)
     names = re.findall(r"Depends: (linux-image-\S+)", depends)
     if not names:
         raise Unusable("apt-cache knows no linux-image-amd64: is a Debian suite in its sources?")
     # Downloads by root are otherwise handed to a user that may not see this folder.
     unboxed = "--option=APT::Sandbox::User=root"
-    _run(["apt-get", *options, unboxed, "download", "-q", names[0]], folder)
+    download = ["apt-get", *options, unboxed, "download", "-q", names[0]]
+    run(download, DOWNLOAD_SECONDS, folder)
     return next(folder.glob("*.deb"))
-
-
-def _run(command, folder=None):
-    environment = dict(os.environ, DEBIAN_FRONTEND="noninteractive", LC_ALL="C")
-    try:
-        result = subprocess.run(
-            command,
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=DOWNLOAD_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        raise Unusable(f"`{' '.join(command)}` did not end within {DOWNLOAD_SECONDS} s") from None
-    if result.returncode != 0:
-        raise Unusable(f"`{' '.join(command)}` failed:\n{result.stdout[-2000:]}")
-    return result.stdout

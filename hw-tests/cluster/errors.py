@@ -1,12 +1,12 @@
 """The errors of the cluster, one class for each way in which a caller may react."""
 
 
-class Unusable(Exception):
-    """This machine can't run the tests; the message says what to do."""
-
-
 class Failed(Exception):
     """A case failed; the message says why."""
+
+
+class Unusable(Failed):
+    """This machine can't do what was asked of it; the message says why, or what to do."""
 
 
 class GuestDied(Failed):
