@@ -1,0 +1,375 @@
+//! What is said on a control connection, and its limits.
+//!
+//! postcard encodes; [`decode`] accepts a message only whole, without a byte left over, and within
+//! the limits below, so that nothing past this module checks again. Nothing here does IO.
+
+use std::time::Instant;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::session::MAX_MESSAGE;
+use super::types::{Address, Fetch, Grant, Incarnation, KeyRecord, ProcessId, Record, Whereabouts};
+
+/// Largest note. Enough for one 32-bit name for each of 8,192 ranks.
+pub const MAX_NOTE: usize = 32 * 1024;
+/// Longest name of a note.
+pub const MAX_NOTE_NAME: usize = 255;
+/// Most devices that one virtual key may stand on.
+pub const MAX_KEY_DEVICES: usize = 16;
+/// Most TCP addresses that one process may have.
+pub const MAX_TCP_ADDRESSES: usize = 8;
+/// Longest path of a unix socket that the kernel takes (`sun_path` with its final zero is 108).
+pub const MAX_SOCKET_PATH: usize = 107;
+
+// A note in its frame fits in a message; names and numbers take far less than the rest.
+const _: () = assert!(MAX_NOTE + 1024 <= MAX_MESSAGE);
+
+/// Process to directory.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) enum ToDirectory {
+    /// Once per connection; the process is in the job for as long as the connection stands.
+    Join { wanted: Option<ProcessId>, address: Address },
+    /// Where is it? `wait_ms` of 0 asks for an answer at once.
+    Lookup { id: u32, process: ProcessId, wait_ms: u32 },
+}
+
+/// Directory to process.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) enum FromDirectory {
+    Granted(Grant),
+    Denied(Denial),
+    /// The answer to the look-up of that number.
+    Place {
+        id: u32,
+        place: Place,
+    },
+}
+
+/// Why a process can't join.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) enum Denial {
+    /// A live process has the wanted number.
+    Alive(ProcessId),
+    /// The directory holds as many processes as it may.
+    Full,
+    /// This connection has joined already.
+    Twice,
+}
+
+/// What the directory knows of a process.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) enum Place {
+    Here(Whereabouts),
+    NotYet,
+    Gone,
+    /// The connection has too many look-ups waiting.
+    Busy,
+}
+
+/// Between processes. The side that connected asks, the other answers.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) enum Peer {
+    /// First from the side that connected: who it is.
+    Hello {
+        process: ProcessId,
+    },
+    /// First from the other: who *it* is. An address may have a new tenant.
+    Welcome {
+        process: ProcessId,
+        incarnation: Incarnation,
+    },
+    Ask {
+        id: u32,
+        wait_ms: u32,
+        what: Fetch,
+    },
+    Answer {
+        id: u32,
+        answer: Answer,
+    },
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) enum Answer {
+    Record(Record),
+    /// The owner has no such name.
+    Unknown,
+    /// Too many of the asker's requests wait for notes.
+    Busy,
+}
+
+/// Why a message is refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub(crate) enum DecodeError {
+    #[error("it sent a message that does not decode")]
+    Malformed,
+    #[error("it sent a message with {0} bytes too many")]
+    Trailing(usize),
+    #[error("it sent a message past a limit: {0}")]
+    Limit(&'static str),
+}
+
+/// What a decoded value must also satisfy.
+pub(crate) trait Checked {
+    fn check(&self) -> Result<(), &'static str>;
+}
+
+/// Reads one message.
+pub(crate) fn decode<T: DeserializeOwned + Checked>(bytes: &[u8]) -> Result<T, DecodeError> {
+    if bytes.len() > MAX_MESSAGE {
+        return Err(DecodeError::Limit("length of a message"));
+    }
+    let (value, rest) =
+        postcard::take_from_bytes::<T>(bytes).map_err(|_| DecodeError::Malformed)?;
+    if !rest.is_empty() {
+        return Err(DecodeError::Trailing(rest.len()));
+    }
+    value.check().map_err(DecodeError::Limit)?;
+    Ok(value)
+}
+
+/// Writes one message. The limits are held by whoever fills it in.
+pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    // Only a type that postcard can't express fails here, and none of ours is one.
+    postcard::to_stdvec(value).unwrap_or_default()
+}
+
+/// A deadline as it is told to another machine, whose clock is another: what is left of it.
+pub(crate) fn wait_ms(until: Instant, now: Instant) -> u32 {
+    let left = until.saturating_duration_since(now).as_millis();
+    // A wait of nothing would mean "do not wait".
+    u32::try_from(left).unwrap_or(u32::MAX).max(1)
+}
+
+fn at_most(len: usize, limit: usize, what: &'static str) -> Result<(), &'static str> {
+    if len <= limit { Ok(()) } else { Err(what) }
+}
+
+impl Checked for ProcessId {
+    fn check(&self) -> Result<(), &'static str> {
+        if self.0 == 0 { Err("process number 0") } else { Ok(()) }
+    }
+}
+
+impl Checked for Address {
+    fn check(&self) -> Result<(), &'static str> {
+        let path = self.unix.as_ref().map_or(0, |path| path.as_os_str().len());
+        at_most(path, MAX_SOCKET_PATH, "length of a socket path")?;
+        at_most(self.tcp.len(), MAX_TCP_ADDRESSES, "number of TCP addresses")
+    }
+}
+
+impl Checked for ToDirectory {
+    fn check(&self) -> Result<(), &'static str> {
+        match self {
+            ToDirectory::Join { wanted, address } => {
+                wanted.map_or(Ok(()), |process| process.check())?;
+                address.check()
+            }
+            ToDirectory::Lookup { process, .. } => process.check(),
+        }
+    }
+}
+
+impl Checked for FromDirectory {
+    fn check(&self) -> Result<(), &'static str> {
+        match self {
+            FromDirectory::Granted(grant) => {
+                grant.process.check()?;
+                let same = *grant == Grant::new(grant.process, grant.incarnation, grant.job);
+                if same { Ok(()) } else { Err("names that do not belong to the process number") }
+            }
+            FromDirectory::Place { place: Place::Here(here), .. } => here.address.check(),
+            FromDirectory::Denied(_) | FromDirectory::Place { .. } => Ok(()),
+        }
+    }
+}
+
+impl Checked for Fetch {
+    fn check(&self) -> Result<(), &'static str> {
+        match self {
+            Fetch::Note(name) => at_most(name.len(), MAX_NOTE_NAME, "length of a note's name"),
+            Fetch::Qpn { .. } | Fetch::Key(_) => Ok(()),
+        }
+    }
+}
+
+impl Checked for KeyRecord {
+    fn check(&self) -> Result<(), &'static str> {
+        at_most(self.on.len(), MAX_KEY_DEVICES, "number of devices of a key")
+    }
+}
+
+impl Checked for Peer {
+    fn check(&self) -> Result<(), &'static str> {
+        match self {
+            Peer::Hello { process } | Peer::Welcome { process, .. } => process.check(),
+            Peer::Ask { what, .. } => what.check(),
+            Peer::Answer { answer: Answer::Record(record), .. } => match record {
+                Record::Key(key) => key.check(),
+                Record::Note(note) => at_most(note.len(), MAX_NOTE, "length of a note"),
+                Record::Qpn(_) => Ok(()),
+            },
+            Peer::Answer { .. } => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::names::types::{DeviceId, JobId, MachineId, PhysicalEnd, QpnRecord};
+
+    fn end() -> impl Strategy<Value = PhysicalEnd> {
+        (any::<u32>(), any::<u16>(), any::<[u8; 16]>(), any::<u32>(), any::<u8>(), any::<u8>())
+            .prop_map(|(device, lid, gid, qpn, mtu, link_layer)| PhysicalEnd {
+                device: DeviceId(device),
+                lid,
+                gid,
+                qpn,
+                mtu,
+                link_layer,
+            })
+    }
+
+    fn fetch() -> impl Strategy<Value = Fetch> {
+        prop_oneof![
+            (any::<u32>(), any::<u32>(), prop::option::of(end()))
+                .prop_map(|(qpn, own_qpn, own_end)| Fetch::Qpn { qpn, own_qpn, own_end }),
+            any::<u32>().prop_map(Fetch::Key),
+            ".{0,40}".prop_map(Fetch::Note),
+        ]
+    }
+
+    fn record() -> impl Strategy<Value = Record> {
+        prop_oneof![
+            (end(), any::<u8>(), any::<u32>()).prop_map(|(end, qp_type, inc)| Record::Qpn(
+                QpnRecord { end, qp_type, incarnation: Incarnation(inc) }
+            )),
+            prop::collection::vec((any::<u32>().prop_map(DeviceId), any::<u32>()), 0..=16)
+                .prop_map(|on| Record::Key(KeyRecord { on })),
+            prop::collection::vec(any::<u8>(), 0..500).prop_map(Record::Note),
+        ]
+    }
+
+    fn address() -> impl Strategy<Value = Address> {
+        (any::<[u8; 16]>(), any::<u32>(), prop::option::of("/[a-z/]{0,80}"), any::<[u8; 16]>())
+            .prop_map(|(machine, uid, unix, ip)| Address {
+                machine: MachineId(machine),
+                uid,
+                unix: unix.map(Into::into),
+                tcp: vec![SocketAddr::from((ip, 7)), SocketAddr::from(([10, 0, 0, 1], 65535))],
+            })
+    }
+
+    fn peer() -> impl Strategy<Value = Peer> {
+        prop_oneof![
+            (1..=u32::MAX).prop_map(|id| Peer::Hello { process: ProcessId(id) }),
+            (any::<u32>(), any::<u32>(), fetch()).prop_map(|(id, wait_ms, what)| Peer::Ask {
+                id,
+                wait_ms,
+                what
+            }),
+            (any::<u32>(), record())
+                .prop_map(|(id, r)| Peer::Answer { id, answer: Answer::Record(r) }),
+        ]
+    }
+
+    fn to_directory() -> impl Strategy<Value = ToDirectory> {
+        prop_oneof![
+            (prop::option::of((1..=u32::MAX).prop_map(ProcessId)), address())
+                .prop_map(|(wanted, address)| ToDirectory::Join { wanted, address }),
+            (any::<u32>(), 1..=u32::MAX, any::<u32>()).prop_map(|(id, process, wait_ms)| {
+                ToDirectory::Lookup { id, process: ProcessId(process), wait_ms }
+            }),
+        ]
+    }
+
+    /// Decodes as each kind of message; whatever comes of it, it may not panic.
+    fn decode_all(bytes: &[u8]) {
+        let _ = decode::<Peer>(bytes);
+        let _ = decode::<ToDirectory>(bytes);
+        let _ = decode::<FromDirectory>(bytes);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_decodes_to_the_same(peer in peer(), dir in to_directory()) {
+            prop_assert_eq!(decode::<Peer>(&encode(&peer)), Ok(peer));
+            prop_assert_eq!(decode::<ToDirectory>(&encode(&dir)), Ok(dir));
+        }
+
+        #[test]
+        fn truncated_and_lengthened_messages_are_refused(peer in peer(), dir in to_directory()) {
+            for bytes in [encode(&peer), encode(&dir)] {
+                let kind = |b: &[u8]| (decode::<Peer>(b).ok(), decode::<ToDirectory>(b).ok());
+                let whole = kind(&bytes);
+                for cut in 0..bytes.len() {
+                    let part = kind(&bytes[..cut]);
+                    prop_assert!(part.0.is_none() || part.0 != whole.0);
+                    prop_assert!(part.1.is_none() || part.1 != whole.1);
+                }
+            }
+            for cut in 0..encode(&peer).len() {
+                prop_assert!(decode::<Peer>(&encode(&peer)[..cut]).is_err());
+            }
+            let mut long = encode(&peer);
+            long.push(0);
+            prop_assert_eq!(decode::<Peer>(&long), Err(DecodeError::Trailing(1)));
+        }
+
+        #[test]
+        fn random_and_damaged_bytes_never_panic(
+            bytes in prop::collection::vec(any::<u8>(), 0..200),
+            peer in peer(),
+            dir in to_directory(),
+            at in any::<prop::sample::Index>(),
+            value in any::<u8>(),
+        ) {
+            decode_all(&bytes);
+            for mut bytes in [encode(&peer), encode(&dir)] {
+                let at = at.index(bytes.len());
+                bytes[at] = value;
+                decode_all(&bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn hostile_lengths_are_refused_without_their_memory_being_taken() {
+        // A note and a key record that claim 2^32 - 1 elements, with none behind the claim.
+        let huge = [0xff, 0xff, 0xff, 0xff, 0x0f];
+        for kind in [1u8, 2] {
+            let mut bytes = vec![3, 0, 0, kind];
+            bytes.extend(huge);
+            assert_eq!(decode::<Peer>(&bytes), Err(DecodeError::Malformed));
+        }
+    }
+
+    #[test]
+    fn each_limit_holds_at_its_edge() {
+        let note = |len| Peer::Answer { id: 1, answer: Answer::Record(Record::Note(vec![0; len])) };
+        assert!(decode::<Peer>(&encode(&note(MAX_NOTE))).is_ok());
+        assert!(decode::<Peer>(&encode(&note(MAX_NOTE + 1))).is_err());
+        let key = |n| {
+            let on = vec![(DeviceId(1), 1); n];
+            Peer::Answer { id: 1, answer: Answer::Record(Record::Key(KeyRecord { on })) }
+        };
+        assert!(decode::<Peer>(&encode(&key(MAX_KEY_DEVICES))).is_ok());
+        assert!(decode::<Peer>(&encode(&key(MAX_KEY_DEVICES + 1))).is_err());
+        let name = |len| Peer::Ask { id: 1, wait_ms: 0, what: Fetch::Note("n".repeat(len)) };
+        assert!(decode::<Peer>(&encode(&name(MAX_NOTE_NAME))).is_ok());
+        assert!(decode::<Peer>(&encode(&name(MAX_NOTE_NAME + 1))).is_err());
+        assert!(decode::<Peer>(&encode(&Peer::Hello { process: ProcessId(0) })).is_err());
+        let mut grant = Grant::new(ProcessId(3), Incarnation(1), JobId(5));
+        assert!(decode::<FromDirectory>(&encode(&FromDirectory::Granted(grant))).is_ok());
+        grant.lid.0 += 1;
+        assert!(decode::<FromDirectory>(&encode(&FromDirectory::Granted(grant))).is_err());
+        assert!(decode::<Peer>(&vec![0; MAX_MESSAGE + 1]).is_err());
+    }
+}

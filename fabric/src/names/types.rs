@@ -1,0 +1,238 @@
+//! The words of the control path: who a process is, where it is, and what it publishes.
+//!
+//! Plain data. Everything here that arrives from another process has passed
+//! [`message::decode`](super::message) and its limits first.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The largest LID that is dealt: unicast LIDs of InfiniBand end here.
+pub const MAX_LID: u32 = 0xBFFF;
+
+/// A process of the job. Numbered from 1; rank `r` is process `r + 1`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct ProcessId(pub u32);
+
+impl ProcessId {
+    /// The LID that belongs to this process: its number, or 0 (address it by GID) where the number
+    /// is above the unicast range.
+    pub fn lid(self) -> Lid {
+        Lid(if self.0 <= MAX_LID { self.0 as u16 } else { 0 })
+    }
+
+    /// The GID that belongs to this process in the job with this number.
+    pub fn gid(self, job: JobId) -> Gid {
+        let mut gid = [0; 16];
+        gid[..2].copy_from_slice(&[0xfe, 0x80]);
+        gid[8..12].copy_from_slice(&job.0.to_be_bytes());
+        gid[12..].copy_from_slice(&self.0.to_be_bytes());
+        Gid(gid)
+    }
+}
+
+impl fmt::Display for ProcessId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {}", self.0)
+    }
+}
+
+/// 32 bits that tell jobs apart, derived from the job key by a one-way function.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct JobId(pub u32);
+
+/// A virtual LID: belongs to one process of the job, 0 for processes past [`MAX_LID`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct Lid(pub u16);
+
+/// A virtual GID: belongs to one process of the job.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct Gid(pub [u8; 16]);
+
+impl Gid {
+    /// The process and job that a GID belongs to; `None` if it is no GID of this scheme.
+    pub fn owner(self) -> Option<(JobId, ProcessId)> {
+        let word = |at: usize| {
+            u32::from_be_bytes([self.0[at], self.0[at + 1], self.0[at + 2], self.0[at + 3]])
+        };
+        let ours = word(0) == 0xfe80_0000 && word(4) == 0 && word(12) != 0;
+        ours.then(|| (JobId(word(8)), ProcessId(word(12))))
+    }
+}
+
+/// Grows each time that an endpoint is attached anew; the first is 1.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct Incarnation(pub u32);
+
+/// One boot of one machine.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct MachineId(pub [u8; 16]);
+
+/// Where the control sockets of a process are.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Address {
+    /// The machine that the process runs on.
+    pub machine: MachineId,
+    /// The effective user that it runs as.
+    pub uid: u32,
+    /// Its unix socket, for processes of the same user on the same machine.
+    pub unix: Option<PathBuf>,
+    /// Its TCP sockets, for everyone else.
+    pub tcp: Vec<SocketAddr>,
+}
+
+/// What a process is given when it joins the job.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Grant {
+    /// Its number.
+    pub process: ProcessId,
+    /// Its LID, for life.
+    pub lid: Lid,
+    /// Its GID, for life.
+    pub gid: Gid,
+    /// How many times a process of this number has joined, this time included.
+    pub incarnation: Incarnation,
+    /// The job that it belongs to.
+    pub job: JobId,
+}
+
+impl Grant {
+    /// The grant of a process number in a job; both names follow from the two.
+    pub fn new(process: ProcessId, incarnation: Incarnation, job: JobId) -> Grant {
+        Grant { process, lid: process.lid(), gid: process.gid(job), incarnation, job }
+    }
+}
+
+/// What the directory knows of a live process.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Whereabouts {
+    /// Where its control sockets are.
+    pub address: Address,
+    /// Which of its lives this is.
+    pub incarnation: Incarnation,
+}
+
+/// A device of the process that publishes it, in that process's own numbering.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct DeviceId(pub u32);
+
+/// A physical queue pair, as a peer must know it to reach it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PhysicalEnd {
+    /// The device that it is on.
+    pub device: DeviceId,
+    /// LID of the device's port.
+    pub lid: u16,
+    /// GID of the device's port.
+    pub gid: [u8; 16],
+    /// The device's number for the queue pair.
+    pub qpn: u32,
+    /// Active path MTU, as `ibv_mtu` counts it (1 is 256 bytes, 5 is 4096).
+    pub mtu: u8,
+    /// `IBV_LINK_LAYER_*` of the port.
+    pub link_layer: u8,
+}
+
+/// Who asks for a queue pair, as the owner of that queue pair is told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Asker {
+    /// The asking process.
+    pub process: ProcessId,
+    /// Its virtual LID.
+    pub lid: Lid,
+    /// Its virtual GID.
+    pub gid: Gid,
+    /// The virtual number of the queue pair that it asks for, 0 for none.
+    pub qpn: u32,
+    /// The physical one behind it, if there is one at this time.
+    pub physical: Option<PhysicalEnd>,
+}
+
+/// What a virtual queue pair number stands for today.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct QpnRecord {
+    /// The physical queue pair.
+    pub end: PhysicalEnd,
+    /// `IBV_QPT_*`.
+    pub qp_type: u8,
+    /// Which attachment of the virtual queue pair this is.
+    pub incarnation: Incarnation,
+}
+
+/// What a virtual remote key stands for today: one physical key on each device in use.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct KeyRecord {
+    /// Device and physical rkey. At most [`MAX_KEY_DEVICES`](super::MAX_KEY_DEVICES).
+    pub on: Vec<(DeviceId, u32)>,
+}
+
+/// What to fetch from the process that owns it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Fetch {
+    /// A queue pair. The asker tells of its own, so that the owner knows the way back before the
+    /// first datagram comes.
+    Qpn {
+        /// The virtual number to resolve.
+        qpn: u32,
+        /// The asker's virtual number, 0 for none.
+        own_qpn: u32,
+        /// What the asker's number stands for.
+        own_end: Option<PhysicalEnd>,
+    },
+    /// A virtual remote key.
+    Key(u32),
+    /// A note. The answer comes when the owner publishes it.
+    Note(String),
+}
+
+impl fmt::Display for Fetch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fetch::Qpn { qpn, .. } => write!(f, "queue pair {qpn:#x}"),
+            Fetch::Key(key) => write!(f, "remote key {key:#x}"),
+            Fetch::Note(name) => write!(f, "note {name:?}"),
+        }
+    }
+}
+
+/// The answer to a [`Fetch`], of the same kind.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Record {
+    /// To [`Fetch::Qpn`].
+    Qpn(QpnRecord),
+    /// To [`Fetch::Key`].
+    Key(KeyRecord),
+    /// To [`Fetch::Note`].
+    Note(Vec<u8>),
+}
+
+impl Record {
+    /// Whether this can answer that.
+    pub fn answers(&self, what: &Fetch) -> bool {
+        matches!(
+            (self, what),
+            (Record::Qpn(_), Fetch::Qpn { .. })
+                | (Record::Key(_), Fetch::Key(_))
+                | (Record::Note(_), Fetch::Note(_))
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_a_process_are_its_own_and_lead_back_to_it() {
+        let job = JobId(0xdead_beef);
+        for id in [1, 2, MAX_LID, MAX_LID + 1, u32::MAX] {
+            let grant = Grant::new(ProcessId(id), Incarnation(1), job);
+            assert_eq!(grant.lid.0 as u32, if id <= MAX_LID { id } else { 0 });
+            assert_eq!(grant.gid.owner(), Some((job, ProcessId(id))));
+        }
+        assert_eq!(Gid([0; 16]).owner(), None);
+        assert_eq!(Gid([0xff; 16]).owner(), None);
+    }
+}
