@@ -1,7 +1,7 @@
 """What comes from Debian: packages on this machine, and kernels unpacked into the cache.
 
 A kernel is only ever unpacked, never installed: this machine boots what it booted before.
-The backports suite is read through a package list of our own, inside the cache.
+Another suite than this machine's is read through a package list of our own, inside the cache.
 """
 
 import os
@@ -28,10 +28,15 @@ CLUSTER_PACKAGES = [
 # What rdma-sys, the layout oracle, is generated from.
 ORACLE_PACKAGES = ["gcc", "libclang-dev", "libibverbs-dev", "librdmacm-dev", "pkg-config"]
 
-BACKPORTS = (
-    "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]"
-    " http://deb.debian.org/debian bookworm-backports main\n"
-)
+# Where kernels come from: this machine's own package sources, or a line for a list of our own.
+# trixie's is a later 6.12 than that of bookworm-backports, whose rxe (before 6.12.111) completes
+# all receives with success when a QP goes to ERR while it receives a SEND.
+_SIGNED = "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]"
+KERNELS = {
+    "bookworm": None,
+    "trixie": f"{_SIGNED} http://deb.debian.org/debian trixie main\n",
+    "backports": f"{_SIGNED} http://deb.debian.org/debian bookworm-backports main\n",
+}
 DOWNLOAD_SECONDS = 600
 
 
@@ -50,15 +55,16 @@ def install(packages):
     run(command, DOWNLOAD_SECONDS)
 
 
-def kernel(line, cache):
-    """The directory of an unpacked kernel: `line` is `stable` or `backports`.
+def kernel(suite, cache):
+    """The directory of an unpacked kernel, that of one of KERNELS.
 
     A kernel that the cache already holds is used as it is; remove the cache to get a newer one.
     """
-    home = cache / f"kernel-{line}"
+    home = cache / f"kernel-{suite}"
     if not home.is_dir():
-        options = _own_lists(cache / "apt-backports", BACKPORTS) if line == "backports" else []
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
+            source = KERNELS[suite]
+            options = _own_lists(Path(scratch), source) if source else []
             package = _download_kernel(options, Path(scratch))
             unpacked = Path(scratch, "kernel")
             run(["dpkg-deb", "--extract", str(package), str(unpacked)], DOWNLOAD_SECONDS)
@@ -73,11 +79,11 @@ def _is_installed(package):
     return "installed" in re.findall(r"not-installed|installed", result.stdout)
 
 
-def _own_lists(home, sources):
+def _own_lists(home, source):
     """Options that make apt read one suite only, and write nothing outside `home`."""
     for folder in ["state/lists/partial", "cache/archives/partial"]:
         (home / folder).mkdir(parents=True, exist_ok=True)
-    (home / "sources.list").write_text(sources)
+    (home / "sources.list").write_text(source)
     return [
         f"--option=Dir::Etc::sourcelist={home}/sources.list",
         "--option=Dir::Etc::sourceparts=-",

@@ -41,8 +41,12 @@ def build(kernel, target):
     entries.append(("busybox", FILE, Path("/usr/bin/busybox").resolve().read_bytes()))
     entries.append(("init", FILE, (here / "init.sh").read_bytes()))
     entries.append(("agent", FILE, (here / "agent.sh").read_bytes()))
-    for position, module in enumerate(_modules(kernel / "lib/modules" / version)):
-        name, content = module
+    # Debian 13 moved the modules to /usr.
+    homes = [kernel / parent / "modules" / version for parent in ("usr/lib", "lib")]
+    home = next((path for path in homes if path.is_dir()), None)
+    if not home:
+        raise Unusable(f"{kernel} holds no modules of {version}; remove it")
+    for position, (name, content) in enumerate(_modules(home)):
         entries.append((f"modules/{position:02}-{name}.ko", FILE, content))
     target.write_bytes(_archive(entries))
     return images[0], version

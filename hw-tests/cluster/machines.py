@@ -1,13 +1,10 @@
 """Two guests and the wire between them, from boot to end."""
 
-import shutil
 import socket
-import tempfile
 import time
-from pathlib import Path
 
 from . import image
-from .errors import GuestDied
+from .errors import Failed, GuestDied
 from .guest import Guest
 
 # A boot takes about 6 s on an idle machine. Emulation on a busy one may take many times that.
@@ -15,6 +12,8 @@ BOOT_SECONDS = 120
 # One boot in many panics under emulation before anything of ours runs; a second try may follow
 # there, and nowhere else.
 BOOT_TRIES = 2
+# A guest that does not answer for so long is taken for dead.
+ALIVE_SECONDS = 30
 
 
 class Machines:
@@ -26,7 +25,7 @@ class Machines:
         self.guests = []
         self._kernel = kernel
         self._accelerator = accelerator
-        self._scratch = Path(tempfile.mkdtemp(prefix="sojourn-hw-"))
+        self._ramdisk = logs / "ramdisk"
         # Datagrams of one end arrive at the other: frames, one each.
         self._wire = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
 
@@ -38,17 +37,16 @@ class Machines:
             guest.end()
         for end in self._wire:
             end.close()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._ramdisk.unlink(missing_ok=True)
 
     def boot(self):
-        """Boots both guests at once, and returns when both answer."""
-        ramdisk = self._scratch / "ramdisk"
-        kernel, self.version = image.build(self._kernel, ramdisk)
+        """Boots both guests at once; returns, when both answer, what kernel they run."""
+        kernel, self.version = image.build(self._kernel, self._ramdisk)
 
         def start(number, attempt):
             console = self.logs / f"guest{number}-boot{attempt}.console"
             wire = self._wire[number - 1]
-            return Guest(number, kernel, ramdisk, wire, console, self._accelerator)
+            return Guest(number, kernel, self._ramdisk, wire, console, self._accelerator)
 
         self.guests = [start(1, 1), start(2, 1)]
         for number in (1, 2):
@@ -62,3 +60,15 @@ class Machines:
                     raise GuestDied(f"{guest.name} did not boot in {attempt} tries: {reason}")
                 print(f"note: {guest.name} did not boot ({reason}); a second try", flush=True)
                 self.guests[number - 1] = start(number, attempt + 1)
+        return f"kernel {self.version}"
+
+    def examine(self, name):
+        """After a failure: keeps the kernels' messages; returns whether both guests still answer."""
+        alive = True
+        for guest in self.guests:
+            try:
+                messages = guest.run("dmesg", ALIVE_SECONDS)
+                (self.logs / f"{name}.{guest.name}.dmesg").write_text(messages)
+            except Failed:
+                alive = False
+        return alive
