@@ -260,12 +260,35 @@ pub trait DeviceCq: Any + Send + Sync {
 }
 
 /// Why a posted list was cut short.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PostError<W> {
     /// `ENOMEM` where the queue is full, `EINVAL` where the request or the QP's state is wrong.
     pub errno: i32,
     /// The first request of the list that was not posted; those before it were.
     pub bad_wr: *mut W,
+}
+
+// By hand, since derived ones would ask the same of the request, which is only pointed to.
+impl<W> Clone for PostError<W> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<W> Copy for PostError<W> {}
+
+impl<W> PartialEq for PostError<W> {
+    fn eq(&self, other: &Self) -> bool {
+        (self.errno, self.bad_wr) == (other.errno, other.bad_wr)
+    }
+}
+
+impl<W> Eq for PostError<W> {}
+
+impl<W> std::fmt::Debug for PostError<W> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let reason = std::io::Error::from_raw_os_error(self.errno);
+        write!(f, "PostError({reason}, bad_wr {:p})", self.bad_wr)
+    }
 }
 
 /// What posting a list of send requests answers.
