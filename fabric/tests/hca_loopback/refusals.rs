@@ -113,6 +113,7 @@ fn refused_creations_name_the_limit() {
     let max_cqe = format!("max_cqe {}", limits.max_cqe);
     let init = CqInit { cqe: beyond(limits.max_cqe), ..CqInit::default() };
     refused(create_cq(init), libc::EINVAL, &[&max_cqe]);
+    refused(create_cq(CqInit::default()), libc::EINVAL, &["at least 1"]);
     let init = CqInit { cqe: 1, comp_vector: 9999, ..CqInit::default() };
     refused(create_cq(init), libc::EINVAL, &["comp_vector 9999"]);
     let resized = create_cq(CqInit { cqe: 16, ..CqInit::default() }).expect("a CQ");

@@ -25,6 +25,12 @@ impl HcaCq {
     pub(super) fn create(context: Arc<HcaContext>, init: CqInit) -> Result<Self> {
         let channel = init.channel.map(|channel| own_channel(&context, channel)).transpose()?;
         let channel_ptr = channel.as_ref().map_or(ptr::null_mut(), |channel| channel.raw.ptr());
+        if init.cqe == 0 {
+            let name = &context.name;
+            return Err(Error::invalid(format!(
+                "creating a CQ on {name}: it must hold at least 1"
+            )));
+        }
         let vectors = context.comp_vectors();
         let vector = c_int::try_from(init.comp_vector).ok().filter(|&vector| vector < vectors);
         let Some(vector) = vector else {

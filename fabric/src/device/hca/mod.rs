@@ -1,10 +1,10 @@
 //! Any device of the system's libibverbs: `rxe0`, `mlx5_0`, …
 //!
 //! Promises: the verbs of the man pages and nothing beside them, with three differences. Nothing
-//! blocks (channels and the asynchronous events are polled), an event is acknowledged when it is
+//! blocks (channels and asynchronous events are polled), an event is acknowledged when it is
 //! taken, and a request posted in a state that IBTA forbids (a send before RTS, a receive in
-//! RESET) is refused before the device sees it, because not every driver does so (rxe queues it,
-//! and executes it later).
+//! RESET) is refused before the provider sees it: rxe answers `EINVAL` to such a send, but keeps
+//! it, and executes it once the QP is in RTS.
 //!
 //! Callers: [`super::list`] and [`super::open`]. This is the only part of the crate that calls
 //! libibverbs ([`crate::abi::Verbs`]). The data path calls the provider through

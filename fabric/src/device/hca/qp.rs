@@ -152,11 +152,11 @@ fn refused(pd: &HcaPd, errno: i32, init: &QpInit) -> Error {
         sge("max_send_sge", cap.max_send_sge),
         sge("max_recv_sge", cap.max_recv_sge),
     ];
-    let doing = format!(
-        "creating a QP of type {} with max_inline_data {}",
-        abi::qp_type::name(init.qp_type),
-        cap.max_inline_data
-    );
+    let inline = match cap.max_inline_data {
+        0 => String::new(),
+        bytes => format!(" with max_inline_data {bytes} (whose limit devices do not tell)"),
+    };
+    let doing = format!("creating a QP of type {}{inline}", abi::qp_type::name(init.qp_type));
     limits::refused(&pd.context, errno, doing, &asks, ("max_qp", |attr| attr.max_qp))
 }
 
