@@ -1,0 +1,229 @@
+//! Receive queues: posted receives, in the arena of the public region.
+//!
+//! A connected QP's receives are taken by its peer, in order, by count alone; they end here, in
+//! the same order, as the peer's records are read from the ring. Those of UD queue pairs and
+//! SRQs are taken and ended by their owner in one step.
+
+use super::super::core::Core;
+use super::super::limits::{MAX_SGE, MAX_WR};
+use super::super::region::{QpEntry, RECEIVE, RecvRing, Region, recv_stride};
+use crate::abi::{RecvWr, Sge};
+use crate::{Error, Result};
+use std::sync::atomic::Ordering;
+
+/// See the module's documentation.
+pub(in super::super) struct RecvQueue {
+    pub(in super::super) ring: RecvRing,
+    ids: Box<[u64]>,
+    max_wr: u64,
+    max_sge: u32,
+    arena: (usize, usize),
+    /// Receives posted since RESET.
+    pub(in super::super) posted: u64,
+    /// Receives ended since RESET.
+    pub(in super::super) done: u64,
+    /// Bytes of a message that has come in part.
+    pub(in super::super) filled: u32,
+    /// The QP is at ERR: receives end as they are posted.
+    pub(in super::super) flushing: bool,
+}
+
+/// A receive that was taken from its queue.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Taken {
+    pub(in super::super) number: u64,
+    pub(in super::super) wr_id: u64,
+}
+
+impl RecvQueue {
+    pub(in super::super) fn new(core: &Core, max_wr: u32, max_sge: u32) -> Result<RecvQueue> {
+        if max_wr > MAX_WR || max_sge > MAX_SGE as u32 {
+            return Err(Error::invalid(format!(
+                "{max_wr} receives of {max_sge} elements: {} has at most {MAX_WR} of {MAX_SGE}",
+                core.name
+            )));
+        }
+        let entries = max_wr.max(1).next_power_of_two();
+        let stride = recv_stride(max_sge);
+        let bytes = entries as usize * stride as usize;
+        let at = core.numbers.lock().memory(bytes)?;
+        Ok(RecvQueue {
+            ring: RecvRing::new(at, entries, stride),
+            ids: vec![0; entries as usize].into(),
+            max_wr: max_wr.into(),
+            max_sge,
+            arena: (at, bytes),
+            posted: 0,
+            done: 0,
+            filled: 0,
+            flushing: false,
+        })
+    }
+
+    /// Gives the memory back; the queue is of no further use.
+    pub(in super::super) fn free(&mut self, core: &Core) {
+        let (at, bytes) = std::mem::take(&mut self.arena);
+        if bytes > 0 {
+            core.numbers.lock().free_memory(&core.region, at, bytes);
+        }
+    }
+
+    pub(in super::super) fn reset(&mut self) {
+        (self.posted, self.done, self.filled, self.flushing) = (0, 0, 0, false);
+    }
+
+    /// Receives that are posted and have not ended.
+    pub(in super::super) fn len(&self) -> u64 {
+        self.posted - self.done
+    }
+
+    /// Posts one receive; an entry that has a QP shows it to the peer.
+    ///
+    /// # Safety
+    /// As `ibv_post_recv(3)`: the request's pointers are valid.
+    #[inline]
+    pub(in super::super) unsafe fn post(
+        &mut self,
+        region: &Region,
+        entry: Option<&QpEntry>,
+        wr: &RecvWr,
+    ) -> std::result::Result<(), i32> {
+        if wr.num_sge < 0 || wr.num_sge as u32 > self.max_sge {
+            return Err(libc::EINVAL);
+        }
+        if self.len() >= self.max_wr {
+            return Err(libc::ENOMEM);
+        }
+        let sges: &[Sge] = match wr.num_sge {
+            0 => &[],
+            _ if wr.sg_list.is_null() => return Err(libc::EINVAL),
+            // SAFETY: the caller's promise; not null and within the limit.
+            count => unsafe { std::slice::from_raw_parts(wr.sg_list, count as usize) },
+        };
+        self.ring.put(region, self.posted, sges);
+        let at = self.posted as usize & (self.ids.len() - 1);
+        self.ids[at] = wr.wr_id;
+        self.posted += 1;
+        if let Some(entry) = entry {
+            entry.posted.0.store(self.posted, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// The receive whose turn it is, if one is posted.
+    #[inline]
+    pub(in super::super) fn front(&self) -> Option<Taken> {
+        (self.done < self.posted).then(|| Taken {
+            number: self.done,
+            wr_id: self.ids[self.done as usize & (self.ids.len() - 1)],
+        })
+    }
+
+    /// Bytes that receive `number` holds.
+    pub(in super::super) fn capacity(&self, region: &Region, number: u64) -> u64 {
+        self.ring.head(region, number).map_or(0, |head| head.total)
+    }
+
+    /// The pieces of receive `number` that hold the bytes `skip .. skip + len` of its message, as
+    /// addresses and lengths, if all of them may be written under `pd`.
+    pub(in super::super) fn pieces(
+        &self,
+        region: &Region,
+        number: u64,
+        pd: u32,
+        skip: u32,
+        len: u32,
+    ) -> Option<Pieces> {
+        pieces(region, &self.ring, number, pd, skip, len)
+    }
+
+    /// Copies bytes into receive `number`, behind the first `skip`. `None` where its memory is
+    /// not registered (any more), or too short.
+    #[inline]
+    pub(in super::super) fn scatter(
+        &self,
+        region: &Region,
+        number: u64,
+        pd: u32,
+        skip: u32,
+        bytes: &[u8],
+    ) -> Option<()> {
+        let mut rest = bytes;
+        for (addr, len) in self.pieces(region, number, pd, skip, bytes.len() as u32)?.iter() {
+            let (now, later) = rest.split_at(len as usize);
+            // SAFETY: the range lies in a region that is registered now, and `dereg` waits for
+            // the ring's lock, which the caller holds, before it lets go of the memory. A
+            // registered region stays mapped (`DevicePd::reg_mr`). Raw copy, no reference.
+            unsafe {
+                std::ptr::copy_nonoverlapping(now.as_ptr(), addr as *mut u8, now.len());
+            }
+            rest = later;
+        }
+        Some(())
+    }
+}
+
+/// Pieces of memory: addresses and lengths.
+pub(in super::super) struct Pieces {
+    list: [std::mem::MaybeUninit<(u64, u64)>; MAX_SGE],
+    len: usize,
+}
+
+impl Pieces {
+    pub(in super::super) fn new() -> Pieces {
+        Pieces { list: [const { std::mem::MaybeUninit::uninit() }; MAX_SGE], len: 0 }
+    }
+
+    /// Adds a piece; `false` where there is no room.
+    #[inline]
+    pub(in super::super) fn push(&mut self, addr: u64, len: u64) -> bool {
+        let Some(place) = self.list.get_mut(self.len) else { return false };
+        place.write((addr, len));
+        self.len += 1;
+        true
+    }
+
+    #[inline]
+    pub(in super::super) fn iter(&self) -> impl Iterator<Item = (u64, u64)> + Clone + '_ {
+        // SAFETY: the first `len` are written.
+        self.list[..self.len].iter().map(|piece| unsafe { piece.assume_init() })
+    }
+
+    pub(in super::super) fn len(&self) -> usize {
+        self.len
+    }
+}
+
+/// See [`RecvQueue::pieces`]; also for the receive of a peer, seen in its region.
+#[inline]
+pub(in super::super) fn pieces(
+    region: &Region,
+    ring: &RecvRing,
+    number: u64,
+    pd: u32,
+    skip: u32,
+    len: u32,
+) -> Option<Pieces> {
+    let mut pieces = Pieces::new();
+    let (mut skip, mut left) = (u64::from(skip), u64::from(len));
+    let count = ring.head(region, number)?.num_sge;
+    for i in 0..count {
+        if left == 0 {
+            break;
+        }
+        let sge = ring.sge(region, number, i)?;
+        let size = u64::from(sge.length);
+        if skip >= size {
+            skip -= size;
+            continue;
+        }
+        let now = (size - skip).min(left);
+        let addr = sge.addr.checked_add(skip)?;
+        if !region.permits(sge.lkey, pd, addr, now, RECEIVE) || !pieces.push(addr, now) {
+            return None;
+        }
+        skip = 0;
+        left -= now;
+    }
+    (left == 0).then_some(pieces)
+}
