@@ -34,6 +34,9 @@ pub(super) struct Context {
 
 impl Context {
     pub(super) fn open(name: &str, options: Options) -> Result<Arc<Context>> {
+        if options.mode != super::options::Mode::Sync {
+            return Err(Error::unsupported("this version has no asynchronous mode yet"));
+        }
         // Peers copy into and out of this process. Where Yama restricts that to descendants, it
         // must be allowed explicitly; elsewhere this is refused with EINVAL and not needed.
         // SAFETY: plain system call.
