@@ -38,6 +38,16 @@ def rxe_active(c):
 
 
 @case
+def hca_loopback(c):
+    """The tests of a libibverbs device pass on rxe, and none is skipped."""
+    program = c.test_program("hca_loopback")
+    log = c.guests[0].run(f"{program} --nocapture --test-threads 1", 120)
+    if "skipped" in log:
+        raise Failed(f"a test was skipped:\n{log}")
+    return log
+
+
+@case
 def rc_pingpong(c):
     """The stock RC ping-pong runs between the guests."""
     return pair(c, "ibv_rc_pingpong -d rxe0 -g 1 -n 200")
