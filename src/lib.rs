@@ -1,1 +1,3 @@
 //! Sojourn.
+
+pub mod stream;
