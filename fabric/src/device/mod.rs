@@ -80,12 +80,6 @@ pub trait DeviceContext: Any + Send + Sync {
     /// # Errors
     /// `EINVAL` for a port or an index that the device does not have.
     fn query_gid(&self, port: u8, index: u32) -> Result<abi::Gid>;
-    /// The index of the GID that address vectors of this port should name as their source: on an
-    /// Ethernet port the RoCE v2 one of an IPv4 address where there is one, else 0.
-    fn gid_index(&self, port: u8) -> u32 {
-        let _ = port;
-        0
-    }
     /// `ibv_query_pkey(3)`, in network byte order.
     ///
     /// # Errors

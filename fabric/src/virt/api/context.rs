@@ -149,7 +149,7 @@ impl Context {
     /// LID and GID of the first port, for an [`Endpoint`].
     pub(super) fn address(&self) -> Result<(u16, abi::Gid)> {
         let port = self.query_port(FIRST_PORT)?;
-        let gid = self.dev.query_gid(FIRST_PORT, self.dev.gid_index(FIRST_PORT))?;
+        let gid = self.dev.query_gid(FIRST_PORT, self.dev.best_gid_index(FIRST_PORT)?)?;
         Ok((port.lid, gid))
     }
 
@@ -158,7 +158,7 @@ impl Context {
     pub(super) fn address_vector(&self, peer: &Endpoint) -> Result<abi::AhAttr> {
         let port = self.query_port(FIRST_PORT)?;
         let global = port.link_layer == abi::link_layer::ETHERNET || peer.lid == 0;
-        let index = self.dev.gid_index(FIRST_PORT);
+        let index = self.dev.best_gid_index(FIRST_PORT)?;
         Ok(abi::AhAttr {
             dlid: peer.lid,
             is_global: u8::from(global),

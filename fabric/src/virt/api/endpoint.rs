@@ -64,7 +64,7 @@ pub struct ConnectOptions {
     pub path_mtu: Option<u32>,
     /// Local ACK timeout: 4.096 µs × 2^timeout (IBTA 9.7.6.1.3).
     pub timeout: u8,
-    /// Times that a lost packet is sent again, up to 7.
+    /// Times that a lost packet is sent again, up to 7 (which rxe takes for: without end).
     pub retry_cnt: u8,
     /// Times that a request is sent again to a peer without a receive; 7: without end.
     pub rnr_retry: u8,
@@ -84,7 +84,8 @@ impl Default for ConnectOptions {
                 | abi::access::REMOTE_ATOMIC,
             path_mtu: None,
             timeout: 14,
-            retry_cnt: 7,
+            // A dead peer must show on rxe, too.
+            retry_cnt: 6,
             rnr_retry: 7,
             min_rnr_timer: 12,
             max_rd_atomic: 8,
