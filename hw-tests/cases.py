@@ -1,12 +1,12 @@
 """The cases that run on the cluster.
 
-A case is a function that gets the cluster (`c.guests`, two of them; `c.binary(name)`, the path
-in a guest of a program just built; `c.full`) and returns the log of what it did, or raises
-`Failed`. Its name on the command line and in the report is the function's with dashes.
+A case is a function that gets the cluster (`c.guests`, two of them; `c.programs`, what was just
+built; `c.full`, the long form) and returns the log of what it did, or raises `Failed`. Its name on the command line and in the report is the function's with dashes.
 """
 
 import re
 
+from cluster import host
 from cluster.errors import Failed
 
 CASES = []
@@ -22,7 +22,7 @@ def case(function):
 @case
 def layout_oracle(c):
     """The checked-in verbs ABI has the layouts of this system's headers."""
-    return c.oracle()
+    return host.run([c.programs.oracle], 60)
 
 
 @case
@@ -40,7 +40,7 @@ def rxe_active(c):
 @case
 def hca_loopback(c):
     """The tests of a libibverbs device pass on rxe, and none is skipped."""
-    program = c.test_program("hca_loopback")
+    program = c.programs.test("hca_loopback")
     log = c.guests[0].run(f"{program} --nocapture --test-threads 1", 120)
     if "skipped" in log:
         raise Failed(f"a test was skipped:\n{log}")
