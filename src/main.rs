@@ -1,2 +1,8 @@
 //! The `sojourn` command.
-fn main() {}
+
+mod cli;
+mod heat;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

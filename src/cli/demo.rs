@@ -1,0 +1,226 @@
+//! `sojourn demo`: heat on four ranks, checked against one.
+
+use super::heat::{PROGRESS, Report, place};
+use super::run::{End, Job, Place, Signals, Sink, Stream};
+use super::{Failure, Outcome, While, print};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Ranks of the demo.
+const RANKS: u32 = 4;
+/// Cells of its plate.
+const SIZE: &str = "512x512";
+/// Steps at most: enough for the heat to reach the edge of the plate.
+const STEPS: &str = "8000";
+/// A hung rank ends the demo after this.
+const TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Show Sojourn at work: heat on four processes over the best device of this machine
+///
+/// The field is written as a picture, and compared bit for bit with that of one process.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DemoArgs {
+    /// The device to use (default: the best that this machine has)
+    #[arg(long, value_name = "NAME")]
+    device: Option<String>,
+    /// Where the picture goes
+    #[arg(long, value_name = "PNG", default_value = "sojourn-demo.png")]
+    output: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Shown {
+    ok: bool,
+    job: Report,
+    alone: Report,
+    picture: PathBuf,
+    seconds: f64,
+}
+
+/// Runs the demo.
+pub(crate) fn run(args: &DemoArgs) -> Outcome {
+    let start = Instant::now();
+    let device = match &args.device {
+        Some(name) => name.clone(),
+        None => sojourn::best_device()?,
+    };
+    let picture = std::path::absolute(&args.output)
+        .doing(format_args!("the picture {}", args.output.display()))?;
+    let program = std::env::current_exe().doing("finding the program itself")?;
+    let signals = Signals::block()?;
+    let heat = |ranks: u32, what: &'static str, more: &[OsString]| {
+        let mut arguments: Vec<OsString> =
+            ["heat", "--size", SIZE, "--steps", STEPS, "--json", "--progress"]
+                .map(OsString::from)
+                .to_vec();
+        arguments.extend_from_slice(more);
+        let job = Job {
+            size: ranks,
+            ranks: (0..ranks).collect(),
+            device: Some(&device),
+            place: Place::Alone(None),
+            timeout: Some(TIMEOUT),
+            program: &program,
+            arguments: &arguments,
+        };
+        launch(&job, &signals, what, args.json)
+    };
+    let output = [OsString::from("--output"), picture.clone().into()];
+    let job = heat(RANKS, "4 ranks", &output)?;
+    let alone = heat(1, "1 rank", &[])?;
+    let same = job.checksum == alone.checksum && job.steps == alone.steps;
+    let shown = Shown { ok: same, job, alone, picture, seconds: start.elapsed().as_secs_f64() };
+    if args.json {
+        print(&format!("{}\n", serde_json::to_string_pretty(&shown).doing("writing JSON")?))?;
+    } else {
+        print(&text(&shown))?;
+    }
+    if same {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "demo: the field of {RANKS} ranks ({} after {} steps) is not that of one ({} after {})",
+        shown.job.checksum, shown.job.steps, shown.alone.checksum, shown.alone.steps
+    )))
+}
+
+fn text(shown: &Shown) -> String {
+    let (job, alone) = (&shown.job, &shown.alone);
+    let mut text = format!(
+        "heat on a plate of {}x{} cells, {} steps, residual {:.1e}\n\
+         {}: {:.2} s, {:.0} steps/s, {:.1} µs a step\n\
+         {}: {:.2} s, {:.0} steps/s, {:.1} µs a step\n\
+         over verbs: {} requests, {:.1} MB, {:.1} µs of waiting a step and rank\n\
+         picture: {}\n",
+        job.width,
+        job.height,
+        job.steps,
+        job.residual,
+        place(job),
+        job.seconds,
+        job.steps_per_second(),
+        1e6 / job.steps_per_second(),
+        place(alone),
+        alone.seconds,
+        alone.steps_per_second(),
+        1e6 / alone.steps_per_second(),
+        job.requests,
+        job.bytes as f64 / 1e6,
+        1e6 * job.waited_seconds / (job.steps as f64 * f64::from(job.ranks)),
+        shown.picture.display(),
+    );
+    if shown.ok {
+        text += &format!(
+            "check: both fields have the checksum {}\n{:.1} s in all\ndemo: ok\n",
+            job.checksum, shown.seconds
+        );
+    }
+    text
+}
+
+/// Runs heat, and returns what its rank 0 reports.
+fn launch(job: &Job<'_>, signals: &Signals, what: &'static str, quiet: bool) -> Outcome<Report> {
+    let (tell, told) = std::sync::mpsc::channel();
+    let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new(1) };
+    // It draws on stderr, and only where that is a terminal.
+    let style = ProgressStyle::with_template("{prefix:>8} [{bar:40}] {pos}/{len} steps, {msg}")
+        .doing("the progress bar")?;
+    bar.set_style(style.progress_chars("=> "));
+    bar.set_prefix(what);
+    let watcher = Watcher { bar: bar.clone(), tell };
+    let (end, _) = job.run(signals, Box::new(watcher))?;
+    bar.finish_and_clear();
+    if end != End::Success {
+        return Err(Failure::status(end.status()));
+    }
+    let report = told.try_iter().last();
+    report.ok_or_else(|| Failure::new(format!("demo: {what} ended without a report")))
+}
+
+/// Takes what the ranks print: progress and the report from rank 0; everything else is passed on.
+struct Watcher {
+    bar: ProgressBar,
+    tell: std::sync::mpsc::Sender<Report>,
+}
+
+impl Sink for Watcher {
+    fn line(&mut self, rank: u32, stream: Stream, line: &[u8]) {
+        let text = String::from_utf8_lossy(line);
+        let mut words = text.split(' ');
+        if stream == Stream::Out && words.next() == Some(PROGRESS) {
+            let mut number = || words.next().and_then(|word| word.parse().ok());
+            if let (Some(step), Some(steps)) = (number(), number()) {
+                self.bar.set_length(steps);
+                self.bar.set_position(step);
+                self.bar.set_message(format!("residual {}", words.next().unwrap_or_default()));
+            }
+        } else if stream == Stream::Out
+            && let Ok(report) = serde_json::from_slice(line)
+        {
+            // The receiver is there as long as the job runs.
+            let _ = self.tell.send(report);
+        } else {
+            self.bar.suspend(|| eprintln!("[{rank}] {text}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_watcher_finds_the_report_among_other_lines() {
+        let (tell, told) = std::sync::mpsc::channel();
+        let mut watcher = Watcher { bar: ProgressBar::hidden(), tell };
+        let report = Report {
+            width: 4,
+            height: 3,
+            ranks: 2,
+            columns: 1,
+            rows: 2,
+            device: Some("soft0".to_owned()),
+            raw: false,
+            steps: 10,
+            residual: 0.5,
+            checksum: "ab".to_owned(),
+            seconds: 0.1,
+            bytes: 7,
+            requests: 3,
+            waited_seconds: 0.0,
+        };
+        let json = serde_json::to_vec(&report).unwrap();
+        watcher.line(0, Stream::Out, b"progress 8 10 5e-1");
+        watcher.line(1, Stream::Err, b"a warning");
+        watcher.line(0, Stream::Out, &json);
+        assert_eq!(watcher.bar.position(), 8);
+        assert_eq!(told.try_iter().map(|report| report.checksum).collect::<Vec<_>>(), ["ab"]);
+    }
+
+    #[test]
+    fn the_last_line_says_ok_only_where_the_fields_are_the_same() {
+        let report = |checksum: &str| {
+            let text = format!(
+                r#"{{"width":2,"height":2,"ranks":1,"columns":1,"rows":1,"device":null,"raw":false,
+                "steps":5,"residual":0.1,"checksum":"{checksum}","seconds":0.5,"bytes":0,
+                "requests":0,"waited_seconds":0.0}}"#
+            );
+            serde_json::from_str::<Report>(&text).unwrap()
+        };
+        let shown = |ok| Shown {
+            ok,
+            job: report("1"),
+            alone: report("1"),
+            picture: PathBuf::from("x.png"),
+            seconds: 1.0,
+        };
+        assert!(text(&shown(true)).ends_with("demo: ok\n"));
+        assert!(!text(&shown(false)).contains("ok"));
+    }
+}

@@ -1,0 +1,207 @@
+//! `sojourn heat`: the plate, as one rank of a job or alone.
+
+use super::{Outcome, While, print};
+use crate::heat::image;
+use crate::heat::pattern::Pattern;
+use crate::heat::{self, Problem, Solution};
+use serde::{Deserialize, Serialize};
+use sojourn::Job;
+use sojourn::verbs::Context;
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Time between two lines of progress.
+const PROGRESS_EVERY: Duration = Duration::from_millis(50);
+
+/// What lines of progress begin with; step, steps and residual follow.
+pub(crate) const PROGRESS: &str = "progress";
+
+/// Compute how heat spreads over a plate, together with the other ranks of a job
+///
+/// Under `sojourn run -n 4 -- sojourn heat`, each rank computes a part of the plate, and they
+/// exchange their edges by RDMA. The field is the same, bit for bit, for any number of ranks.
+#[derive(Debug, clap::Args)]
+pub(crate) struct HeatArgs {
+    /// Cells of the plate
+    #[arg(long, value_name = "WIDTHxHEIGHT", default_value = "512x512", value_parser = size)]
+    size: (usize, usize),
+    /// Steps at most
+    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..))]
+    steps: u64,
+    /// Stop when no cell changes by more than this in a step
+    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = tolerance)]
+    tolerance: f64,
+    /// Start from the brightness of this PNG, in place of a hot Julia set
+    #[arg(long, value_name = "PNG", conflicts_with = "size")]
+    input: Option<PathBuf>,
+    /// Write the field as a picture
+    #[arg(long, value_name = "PNG")]
+    output: Option<PathBuf>,
+    /// Use the device without virtual verbs, for measuring
+    #[arg(long)]
+    raw: bool,
+    /// Print the checksum of the field, and nothing else
+    #[arg(long, conflicts_with = "json")]
+    checksum: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Print lines of progress
+    #[arg(long)]
+    progress: bool,
+}
+
+fn size(text: &str) -> Result<(usize, usize), String> {
+    let sides = text.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
+    let (width, height) = sides.ok_or("width and height are needed, as 512x512")?;
+    image::check_size(width, height)?;
+    Ok((width, height))
+}
+
+fn tolerance(text: &str) -> Result<f64, String> {
+    let number: Option<f64> = text.parse().ok();
+    number.filter(|x| x.is_finite() && *x >= 0.0).ok_or("a number from 0 up is needed".to_owned())
+}
+
+/// What a run came to, as it is told.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Report {
+    pub(crate) width: usize,
+    pub(crate) height: usize,
+    pub(crate) ranks: u32,
+    pub(crate) columns: u32,
+    pub(crate) rows: u32,
+    /// `None` where a rank computed alone.
+    pub(crate) device: Option<String>,
+    pub(crate) raw: bool,
+    pub(crate) steps: u64,
+    pub(crate) residual: f64,
+    pub(crate) checksum: String,
+    pub(crate) seconds: f64,
+    pub(crate) bytes: u64,
+    pub(crate) requests: u64,
+    /// Of all ranks together.
+    pub(crate) waited_seconds: f64,
+}
+
+impl Report {
+    /// Steps in a second.
+    pub(crate) fn steps_per_second(&self) -> f64 {
+        self.steps as f64 / self.seconds
+    }
+
+    /// Cells made in a second.
+    pub(crate) fn cells_per_second(&self) -> f64 {
+        (self.width * self.height) as f64 * self.steps_per_second()
+    }
+}
+
+/// Computes, and reports at rank 0.
+pub(crate) fn run(args: &HeatArgs) -> Outcome {
+    let pattern = match &args.input {
+        None => Pattern::Julia { width: args.size.0, height: args.size.1 },
+        Some(path) => Pattern::Picture(
+            image::read(path).doing(format_args!("reading the picture {}", path.display()))?,
+        ),
+    };
+    let job = Job::from_env()?;
+    let device = if job.size() > 1 { Some(job.device()?) } else { None };
+    let problem = Problem { pattern, steps: args.steps, tolerance: args.tolerance };
+    let open = || match &device {
+        Some(name) if args.raw => Context::open_raw(name),
+        _ => job.context(),
+    };
+    let mut told = Instant::now();
+    let tell = args.progress && job.rank() == 0;
+    let solution = heat::solve(&job, open, &problem, |step, residual| {
+        if tell && told.elapsed() >= PROGRESS_EVERY {
+            told = Instant::now();
+            println!("{PROGRESS} {step} {} {residual:e}", args.steps);
+        }
+    })?;
+    let Some(solution) = solution else { return Ok(()) };
+    let (width, height) = problem.pattern.size();
+    if let Some(path) = &args.output {
+        image::write(path, width, height, solution.field.iter().copied())
+            .doing(format_args!("writing the picture {}", path.display()))?;
+    }
+    let report = report(&solution, (width, height), &job, device, args.raw);
+    if args.checksum {
+        print(&format!("{}\n", report.checksum))
+    } else if args.json {
+        let text = serde_json::to_string(&report).doing("writing JSON")?;
+        print(&format!("{text}\n"))
+    } else {
+        print(&text(&report, args))
+    }
+}
+
+fn report(
+    solution: &Solution,
+    (width, height): (usize, usize),
+    job: &Job,
+    device: Option<String>,
+    raw: bool,
+) -> Report {
+    Report {
+        width,
+        height,
+        ranks: job.size(),
+        columns: solution.blocks.0,
+        rows: solution.blocks.1,
+        raw: raw && device.is_some(),
+        device,
+        steps: solution.steps,
+        residual: solution.residual,
+        checksum: format!("{:016x}", solution.checksum()),
+        seconds: solution.elapsed.as_secs_f64(),
+        bytes: solution.bytes,
+        requests: solution.requests,
+        waited_seconds: solution.waited.as_secs_f64(),
+    }
+}
+
+fn text(report: &Report, args: &HeatArgs) -> String {
+    let mut text = String::new();
+    let mut line = |what: String| {
+        let _ = writeln!(text, "{what}");
+    };
+    line(format!("{}x{} cells on {}", report.width, report.height, place(report)));
+    line(format!("steps      {}", report.steps));
+    line(format!("residual   {:e}", report.residual));
+    line(format!("checksum   {}", report.checksum));
+    line(format!(
+        "time       {:.3} s: {:.0} steps/s, {:.1} µs/step, {:.1} million cells/s",
+        report.seconds,
+        report.steps_per_second(),
+        1e6 / report.steps_per_second(),
+        report.cells_per_second() / 1e6
+    ));
+    if report.requests > 0 {
+        line(format!(
+            "messages   {}, {:.1} MB; ranks waited {:.1} % of the time",
+            report.requests,
+            report.bytes as f64 / 1e6,
+            100.0 * report.waited_seconds / (report.seconds * f64::from(report.ranks))
+        ));
+    }
+    if let Some(path) = &args.output {
+        line(format!("picture    {}", path.display()));
+    }
+    text
+}
+
+/// On what a run was computed.
+pub(crate) fn place(report: &Report) -> String {
+    match &report.device {
+        None => "1 rank".to_owned(),
+        Some(device) => format!(
+            "{} ranks ({}x{} blocks) over {} {device}",
+            report.ranks,
+            report.columns,
+            report.rows,
+            if report.raw { "raw" } else { "virtual" }
+        ),
+    }
+}

@@ -1,0 +1,191 @@
+//! Heat that spreads over a plate, computed by the ranks of a job: what Sojourn is shown with, and
+//! tested by.
+//!
+//! The plate is cut into blocks ([`decomposition`]), one for each rank, which is a process of its
+//! own. In each step a rank makes its outermost cells first, sends them to its neighbours
+//! ([`halo`]), and makes the others while they travel. Every [`MEASURE_EVERY`] steps the ranks
+//! begin to find the largest change of all ([`reduce`]), and look at the result that many steps
+//! later; so they all stop at the same step, whatever their number, without ever waiting for it.
+//! At the end the field comes together at rank 0 ([`gather`]). It is bit for bit the same for
+//! any number of ranks.
+//!
+//! Called by the `heat` and `demo` commands. All communication is RDMA WRITE and WRITE_WITH_IMM
+//! ([`wires`]), over virtual verbs, or for measuring over a raw device.
+
+mod decomposition;
+mod gather;
+mod grid;
+mod halo;
+pub(crate) mod image;
+pub(crate) mod pattern;
+mod reduce;
+mod team;
+mod wires;
+
+use decomposition::Decomposition;
+use grid::Grid;
+use pattern::Pattern;
+use sojourn::verbs::Context;
+use sojourn::{Error, Job, Result};
+use std::time::{Duration, Instant};
+use team::Team;
+
+/// Steps from one residual to the next, and from the beginning of its reduction to its use.
+pub(crate) const MEASURE_EVERY: u64 = 8;
+
+/// Rows that are made before the residual's messages are looked at again.
+const ROWS_AT_A_TIME: usize = 64;
+
+/// What is computed.
+pub(crate) struct Problem {
+    /// The plate at the start.
+    pub(crate) pattern: Pattern,
+    /// Steps, at most.
+    pub(crate) steps: u64,
+    /// Stop when no cell changes by more than this in a step.
+    pub(crate) tolerance: f64,
+}
+
+/// What a run came to, at rank 0.
+pub(crate) struct Solution {
+    /// Row by row.
+    pub(crate) field: Vec<f64>,
+    /// Steps done.
+    pub(crate) steps: u64,
+    /// The largest change in the last step that was measured.
+    pub(crate) residual: f64,
+    /// Time that the steps took, without connecting and gathering.
+    pub(crate) elapsed: Duration,
+    /// Blocks side by side, and one above the other.
+    pub(crate) blocks: (u32, u32),
+    /// What went over the wires of all ranks.
+    pub(crate) bytes: u64,
+    /// Requests posted by all ranks.
+    pub(crate) requests: u64,
+    /// Time that all ranks together waited for each other.
+    pub(crate) waited: Duration,
+}
+
+/// Computes, with the other ranks of `job`, over what `open` opens (a job of one opens nothing).
+/// `progress` is told the step and the last known residual, every [`MEASURE_EVERY`] steps. The
+/// result is at rank 0; the others get `None`.
+pub(crate) fn solve(
+    job: &Job,
+    open: impl FnOnce() -> Result<Context>,
+    problem: &Problem,
+    mut progress: impl FnMut(u64, f64),
+) -> Result<Option<Solution>> {
+    let plate = problem.pattern.size();
+    let cut = Decomposition::new(plate.0, plate.1, job.size()).ok_or_else(|| {
+        Error::invalid(format!(
+            "a plate of {}x{} cells cannot be cut into {} blocks: use fewer ranks or a larger plate",
+            plate.0,
+            plate.1,
+            job.size()
+        ))
+    })?;
+    let block = cut.block(job.rank());
+    let mut grid = Grid::new(block.x.len(), block.y.len(), |x, y| {
+        problem.pattern.cell(block.x.start + x, block.y.start + y)
+    });
+    let mut team = if job.size() == 1 {
+        Team::alone()
+    } else {
+        agree(job, problem)?;
+        Team::connect(job, &open()?, &cut, plate)?
+    };
+
+    let start = Instant::now();
+    let (mut step, mut residual) = (0, f64::INFINITY);
+    team.send_edges(0, |side| grid.edge(side))?;
+    while step < problem.steps {
+        team.receive_edges(step, &mut grid)?;
+        step += 1;
+        let measure = step.is_multiple_of(MEASURE_EVERY) || step == problem.steps;
+        let mut largest = grid.step_border(measure);
+        team.send_edges(step, |side| grid.next_edge(side))?;
+        let rows = grid.inner_rows();
+        for first in rows.clone().step_by(ROWS_AT_A_TIME) {
+            let some = first..rows.end.min(first + ROWS_AT_A_TIME);
+            largest = grid.step_inner(some, measure).max(largest);
+            team.progress()?;
+        }
+        grid.swap();
+        if measure {
+            if let Some(known) = team.finish_residual()? {
+                residual = known;
+                progress(step, residual);
+            }
+            team.begin_residual(largest)?;
+            if residual <= problem.tolerance {
+                break;
+            }
+        }
+    }
+    if let Some(last) = team.finish_residual()? {
+        residual = last;
+    }
+    let elapsed = start.elapsed();
+
+    let gathered = team.gather(&grid)?;
+    // What was sent is done; what is still to come is done when all others are here.
+    job.barrier()?;
+    Ok(gathered.map(|(field, traffic)| Solution {
+        field,
+        steps: step,
+        residual,
+        elapsed,
+        blocks: (cut.columns, cut.rows),
+        bytes: traffic.bytes,
+        requests: traffic.requests,
+        waited: traffic.waited,
+    }))
+}
+
+/// Checks that all ranks were asked for the same.
+fn agree(job: &Job, problem: &Problem) -> Result<()> {
+    let mine = checksum(
+        [problem.pattern.fingerprint(), problem.steps, problem.tolerance.to_bits()].into_iter(),
+    );
+    let all = job.exchange("heat/problem", &mine.to_be_bytes())?;
+    match all.iter().position(|theirs| *theirs != mine.to_be_bytes()) {
+        None => Ok(()),
+        Some(rank) => Err(Error::invalid(format!(
+            "rank {rank} was given another plate, number of steps or tolerance than rank {}",
+            job.rank()
+        ))),
+    }
+}
+
+/// FNV-1a over words: equal for equal bits.
+pub(crate) fn checksum(words: impl Iterator<Item = u64>) -> u64 {
+    const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+    const PRIME: u64 = 0x0000_0100_0000_01b3;
+    words
+        .flat_map(u64::to_le_bytes)
+        .fold(OFFSET, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME))
+}
+
+impl Solution {
+    /// A number that changes with any bit of the field.
+    pub(crate) fn checksum(&self) -> u64 {
+        checksum(self.field.iter().map(|cell| cell.to_bits()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_checksum_is_fnv_1a_and_tells_single_bits() {
+        assert_eq!(checksum(std::iter::empty()), 0xcbf2_9ce4_8422_2325);
+        // FNV-1a of eight zero bytes.
+        let zeros = (0..8).fold(0xcbf2_9ce4_8422_2325u64, |h, _| h.wrapping_mul(0x100_0000_01b3));
+        assert_eq!(checksum([0].into_iter()), zeros);
+        assert_ne!(
+            checksum([0.0f64.to_bits()].into_iter()),
+            checksum([(-0.0f64).to_bits()].into_iter())
+        );
+    }
+}
