@@ -116,7 +116,7 @@ pub(super) mod fault {
 
 record! {
     /// A request that the target executes.
-    Ask, 72, {
+    Ask, 80, {
         qpn: u32 = 0, incarnation: u32 = 4,
         /// Asking QP, and its incarnation.
         src: u32 = 8, src_incarnation: u32 = 12,
@@ -132,6 +132,10 @@ record! {
         credit: u32 = 64,
         /// Bytes of the message before this part.
         offset: u32 = 68,
+        /// Packets of this part.
+        packets: u32 = 72,
+        /// Bytes of the whole message.
+        total: u32 = 76,
     }
 }
 
@@ -154,7 +158,7 @@ record! {
         qpn: u32 = 0, incarnation: u32 = 4, seq: u32 = 8,
         /// A `wc_status`, or [`RNR`] or [`DROPPED`].
         status: u32 = 12,
-        /// The atomic's result, or the RNR timer.
+        /// The atomic's result; for [`RNR`] `psn << 32 | timer`.
         value: u64 = 16,
         credit: u32 = 24,
         /// Bytes of the message before this part, where data follows.
@@ -162,7 +166,7 @@ record! {
     }
 }
 
-/// [`Answer::status`]: no receive; try again after the time that `value` encodes.
+/// [`Answer::status`]: no receive for this part; try again after the time that `value` encodes.
 pub(super) const RNR: u32 = 0x100;
 /// [`Answer::status`]: not executed, because something before it was not.
 pub(super) const DROPPED: u32 = 0x101;

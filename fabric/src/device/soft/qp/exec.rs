@@ -58,7 +58,7 @@ pub(super) enum Wait {
 /// Bytes of a part of a message that travels through the ring because copies are forbidden.
 const PART: u32 = 4096;
 /// Bytes of a part of a READ that comes back through the ring.
-const READ_PART: u32 = 2048;
+const READ_PART: u32 = 4096;
 /// How long an initiator waits to learn what became of a message that met a QP going to ERR.
 const VERDICT: Duration = Duration::from_millis(20);
 
@@ -523,7 +523,7 @@ impl Step<'_> {
         let number = self.path.entry().taken.0.receives.load(Ordering::Acquire);
         // A receive is needed by the first packet of a SEND and by the last one of a WRITE.
         if send || len == left {
-            if number == self.path.posted {
+            if number >= self.path.posted {
                 self.path.posted = self.path.entry().posted.0.load(Ordering::Acquire);
             }
             if number >= self.path.posted {
@@ -734,6 +734,7 @@ impl Step<'_> {
         ] {
             flags |= if set { bit } else { 0 };
         }
+        let len = if ring_only || read { part } else { request.len };
         let record = Ask {
             qpn: self.attr.dest_qp_num,
             incarnation: self.path.incarnation,
@@ -741,7 +742,7 @@ impl Step<'_> {
             src_incarnation: self.qp.incarnation(),
             seq: self.seq.wrapping_add(1),
             psn: *self.psn,
-            len: if ring_only || read { part } else { request.len },
+            len,
             imm: request.imm,
             flags,
             rkey: request.rkey,
@@ -750,6 +751,8 @@ impl Step<'_> {
             swap: request.swap,
             credit: back,
             offset: *done,
+            packets: if is_atomic(opcode) { 1 } else { packets(len, self.mtu) },
+            total: request.len,
         };
         let mut tx = link.tx.lock();
         let (skip, whole) = if listed { (0, request.len) } else { (*done, in_ring) };
@@ -784,8 +787,7 @@ impl Step<'_> {
         *self.seq = record.seq;
         link.credit.fetch_add(back, Ordering::Relaxed);
         self.qp.core.unanswered.fetch_add(1, Ordering::Relaxed);
-        let packets = if is_atomic(opcode) { 1 } else { packets(record.len, self.mtu) };
-        *self.psn = (*self.psn + packets) & MASK_24;
+        *self.psn = (*self.psn + record.packets) & MASK_24;
         *done += part.min(request.len - *done);
         // A receive of an SRQ is taken when its owner polls, or waits for it; the rest must not
         // depend on that.

@@ -24,6 +24,8 @@ pub(in super::super) struct RecvQueue {
     pub(in super::super) done: u64,
     /// Bytes of a message that has come in part.
     pub(in super::super) filled: u32,
+    /// The parts that have come of a message to an SRQ (where copies are forbidden).
+    pub(in super::super) parts: Vec<u8>,
     /// The QP is at ERR: receives end as they are posted.
     pub(in super::super) flushing: bool,
 }
@@ -56,6 +58,7 @@ impl RecvQueue {
             posted: 0,
             done: 0,
             filled: 0,
+            parts: Vec::new(),
             flushing: false,
         })
     }
@@ -70,6 +73,7 @@ impl RecvQueue {
 
     pub(in super::super) fn reset(&mut self) {
         (self.posted, self.done, self.filled, self.flushing) = (0, 0, 0, false);
+        self.parts = Vec::new();
     }
 
     /// Receives that are posted and have not ended.

@@ -8,10 +8,9 @@ use super::super::region::{QpEntry, SETTLED};
 use super::super::ring::{Found, Producer};
 use super::Qp;
 use super::copy::{Trouble, Way, copy};
-use super::exec::packets;
 use super::recv::{Pieces, RecvQueue, Taken};
 use crate::abi::{
-    MASK_24, Wc, access, event_type, qp_state, wc_flags, wc_opcode, wc_status, wr_opcode,
+    MASK_24, Wc, access, event_type, qp_state, qp_type, wc_flags, wc_opcode, wc_status, wr_opcode,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
@@ -300,7 +299,7 @@ impl Qp {
         }
         let cursor = &self.entry().taken.0;
         let epsn = cursor.epsn.load(Ordering::Acquire) & MASK_24;
-        if epsn != ask.psn {
+        if epsn != ask.psn && self.kind == qp_type::RC {
             return Reply::status(DROPPED);
         }
         let opcode = ask.flags >> 16;
@@ -316,14 +315,10 @@ impl Qp {
         };
         match reply.status {
             wc_status::SUCCESS => {
-                let mtu = self.entry().mtu.load(Ordering::Relaxed).max(256);
-                let atomic = matches!(
-                    opcode,
-                    wr_opcode::ATOMIC_CMP_AND_SWP | wr_opcode::ATOMIC_FETCH_AND_ADD
-                );
-                let count = if atomic { 1 } else { packets(ask.len, mtu) };
-                cursor.epsn.store((epsn + count) & MASK_24, Ordering::Release);
+                let next = (ask.psn.wrapping_add(ask.packets)) & MASK_24;
+                cursor.epsn.store(next, Ordering::Release);
             }
+            _ if self.kind == qp_type::UC => {}
             RNR => {}
             wc_status::REM_ACCESS_ERR => self.fail(event_type::QP_ACCESS_ERR),
             wc_status::REM_INV_REQ_ERR => self.fail(event_type::QP_REQ_ERR),
@@ -415,26 +410,41 @@ impl Qp {
                 })
             }
         };
-        if taken.is_some() { Reply::status(wc_status::SUCCESS) } else { self.not_ready() }
+        if taken.is_some() { Reply::status(wc_status::SUCCESS) } else { self.not_ready(ask) }
     }
 
-    fn not_ready(&self) -> Reply {
-        Reply::value(RNR, (self.entry().traits.load(Ordering::Relaxed) >> 24).into())
+    fn not_ready(&self, ask: &Ask) -> Reply {
+        let timer = self.entry().traits.load(Ordering::Relaxed) >> 24;
+        Reply::value(RNR, u64::from(ask.psn) << 32 | u64::from(timer))
     }
 
     /// A SEND to an SRQ.
     fn shared_receive(&self, link: &Arc<Inbound>, ask: &Ask, payload: &[u8]) -> Reply {
         let Some(srq) = &self.srq else { return Reply::status(wc_status::REM_INV_REQ_ERR) };
         let region = &self.core.region;
+        // Where copies are forbidden a message comes in parts, and takes its receive whole.
+        let mut rq = self.rq.lock();
+        let in_parts = ask.len < ask.total;
+        let listed = ask.flags & flag::LISTED != 0;
+        if in_parts {
+            rq.parts.truncate(ask.offset as usize);
+            if rq.parts.len() != ask.offset as usize {
+                return Reply::status(wc_status::REM_INV_REQ_ERR);
+            }
+            rq.parts.extend_from_slice(payload);
+            if ask.flags & flag::MORE != 0 {
+                return Reply::status(wc_status::SUCCESS);
+            }
+        }
+        let bytes = if in_parts { &rq.parts[..] } else { payload };
         let taken = srq.take(|queue, receive| {
-            let message = Message { flags: ask.flags & 0xffff, imm: ask.imm, len: ask.len };
-            let fits = queue.capacity(region, receive.number) >= u64::from(ask.len);
+            let message = Message { flags: ask.flags & 0xffff, imm: ask.imm, len: ask.total };
+            let fits = queue.capacity(region, receive.number) >= u64::from(ask.total);
             let (ours, theirs) = if !fits {
                 (wc_status::LOC_LEN_ERR, wc_status::REM_INV_REQ_ERR)
-            } else if ask.flags & flag::LISTED != 0 {
+            } else if listed {
                 self.pull(link, queue, receive, srq.pd, ask, payload)
             } else {
-                let bytes = payload.get(..ask.len as usize).unwrap_or(payload);
                 match queue.scatter(region, receive.number, srq.pd, 0, bytes) {
                     Some(()) => (wc_status::SUCCESS, wc_status::SUCCESS),
                     None => (wc_status::LOC_PROT_ERR, wc_status::REM_OP_ERR),
@@ -443,9 +453,12 @@ impl Qp {
             self.received(receive.wr_id, ours, &message);
             theirs
         });
+        if taken.is_some() {
+            rq.parts = Vec::new();
+        }
         match taken {
             Some(status) => Reply::status(status),
-            None => self.not_ready(),
+            None => self.not_ready(ask),
         }
     }
 

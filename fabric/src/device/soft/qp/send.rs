@@ -14,7 +14,7 @@ use super::Qp;
 use super::exec::{Outcome, Wait};
 use super::request::{Admits, Kept, Request, take};
 use crate::abi::{
-    QpAttr, SendWr, Wc, qp_state, qp_type, send_flags, wc_opcode, wc_status, wr_opcode,
+    MASK_24, QpAttr, SendWr, Wc, qp_state, qp_type, send_flags, wc_opcode, wc_status, wr_opcode,
 };
 use crate::device::{PostError, PostSend};
 use std::collections::VecDeque;
@@ -76,8 +76,6 @@ struct Wqe {
     stage: Stage,
     /// Bytes executed.
     done: u32,
-    /// The first PSN, once it was sent.
-    psn: u32,
 }
 
 /// See the module's documentation.
@@ -147,11 +145,10 @@ impl Qp {
     #[inline]
     fn start(self: &Arc<Self>, sq: &mut SendQueue, request: &Request<'_>) {
         let mut done = 0;
-        let psn = sq.flow.psn;
         match self.exec(&mut sq.flow, &sq.attr, request, &mut done, u32::MAX) {
             Outcome::Done => self.complete(request, wc_status::SUCCESS),
             outcome => {
-                sq.queue.push_back(Wqe { done, psn, ..Wqe::new(request) });
+                sq.queue.push_back(Wqe { done, ..Wqe::new(request) });
                 if self.outcome(sq, outcome) {
                     self.run(sq);
                 }
@@ -168,9 +165,6 @@ impl Qp {
         while self.state() == qp_state::RTS && sq.next < sq.queue.len() {
             let SendQueue { attr, flow, queue, next } = sq;
             let wqe = &mut queue[*next];
-            if wqe.done == 0 {
-                wqe.psn = flow.psn;
-            }
             let request = wqe.kept.get();
             let outcome = self.exec(flow, attr, &request, &mut wqe.done, u32::MAX);
             if !self.outcome(sq, outcome) {
@@ -195,7 +189,6 @@ impl Qp {
                 sq.queue[sq.next].stage = Stage::Sent(seq);
                 sq.next += 1;
                 sq.flow.unanswered += 1;
-                sq.restart();
                 true
             }
             Outcome::Failed(status) => {
@@ -293,29 +286,9 @@ impl Qp {
         match answer.status {
             DROPPED => return,
             RNR => self.go_back(&mut sq, answer),
-            wc_status::SUCCESS => {
-                let Some(Wqe { kept, stage: Stage::Sent(last), .. }) = sq.queue.front() else {
-                    return;
-                };
-                let request = kept.get();
-                let read = request.opcode == wr_opcode::RDMA_READ;
-                let value = answer.value.to_ne_bytes();
-                let landed = match request.opcode {
-                    wr_opcode::ATOMIC_CMP_AND_SWP | wr_opcode::ATOMIC_FETCH_AND_ADD => {
-                        self.land(&request, 0, &value)
-                    }
-                    _ if read => self.land(&request, answer.offset, data),
-                    _ => true,
-                };
-                if !landed {
-                    self.fail_front(&mut sq, wc_status::LOC_PROT_ERR);
-                } else if *last == answer.seq {
-                    self.complete(&request, wc_status::SUCCESS);
-                    sq.queue.pop_front();
-                    sq.next -= 1;
-                    sq.flow.unanswered -= 1;
-                    sq.restart();
-                }
+            // Whatever becomes of it at the other end, UC does not hear of it.
+            status if status == wc_status::SUCCESS || self.kind == qp_type::UC => {
+                self.accomplished(&mut sq, answer, data);
             }
             status => {
                 self.fail_front(&mut sq, status);
@@ -325,16 +298,39 @@ impl Qp {
         self.run(&mut sq);
     }
 
+    /// A request, or a part of one, was executed by the target.
+    fn accomplished(self: &Arc<Self>, sq: &mut SendQueue, answer: &Answer, data: &[u8]) {
+        let Some(wqe) = sq.queue.front() else { return };
+        let request = wqe.kept.get();
+        let landed = match request.opcode {
+            wr_opcode::ATOMIC_CMP_AND_SWP | wr_opcode::ATOMIC_FETCH_AND_ADD => {
+                self.land(&request, 0, &answer.value.to_ne_bytes())
+            }
+            wr_opcode::RDMA_READ => self.land(&request, answer.offset, data),
+            _ => true,
+        };
+        if !landed {
+            self.fail_front(sq, wc_status::LOC_PROT_ERR);
+        } else if matches!(wqe.stage, Stage::Sent(last) if last == answer.seq) {
+            self.complete(&request, wc_status::SUCCESS);
+            sq.queue.pop_front();
+            sq.next -= 1;
+            sq.flow.unanswered -= 1;
+            sq.restart();
+        }
+    }
+
     /// The target had no receive for the request that the answer names: it and all behind it
     /// are sent again.
     fn go_back(self: &Arc<Self>, sq: &mut SendQueue, answer: &Answer) {
         let named = |wqe: &Wqe| matches!(wqe.stage, Stage::Sent(seq) if seq == answer.seq);
         let Some(at) = sq.queue.iter().position(named) else { return };
-        sq.flow.psn = sq.queue[at].psn;
+        sq.flow.psn = (answer.value >> 32) as u32 & MASK_24;
         for wqe in sq.queue.range_mut(at..sq.next) {
             wqe.stage = Stage::Waiting;
             wqe.done = 0;
         }
+        sq.queue[at].done = answer.offset;
         sq.flow.unanswered -= (sq.next - at) as u32;
         sq.next = at;
         self.rnr(sq, answer.value as u8);
@@ -398,7 +394,7 @@ impl Qp {
 
 impl Wqe {
     fn new(request: &Request<'_>) -> Wqe {
-        Wqe { kept: Kept::new(request), stage: Stage::Waiting, done: 0, psn: 0 }
+        Wqe { kept: Kept::new(request), stage: Stage::Waiting, done: 0 }
     }
 }
 
