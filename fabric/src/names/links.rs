@@ -253,6 +253,10 @@ impl Links {
     fn opened(&mut self, id: LinkId) {
         let Some(link) = self.links.get_mut(&id) else { return };
         link.announced = true;
+        if link.ended == Some(LinkError::Silent) {
+            // It was this thread that came too late, not what the peer had to say.
+            link.ended = None;
+        }
         if let Some(timer) = link.deadline.take() {
             self.timers.cancel(timer);
         }

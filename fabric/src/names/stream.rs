@@ -53,7 +53,9 @@ impl Endpoint {
             return Ok(Endpoint::Unix(path.into()));
         }
         let Some(host) = text.strip_prefix("tcp:") else {
-            return Err(bad("it starts with neither unix: nor tcp:".into()));
+            return Err(bad(
+                "it starts with neither unix: nor tcp: (write unix:/path or tcp:host:port)".into(),
+            ));
         };
         if let Ok(address) = host.parse() {
             return Ok(Endpoint::Tcp(address));

@@ -12,8 +12,29 @@ use sojourn_fabric::names::{
 
 /// Far above what anything takes on a loaded machine; reached only by failures.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
-/// What tests wait for that must run into a deadline.
+/// What tests wait for that must run into a deadline, whatever has happened until then.
 pub(crate) const SHORT: Duration = Duration::from_millis(150);
+
+/// Fetches what never comes, and returns the error at the deadline. On a loaded machine a short
+/// deadline may find the fetch on its way still: then once more, with a longer one.
+pub(crate) fn runs_into_deadline(
+    asking: &Service,
+    peer: ProcessId,
+    what: &Fetch,
+    expected: impl Fn(&Error) -> bool,
+) -> Error {
+    let mut time = SHORT;
+    loop {
+        let begun = Instant::now();
+        let error = asking.fetch_wait(peer, what.clone(), begun + time).unwrap_err();
+        assert!(begun.elapsed() >= time, "{error}");
+        if expected(&error) {
+            return error;
+        }
+        assert!(time < LONG, "{error}");
+        time *= 8;
+    }
+}
 
 pub(crate) fn soon() -> Instant {
     Instant::now() + LONG
