@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,10 +10,10 @@ use crossbeam_channel::{bounded, unbounded};
 use sojourn_fabric::names::directory::{DirectoryServer, LocalDirectory, ServerConfig};
 use sojourn_fabric::names::{
     DeviceId, Endpoint, Error, Fetch, Fetched, Incarnation, JobKey, KeyRecord, MAX_NOTE,
-    PrivateDir, ProcessId, Ready, Record, Service, ServiceConfig,
+    PrivateDir, ProcessId, Ready, Record, Service, ServiceConfig, Whereabouts,
 };
 
-use crate::support::{Job, LONG, Tables, end, note, qpn, runs_into_deadline, soon, text};
+use crate::support::{Altered, Job, LONG, Tables, end, note, qpn, runs_into_deadline, soon, text};
 
 fn fetch_everything(one: &Service, two: &Service, two_tables: &Tables) {
     let (me, you) = (*one.grant(), *two.grant());
@@ -181,6 +182,59 @@ fn processes_that_know_each_other_outlive_the_directory() {
     drop(two);
     let error = one.fetch_wait(ProcessId(2), note("x"), soon()).unwrap_err();
     assert!(matches!(error, Error::Unreachable { .. }), "{error}");
+}
+
+#[test]
+fn an_address_with_a_new_tenant_is_found_out() {
+    let job = Job::unix();
+    let (two, three) = (job.join(2), job.join(3));
+    two.publish_note("who", b"two").unwrap();
+    three.publish_note("who", b"three").unwrap();
+    // The first time that it is asked, the directory sends whoever looks for 2 to the socket of 3.
+    let tenant = other_socket(&job);
+    let (tx, asked) = unbounded();
+    let mut config = job.config(&job.key);
+    config.directory = Box::new(Altered {
+        honest: config.directory,
+        alter: move |process: ProcessId, place: &mut Whereabouts| {
+            if process == ProcessId(2) {
+                tx.send(()).unwrap();
+                if tx.len() == 1 {
+                    place.address.unix = Some(tenant(place.address.unix.as_deref().unwrap()));
+                }
+            }
+        },
+    });
+    let one = Service::start(config, Arc::new(Tables::default())).unwrap();
+    let fetched = one.fetch_wait(ProcessId(2), note("who"), soon()).unwrap();
+    assert_eq!(text(fetched), "two");
+    assert_eq!(asked.len(), 2);
+}
+
+/// For the socket of either of the two processes of a job, that of the other.
+fn other_socket(job: &Job) -> impl Fn(&Path) -> PathBuf + Send + use<> {
+    let entries = std::fs::read_dir(job.dir.path()).unwrap().map(|entry| entry.unwrap().path());
+    let of_process = |path: &PathBuf| path.file_name().unwrap().as_encoded_bytes()[0] == b'p';
+    let sockets: Vec<PathBuf> = entries.filter(of_process).collect();
+    assert_eq!(sockets.len(), 2);
+    move |of: &Path| sockets.iter().find(|path| *path != of).unwrap().clone()
+}
+
+#[test]
+fn where_the_unix_socket_cannot_be_seen_tcp_serves() {
+    let job = Job::tcp();
+    let two = job.join(2);
+    two.publish_note("who", b"two").unwrap();
+    let mut config = job.config(&job.key);
+    config.directory = Box::new(Altered {
+        honest: config.directory,
+        alter: |_, place: &mut Whereabouts| {
+            assert!(place.address.unix.is_some() && place.address.tcp.len() == 1);
+            place.address.unix = Some("/nowhere/socket".into());
+        },
+    });
+    let one = Service::start(config, Arc::new(Tables::default())).unwrap();
+    assert_eq!(text(one.fetch_wait(ProcessId(2), note("who"), soon()).unwrap()), "two");
 }
 
 #[test]
