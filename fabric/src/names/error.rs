@@ -77,7 +77,7 @@ pub enum Error {
     },
 
     /// Where something listens, written wrongly.
-    #[error("endpoint {text:?}: {problem}")]
+    #[error("{text:?} is no endpoint ({problem}): write unix:/path or tcp:host:port")]
     Endpoint {
         /// What was written.
         text: String,

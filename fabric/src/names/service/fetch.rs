@@ -27,21 +27,15 @@ const MAX_KEPT: usize = 1024;
 
 /// What is waited before connecting anew to a peer that the directory says lives: nothing at
 /// first, since mostly one of the two has just restarted; then longer. After the last, the peer
-/// counts as unreachable. Together far longer than the directory takes to notice a death, on a
-/// loaded machine too.
-const REST: [Duration; 8] = [
+/// counts as unreachable. Together far longer than the directory takes to notice a death.
+const REST: [Duration; 6] = [
     Duration::ZERO,
     Duration::from_millis(2),
     Duration::from_millis(10),
     Duration::from_millis(50),
     Duration::from_millis(200),
     Duration::from_millis(500),
-    Duration::from_millis(1000),
-    Duration::from_millis(2000),
 ];
-
-/// Failures after which a peer counts as unreachable where the directory can't be asked either.
-const BLIND_FAILURES: usize = 3;
 
 /// What this half of the service does its IO with.
 pub(super) struct Io<'a> {
@@ -54,10 +48,8 @@ pub(super) struct Io<'a> {
 enum Stage {
     /// Nothing is wanted of it, or everything has failed.
     Idle,
-    /// The directory has been asked, and has not answered yet.
+    /// The directory has been asked.
     Locating,
-    /// It has answered that the peer has not joined, and will tell when it does.
-    Awaiting,
     /// After a failure, until the timer asks the directory again.
     Resting,
     /// With the other ways to try if this one fails.
@@ -162,7 +154,7 @@ impl Fetches {
         } else {
             match remote.stage {
                 Stage::Idle if remote.place.is_some() => self.connect(process, &mut io),
-                Stage::Idle => self.locate(process, io.now),
+                Stage::Idle => self.locate(process, true, io.now),
                 Stage::Ready(link) => self.ask(process, link, Some(id), &mut io),
                 // What is on its way takes this along.
                 _ => {}
@@ -187,7 +179,7 @@ impl Fetches {
             busy = true;
             match due {
                 Due::Deadline(process, id) => self.too_late(process, id),
-                Due::Rested(process) => self.locate(process, io.now),
+                Due::Rested(process) => self.locate(process, false, io.now),
             }
         }
         busy
@@ -227,33 +219,21 @@ impl Fetches {
         self.peers.get_mut(&process).map(|remote| (process, remote))
     }
 
-    /// Asks the directory, if anything still waits for the answer.
-    fn locate(&mut self, process: ProcessId, now: Instant) {
+    /// Asks the directory, if anything still waits for the answer; where it has to, until the last
+    /// of those gives up.
+    fn locate(&mut self, process: ProcessId, wait: bool, now: Instant) {
         let Some(remote) = self.peers.get_mut(&process) else { return };
-        if remote.pending.is_empty() {
+        let Some(last) = remote.pending.values().map(|p| p.deadline).max() else {
             remote.stage = Stage::Idle;
             return;
-        }
+        };
         remote.stage = Stage::Locating;
-        self.directory.lookup(process, None, now);
-    }
-
-    /// Asks the directory to tell when the peer joins, for as long as anybody waits for that.
-    fn wait_for(&mut self, process: ProcessId, now: Instant) {
-        let Some(remote) = self.peers.get_mut(&process) else { return };
-        match remote.pending.values().map(|pending| pending.deadline).max() {
-            Some(last) if last > now => {
-                remote.stage = Stage::Awaiting;
-                self.directory.lookup(process, Some(last), now);
-            }
-            // Their own timers end what is left.
-            _ => remote.stage = Stage::Idle,
-        }
+        self.directory.lookup(process, wait.then_some(last), now);
     }
 
     fn located(&mut self, process: ProcessId, found: Result<Whereabouts, Error>, io: &mut Io<'_>) {
         let Some(remote) = self.peers.get_mut(&process) else { return };
-        if !matches!(remote.stage, Stage::Locating | Stage::Awaiting) {
+        if !matches!(remote.stage, Stage::Locating) {
             return;
         }
         remote.stage = Stage::Idle;
@@ -264,19 +244,19 @@ impl Fetches {
                     self.connect(process, io);
                 }
             }
-            Err(Error::NotYet { .. }) if remote.failures == 0 => self.wait_for(process, io.now),
+            Err(Error::NotYet { .. }) if remote.failures == 0 => {
+                // The wait that was asked for is over. Some may have come later, and wait longer.
+                let longer = remote.pending.values().any(|pending| pending.deadline > io.now);
+                if longer {
+                    self.locate(process, true, io.now);
+                }
+            }
             Err(error @ (Error::Gone { .. } | Error::NotYet { .. })) => {
                 remote.place = None;
                 self.fail_all(process, error);
             }
             // The directory can't be asked. What is known may still be true.
-            Err(_) if remote.place.is_some() && remote.failures < BLIND_FAILURES => {
-                self.connect(process, io);
-            }
-            Err(error) if remote.failures > 0 => {
-                let problem = format!("{}; {error}", remote.problem);
-                self.fail_all(process, Error::Unreachable { process, problem });
-            }
+            Err(_) if remote.place.is_some() => self.connect(process, io),
             Err(error) => self.fail_all(process, error),
         }
     }
@@ -333,7 +313,7 @@ impl Fetches {
         };
         remote.failures += 1;
         if rest.is_zero() {
-            self.locate(process, now);
+            self.locate(process, false, now);
         } else {
             remote.stage = Stage::Resting;
             self.timers.set(now + *rest, Due::Rested(process));
@@ -425,19 +405,16 @@ impl Fetches {
     fn too_late(&mut self, process: ProcessId, id: u32) {
         let Some(remote) = self.peers.get(&process) else { return };
         let Some(pending) = remote.pending.get(&id) else { return };
-        let note = matches!(pending.what, Fetch::Note(_));
         let doing = match &remote.stage {
-            Stage::Ready(_) if note => "it has not published it".into(),
-            _ if process == self.me.process => "it has not published it".into(),
-            Stage::Idle | Stage::Awaiting if remote.failures == 0 => {
+            Stage::Idle | Stage::Locating if remote.failures == 0 && process != self.me.process => {
                 return self.complete(process, id, Err(Error::NotYet { process }));
             }
-            Stage::Locating if remote.failures == 0 => {
-                format!("the directory at {} does not answer", self.directory.place())
+            Stage::Idle | Stage::Ready(_) if matches!(pending.what, Fetch::Note(_)) => {
+                "it has not published it".into()
             }
-            Stage::Ready(_) => "it is connected, and silent".into(),
-            Stage::Connecting(_) | Stage::Greeting if remote.failures == 0 => {
-                "it does not answer the connection".into()
+            Stage::Idle | Stage::Ready(_) => "it is connected, and silent".into(),
+            Stage::Greeting | Stage::Connecting(..) if remote.failures == 0 => {
+                "it does not accept the connection".into()
             }
             _ => format!("it can't be reached: {}", remote.problem),
         };

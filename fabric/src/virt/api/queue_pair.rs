@@ -295,6 +295,34 @@ impl QueuePair {
         unsafe { self.qp.post_recv(&raw mut wr) }.map_err(|error| self.refused(error.errno))
     }
 
+    /// Posts receives as one list, in order; each has its identifier and its elements.
+    ///
+    /// # Errors
+    /// As [`Self::post_recv`], with the number of receives that were posted before the refused one.
+    pub fn post_recvs(
+        &self,
+        receives: &[(u64, &[Sge])],
+    ) -> std::result::Result<(), (usize, Error)> {
+        let mut wrs = Vec::with_capacity(receives.len());
+        for (i, (wr_id, sges)) in receives.iter().enumerate() {
+            wrs.push(recv_wr(*wr_id, sges).map_err(|error| (i, error))?);
+        }
+        let base = wrs.as_mut_ptr();
+        for i in 1..wrs.len() {
+            // SAFETY: both indices are below the length.
+            unsafe { (*base.add(i - 1)).next = base.add(i) };
+        }
+        if wrs.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: a list within `wrs`, which lives through the call; else as in `post_recv`.
+        unsafe { self.qp.post_recv(base) }.map_err(|error| {
+            let at =
+                (error.bad_wr as usize).saturating_sub(base as usize) / size_of::<abi::RecvWr>();
+            (at, self.refused(error.errno))
+        })
+    }
+
     #[cold]
     fn refused(&self, errno: i32) -> Error {
         let why = match errno {

@@ -1,0 +1,58 @@
+//! Every case on the soft device, and on virtual verbs over it.
+
+use sojourn_conformance::{Case, Layer, Node, Options, Outcome, Summary, cases, loopback};
+use sojourn_fabric::device::{DeviceContext, soft};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Long enough for a machine under load: only a failure takes it.
+const OPTIONS: Options =
+    Options { limit: Duration::from_secs(60), patience: Duration::from_secs(20) };
+
+/// What the raw soft device lacks.
+const RAW_LACKS: &[&str] = &["qp.drained_event"];
+
+fn open(options: soft::Options) -> Arc<dyn DeviceContext> {
+    soft::open_with("soft0", options).expect("soft0 opens")
+}
+
+fn raw(context: Arc<dyn DeviceContext>) -> Node {
+    Node { context, layer: Layer::Raw }
+}
+
+/// Runs all cases, and fails where one fails, or is not applicable without being expected to be.
+fn all(a: &Node, b: &Node, lacks: &[&str]) {
+    let cases: Vec<Case> = cases();
+    let summary: Summary = loopback(a, b, &cases, &OPTIONS, |_| {});
+    let wrong: Vec<String> = summary
+        .reports
+        .iter()
+        .filter(|report| match report.outcome {
+            Outcome::Passed => lacks.contains(&report.name),
+            Outcome::NotApplicable(_) => !lacks.contains(&report.name),
+            Outcome::Failed(_) => true,
+        })
+        .map(|report| format!("{}: {:?}", report.name, report.outcome))
+        .collect();
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+    assert_eq!(summary.stopped, None);
+    assert_eq!(summary.reports.len(), cases.len());
+}
+
+#[test]
+fn a_context_with_itself_passes_every_case() {
+    let node = raw(open(soft::Options::default()));
+    all(&node, &node, RAW_LACKS);
+}
+
+#[test]
+fn two_contexts_of_a_device_pass_every_case() {
+    let (a, b) = (open(soft::Options::default()), open(soft::Options::default()));
+    all(&raw(a), &raw(b), RAW_LACKS);
+}
+
+#[test]
+fn without_copies_between_processes_every_case_passes() {
+    let options = soft::Options { ring_only: true, ..soft::Options::default() };
+    all(&raw(open(options)), &raw(open(options)), RAW_LACKS);
+}
