@@ -4,12 +4,17 @@ A case is a function that gets the cluster (`c.guests`, two of them; `c.programs
 built; `c.full`, the long form) and returns the log of what it did, or raises `Failed`. Its name on the command line and in the report is the function's with dashes.
 """
 
+import json
 import re
+import secrets
 
 from cluster import host
 from cluster.errors import Failed
 
 CASES = []
+
+# Where the directory of a job listens, in the first guest.
+JOB_PORT = 7000
 
 
 def case(function):
@@ -48,6 +53,16 @@ def hca_loopback(c):
 
 
 @case
+def devices(c):
+    """`sojourn devices` lists rxe0 as what it is."""
+    text = c.guests[0].run(f"{c.programs.binary('sojourn')} devices --json")
+    found = [device for device in json.loads(text) if device["name"] == "rxe0"]
+    if not found or found[0]["kind"] != "hca":
+        raise Failed(f"no rxe0 of kind hca among:\n{text}")
+    return text
+
+
+@case
 def rc_pingpong(c):
     """The stock RC ping-pong runs between the guests."""
     return pair(c, "ibv_rc_pingpong -d rxe0 -g 1 -n 200")
@@ -57,6 +72,49 @@ def rc_pingpong(c):
 def ud_pingpong(c):
     """The stock UD ping-pong runs between the guests."""
     return pair(c, "ibv_ud_pingpong -d rxe0 -g 1 -n 200 -s 1024")
+
+
+@case
+def heat(c):
+    """Heat on 4 ranks, 2 in each guest, computes the field that one process computes."""
+    problem = ["heat", "--size", "256x192", "--steps", "300", "--json"]
+    # One rank alone uses no device; it computes on the host, which is faster.
+    alone = json.loads(host.run([c.programs.folder / "sojourn", *problem], 120))
+    log = []
+    for how in [[], ["--raw"]] if c.full else [[]]:
+        program = " ".join([c.programs.binary("sojourn"), *problem, *how])
+        log.append(job(c, program, 4, 180))
+        report = json.loads(re.search(r"^\[0\] (\{.*\})$", log[-1], re.MULTILINE).group(1))
+        expected = (4, "rxe0", bool(how), alone["steps"], alone["checksum"])
+        fields = ("ranks", "device", "raw", "steps", "checksum")
+        if tuple(report[name] for name in fields) != expected:
+            raise Failed(f"{expected} expected for {fields}; 4 ranks reported:\n{log[-1]}")
+    return "\n".join(log)
+
+
+def job(c, program, size, seconds):
+    """Runs a program as a job over both guests, half of the ranks in each."""
+    key = secrets.token_hex(32)
+    for guest in c.guests:
+        guest.run(f"umask 077; rm -f /run/key; echo {key} >/run/key")
+    one, two = c.guests
+    sojourn = c.programs.binary("sojourn")
+    common = f"--device rxe0 --key-file /run/key --timeout {seconds} -- {program}"
+    directory = f"{one.address}:{JOB_PORT}"
+    first = one.start(
+        f"{sojourn} run -n {size} --ranks 0-{size // 2 - 1} --listen {directory} {common}",
+        seconds + 20,
+    )
+    wait_listening(one, JOB_PORT)
+    second = two.start(
+        f"{sojourn} run -n {size} --ranks {size // 2}-{size - 1} --join {directory} {common}",
+        seconds + 20,
+    )
+    try:
+        return f"{first.succeed()}\n{second.succeed()}"
+    finally:
+        first.kill()
+        second.kill()
 
 
 def pair(c, command, seconds=60):

@@ -14,7 +14,7 @@ const RANKS: u32 = 4;
 /// Cells of its plate.
 const SIZE: &str = "512x512";
 /// Steps at most: enough for the heat to reach the edge of the plate.
-const STEPS: &str = "8000";
+const STEPS: u64 = 8000;
 /// A hung rank ends the demo after this.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -29,6 +29,9 @@ pub(crate) struct DemoArgs {
     /// Where the picture goes
     #[arg(long, value_name = "PNG", default_value = "sojourn-demo.png")]
     output: PathBuf,
+    /// Steps of the computation
+    #[arg(long, value_name = "N", default_value_t = STEPS, value_parser = clap::value_parser!(u64).range(1..))]
+    steps: u64,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -55,8 +58,9 @@ pub(crate) fn run(args: &DemoArgs) -> Outcome {
     let program = std::env::current_exe().doing("finding the program itself")?;
     let signals = Signals::block()?;
     let heat = |ranks: u32, what: &'static str, more: &[OsString]| {
+        let steps = args.steps.to_string();
         let mut arguments: Vec<OsString> =
-            ["heat", "--size", SIZE, "--steps", STEPS, "--json", "--progress"]
+            ["heat", "--size", SIZE, "--steps", &steps, "--json", "--progress"]
                 .map(OsString::from)
                 .to_vec();
         arguments.extend_from_slice(more);

@@ -77,7 +77,7 @@ pub enum Error {
     },
 
     /// Where something listens, written wrongly.
-    #[error("{text:?} is no endpoint ({problem}): write unix:/path or tcp:host:port")]
+    #[error("endpoint {text:?}: {problem}")]
     Endpoint {
         /// What was written.
         text: String,

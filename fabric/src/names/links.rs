@@ -253,6 +253,10 @@ impl Links {
     fn opened(&mut self, id: LinkId) {
         let Some(link) = self.links.get_mut(&id) else { return };
         link.announced = true;
+        if link.ended == Some(LinkError::Silent) {
+            // It was this thread that came too late, not what the peer had to say.
+            link.ended = None;
+        }
         if let Some(timer) = link.deadline.take() {
             self.timers.cancel(timer);
         }
@@ -456,10 +460,10 @@ mod tests {
     const LONG: Duration = Duration::from_secs(60);
 
     /// One who listens and one who has connected, both authenticated.
-    fn pair() -> (PrivateDir, Links, LinkId, Links, LinkId) {
+    fn pair(max_inbound: usize) -> (PrivateDir, Links, LinkId, Links, LinkId) {
         let dir = PrivateDir::create().unwrap();
         let key = JobKey::from_bytes([4; 32]);
-        let mut server = Links::new(key.clone(), LONG, 1).unwrap();
+        let mut server = Links::new(key.clone(), LONG, max_inbound).unwrap();
         let at = server.listen(&Endpoint::Unix(dir.path().join("s"))).unwrap();
         let mut client = Links::new(key, LONG, 0).unwrap();
         let out = client.connect(&at, Instant::now()).unwrap();
@@ -482,7 +486,7 @@ mod tests {
     #[test]
     fn one_who_asks_and_does_not_read_is_not_listened_to_until_it_does() {
         const QUESTIONS: usize = 60;
-        let (_dir, mut server, accepted, mut client, out) = pair();
+        let (_dir, mut server, accepted, mut client, out) = pair(2);
         for n in 0..QUESTIONS {
             client.send(out, &(n as u64).to_be_bytes());
         }
@@ -521,7 +525,7 @@ mod tests {
 
     #[test]
     fn what_was_sent_before_the_end_arrives_before_the_end() {
-        let (_dir, mut server, accepted, mut client, out) = pair();
+        let (_dir, mut server, accepted, mut client, out) = pair(2);
         client.send(out, b"last words");
         drop(client);
         let mut events = vec![];
@@ -543,8 +547,38 @@ mod tests {
     }
 
     #[test]
+    fn of_too_many_strangers_the_oldest_goes() {
+        use std::io::{ErrorKind, Read};
+        use std::os::unix::net::UnixStream;
+        let (dir, mut server, accepted, mut client, out) = pair(2);
+        let path = dir.path().join("s");
+        let connect = |_| {
+            let stream = UnixStream::connect(&path).unwrap();
+            stream.set_nonblocking(true).unwrap();
+            stream
+        };
+        let mut crowd = vec![];
+        for _ in 0..(MAX_STRANGERS + 3).div_ceil(ACCEPT_BATCH) {
+            crowd.extend((0..ACCEPT_BATCH.min(MAX_STRANGERS + 3 - crowd.len())).map(connect));
+            server.drive(Instant::now());
+        }
+        assert_eq!(server.strangers.len(), MAX_STRANGERS);
+        for (index, stranger) in crowd.iter_mut().enumerate() {
+            match stranger.read(&mut [0]) {
+                Ok(0) => assert!(index < 3),
+                Err(e) => assert!(index >= 3 && e.kind() == ErrorKind::WouldBlock, "{index}: {e}"),
+                other => panic!("{other:?}"),
+            }
+        }
+        client.send(out, b"undisturbed");
+        server.drive(Instant::now());
+        let event = server.next_event();
+        assert!(matches!(event, Some(Event::Message(id, _)) if id == accepted), "{event:?}");
+    }
+
+    #[test]
     fn past_its_limit_a_listener_says_that_it_is_full() {
-        let (dir, mut server, _, mut client, _) = pair();
+        let (dir, mut server, _, mut client, _) = pair(1);
         let at = Endpoint::Unix(dir.path().join("s"));
         let second = client.connect(&at, Instant::now()).unwrap();
         server.drive(Instant::now());

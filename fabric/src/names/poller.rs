@@ -6,7 +6,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
@@ -49,6 +49,9 @@ impl Ready {
 /// Descriptors taken in one look; the rest stay ready for the next.
 const BATCH: usize = 64;
 
+/// Sleeps are cut to this, so that no deadline however far is one that the kernel refuses.
+const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
+
 /// Level-triggered epoll.
 pub(crate) struct Poller {
     epoll: Epoll,
@@ -86,7 +89,9 @@ impl Poller {
 
     /// Sleeps until something is ready, or until then. By ppoll, since epoll counts milliseconds.
     pub(crate) fn sleep(&self, until: Option<Instant>) {
-        let left = until.map(|at| TimeSpec::from(at.saturating_duration_since(Instant::now())));
+        let left = until.map(|at| {
+            TimeSpec::from(at.saturating_duration_since(Instant::now()).min(LONGEST_SLEEP))
+        });
         let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
         // Interrupted, or out of kernel memory: either way the caller looks, and sleeps again.
         let _ = ppoll(&mut fds, left, None);
@@ -151,7 +156,6 @@ pub(crate) fn spawn(
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::time::Duration;
 
     use super::*;
 

@@ -31,6 +31,10 @@ const MAX_FRAME: usize = MAX_MESSAGE + TAG;
 /// A handshake message: a public key, and the version with its tag.
 const HANDSHAKE_FRAME: usize = 32 + 1 + TAG;
 
+/// What an idle connection keeps of each buffer: one large note must not hold its memory for the
+/// life of the connection.
+const IDLE_BUFFER: usize = 1024;
+
 /// Why the listening side hung up before the handshake was complete.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Refusal {
@@ -132,7 +136,14 @@ impl Session {
             return Err(error);
         }
         let (rest, open) = (&self.input[self.taken..], self.is_open());
-        let Some(prefix) = rest.first_chunk::<PREFIX>() else { return Ok(None) };
+        let Some(prefix) = rest.first_chunk::<PREFIX>() else {
+            if rest.is_empty() {
+                self.input.clear();
+                self.taken = 0;
+                self.input.shrink_to(IDLE_BUFFER);
+            }
+            return Ok(None);
+        };
         let len = usize::from(u16::from_be_bytes(*prefix));
         if !self.may_be_frame(open, len) {
             return Err(self.broken(SessionError::Frame(len)));
@@ -186,8 +197,7 @@ impl Session {
         if self.written >= self.output.len() {
             self.output.clear();
             self.written = 0;
-            // One large note must not keep its memory for the life of an idle connection.
-            self.output.shrink_to(4096);
+            self.output.shrink_to(IDLE_BUFFER);
         } else if self.written > self.output.len() / 2 {
             self.output.drain(..self.written);
             self.written = 0;

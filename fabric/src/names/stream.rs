@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrStorage, UnixAddr, connect, getsockopt, setsockopt,
-    socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, connect, getsockopt,
+    listen, setsockopt, socket, sockopt,
 };
 use nix::unistd::{geteuid, getpid};
 
@@ -53,7 +53,9 @@ impl Endpoint {
             return Ok(Endpoint::Unix(path.into()));
         }
         let Some(host) = text.strip_prefix("tcp:") else {
-            return Err(bad("it starts with neither unix: nor tcp:".into()));
+            return Err(bad(
+                "it starts with neither unix: nor tcp: (write unix:/path or tcp:host:port)".into(),
+            ));
         };
         if let Ok(address) = host.parse() {
             return Ok(Endpoint::Tcp(address));
@@ -204,22 +206,26 @@ impl Listener {
                 let listener = UnixListener::bind(path).map_err(failed)?;
                 // From here on the path is ours to remove, whatever fails.
                 let listener = Listener::Unix(listener, path.clone());
-                listener.set_nonblocking().map_err(failed)?;
+                listener.set_up().map_err(failed)?;
                 Ok(listener)
             }
             Endpoint::Tcp(address) => {
                 let listener = Listener::Tcp(TcpListener::bind(address).map_err(failed)?);
-                listener.set_nonblocking().map_err(failed)?;
+                listener.set_up().map_err(failed)?;
                 Ok(listener)
             }
         }
     }
 
-    fn set_nonblocking(&self) -> io::Result<()> {
+    fn set_up(&self) -> io::Result<()> {
         match self {
             Listener::Unix(listener, _) => listener.set_nonblocking(true),
             Listener::Tcp(listener) => listener.set_nonblocking(true),
-        }
+        }?;
+        // Listening again changes nothing but the length of the queue, here to all that the system
+        // allows: the ranks of a job connect to its directory at once, and over TCP one that finds
+        // the queue full tries again only after a second.
+        Ok(listen(self, Backlog::MAXALLOWABLE)?)
     }
 
     /// Where it listens, with the port that the system chose.

@@ -2,7 +2,9 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -110,4 +112,40 @@ fn a_crowd_of_silent_strangers_keeps_no_member_out() {
     let (one, two) = (job.join(1), job.join(2));
     one.fetch_wait(ProcessId(2), Fetch::Key(1), soon()).unwrap();
     drop((two, crowd));
+}
+
+#[test]
+fn another_user_is_hung_up_on_even_where_the_file_system_lets_him_in() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: only root can act as another user");
+        return;
+    }
+    let dir = PrivateDir::create().unwrap();
+    let at = Endpoint::Unix(dir.path().join("directory"));
+    let job = Job::start(dir, at, |config| config.handshake_time = 2 * LONG);
+    let path = job.dir.path().join("directory");
+    let connect = move |time| {
+        let mut stream = UnixStream::connect(&path).unwrap();
+        stream.set_read_timeout(Some(time)).unwrap();
+        stream.read(&mut [0])
+    };
+    let timeout = connect(Duration::from_millis(100)).unwrap_err();
+    assert_eq!(timeout.kind(), std::io::ErrorKind::WouldBlock, "one of ours has its time");
+    let open = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    open(job.dir.path(), 0o755);
+    open(&job.dir.path().join("directory"), 0o777);
+    let stranger = std::thread::spawn(move || {
+        // The bare system call changes the calling thread alone, which the C library's would not.
+        let unchanged = -1i64 as libc::uid_t;
+        // SAFETY: takes three numbers and touches no memory.
+        let changed = unsafe { libc::syscall(libc::SYS_setresuid, unchanged, 12345, unchanged) };
+        assert_eq!(changed, 0);
+        connect(LONG)
+    });
+    match stranger.join().unwrap() {
+        Ok(bytes) => assert_eq!(bytes, 0),
+        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
+    }
 }

@@ -31,6 +31,7 @@ fn child() {
     match part.as_str() {
         "rank" => rank(),
         "asked" => asked(),
+        "starved" => starved(),
         "server" => server_without_descriptors(),
         other => panic!("{PART}={other} is no part"),
     }
@@ -69,6 +70,16 @@ impl Part {
 
     fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.0.id() as i32), signal).unwrap();
+    }
+
+    /// Stops it, and returns once it has stopped.
+    fn stop(&self) {
+        self.signal(Signal::SIGSTOP);
+        let deadline = soon();
+        while stat(self.0.id())[0] != "T" {
+            assert!(Instant::now() < deadline, "a child process does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn wait(&mut self) -> std::process::ExitStatus {
@@ -126,6 +137,41 @@ fn asked() {
     panic!("nobody has ended this process: {error:?}");
 }
 
+/// Has no descriptor left when it has to connect to another process, and one again later.
+fn starved() {
+    let (_job, service) = start_member();
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    let next = std::fs::File::open("/dev/null").unwrap().as_raw_fd() as u64;
+    setrlimit(Resource::RLIMIT_NOFILE, next, hard).unwrap();
+    let error = service.fetch_wait(ProcessId(1), Fetch::Key(1), soon()).unwrap_err();
+    assert!(matches!(error, Error::NoDescriptors { .. }), "{error:?}");
+    let text = error.to_string();
+    assert!(text.contains("process 1") && text.contains(&format!("limit {next}")), "{text}");
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+    service.fetch_wait(ProcessId(1), Fetch::Key(1), soon()).unwrap();
+}
+
+#[test]
+fn one_without_descriptors_is_told_so_and_recovers() {
+    let job = Job::unix();
+    let _one = job.join(1);
+    let status = Part::member("starved", &job, 1, 2).wait();
+    assert!(status.success(), "{status}");
+}
+
+#[test]
+fn a_directory_that_is_stopped_is_told_from_a_process_that_has_not_joined() {
+    let dir = PrivateDir::create().unwrap();
+    let (job, server) = remote_directory(dir);
+    let one = job.join(1);
+    server.stop();
+    let error = one.fetch_wait(ProcessId(2), note("x"), Instant::now() + SHORT).unwrap_err();
+    assert!(error.to_string().contains("directory at unix:"), "{error}");
+    server.signal(Signal::SIGCONT);
+    let _two = job.join(2);
+    one.fetch_wait(ProcessId(2), Fetch::Key(1), soon()).unwrap();
+}
+
 #[test]
 fn the_ranks_of_a_job_find_each_other_in_whatever_order_they_start() {
     for job in [Job::unix(), Job::tcp()] {
@@ -171,7 +217,7 @@ fn a_stopped_process_costs_its_askers_their_deadline_and_no_more() {
     let sleeper = Part::member("asked", &job, 1, 3);
     let two = ProcessId(2);
     one.fetch_wait(two, note("name"), soon()).unwrap();
-    sleeper.signal(Signal::SIGSTOP);
+    sleeper.stop();
     // One has a connection to it, three has none.
     for asking in [&one, &three] {
         let error = asking.fetch_wait(two, Fetch::Key(1), Instant::now() + SHORT).unwrap_err();
@@ -201,28 +247,38 @@ fn server_without_descriptors() {
     panic!("nobody has ended this process");
 }
 
+/// What the kernel says of a process, from its state on.
+fn stat(pid: u32) -> Vec<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat[stat.rfind(')').unwrap() + 2..].split(' ').map(String::from).collect()
+}
+
 /// Processor time that a process has used.
 fn processor_time(pid: u32) -> Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<&str> = stat[stat.rfind(')').unwrap() + 2..].split(' ').collect();
+    let fields = stat(pid);
     let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
     // USER_HZ is 100 wherever Linux runs today.
     Duration::from_millis(ticks * 10)
 }
 
-#[test]
-fn a_directory_without_descriptors_neither_spins_nor_dies() {
-    let dir = PrivateDir::create().unwrap();
+/// A job whose directory is a process of its own.
+fn remote_directory(dir: PrivateDir) -> (Job, Part) {
     let key = JobKey::generate().unwrap();
     key.write(&dir.path().join("key")).unwrap();
     let at = Endpoint::Unix(dir.path().join("directory"));
-    let path = dir.path().join("directory");
     let server = Part::start("server", [(SERVER_DIR, dir.path().to_str().unwrap().to_string())]);
     let deadline = soon();
-    while UnixStream::connect(&path).is_err() {
-        assert!(Instant::now() < deadline, "the server does not start");
+    while UnixStream::connect(dir.path().join("directory")).is_err() {
+        assert!(Instant::now() < deadline, "the directory does not start");
         std::thread::sleep(Duration::from_millis(5));
     }
+    (Job { server: None, at, key, dir }, server)
+}
+
+#[test]
+fn a_directory_without_descriptors_neither_spins_nor_dies() {
+    let (job, server) = remote_directory(PrivateDir::create().unwrap());
+    let path = job.dir.path().join("directory");
     // Far more than it has descriptors for: the rest stay in its backlog.
     let crowd: Vec<_> = (0..3 * SPARE).map(|_| UnixStream::connect(&path).unwrap()).collect();
     let before = processor_time(server.0.id());
@@ -230,7 +286,6 @@ fn a_directory_without_descriptors_neither_spins_nor_dies() {
     let used = processor_time(server.0.id()) - before;
     assert!(used < Duration::from_millis(250), "used {used:?} of processor time in 1 s");
     drop(crowd);
-    let job = Job { server: None, at, key, dir };
     let (one, _two) = (job.join(1), job.join(2));
     one.fetch_wait(ProcessId(2), Fetch::Key(1), soon()).unwrap();
 }

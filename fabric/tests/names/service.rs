@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,10 +10,10 @@ use crossbeam_channel::{bounded, unbounded};
 use sojourn_fabric::names::directory::{DirectoryServer, LocalDirectory, ServerConfig};
 use sojourn_fabric::names::{
     DeviceId, Endpoint, Error, Fetch, Fetched, Incarnation, JobKey, KeyRecord, MAX_NOTE,
-    PrivateDir, ProcessId, Ready, Record, Service, ServiceConfig,
+    PrivateDir, ProcessId, Ready, Record, Service, ServiceConfig, Whereabouts,
 };
 
-use crate::support::{Job, LONG, SHORT, Tables, end, note, qpn, soon, text};
+use crate::support::{Altered, Job, LONG, Tables, end, note, qpn, runs_into_deadline, soon, text};
 
 fn fetch_everything(one: &Service, two: &Service, two_tables: &Tables) {
     let (me, you) = (*one.grant(), *two.grant());
@@ -98,10 +99,8 @@ fn a_process_that_has_not_joined_is_waited_for_until_the_deadline() {
     let one = job.join(1);
     let (tx, rx) = bounded(1);
     one.fetch(ProcessId(2), Fetch::Key(1), soon(), Box::new(move |f| tx.send(f).unwrap()));
-    let begun = Instant::now();
-    let error = one.fetch_wait(ProcessId(2), Fetch::Key(2), begun + SHORT).unwrap_err();
-    assert_eq!(error, Error::NotYet { process: ProcessId(2) });
-    assert!(begun.elapsed() >= SHORT);
+    let not_yet = Error::NotYet { process: ProcessId(2) };
+    let error = runs_into_deadline(&one, ProcessId(2), &Fetch::Key(2), |error| *error == not_yet);
     assert_eq!(error.to_string(), "process 2 has not joined the job");
     assert!(rx.is_empty());
     let _two = job.join(2);
@@ -115,11 +114,9 @@ fn a_note_that_is_never_published_ends_at_the_deadline_of_its_asker() {
     let job = Job::unix();
     let (one, two) = (job.join(1), job.join(2));
     for asking in [&one, &two] {
-        let begun = Instant::now();
-        let error = asking.fetch_wait(ProcessId(2), note("x"), begun + SHORT).unwrap_err();
-        assert!(begun.elapsed() >= SHORT);
-        let text = error.to_string();
-        assert!(text.contains("note \"x\" of process 2") && text.contains("published"), "{text}");
+        let text =
+            "note \"x\" of process 2: no answer before the deadline (it has not published it)";
+        runs_into_deadline(asking, ProcessId(2), &note("x"), |error| error.to_string() == text);
     }
     // The owner has forgotten the question; the next one is answered all the same.
     two.publish_note("x", b"1").unwrap();
@@ -185,6 +182,59 @@ fn processes_that_know_each_other_outlive_the_directory() {
     drop(two);
     let error = one.fetch_wait(ProcessId(2), note("x"), soon()).unwrap_err();
     assert!(matches!(error, Error::Unreachable { .. }), "{error}");
+}
+
+#[test]
+fn an_address_with_a_new_tenant_is_found_out() {
+    let job = Job::unix();
+    let (two, three) = (job.join(2), job.join(3));
+    two.publish_note("who", b"two").unwrap();
+    three.publish_note("who", b"three").unwrap();
+    // The first time that it is asked, the directory sends whoever looks for 2 to the socket of 3.
+    let tenant = other_socket(&job);
+    let (tx, asked) = unbounded();
+    let mut config = job.config(&job.key);
+    config.directory = Box::new(Altered {
+        honest: config.directory,
+        alter: move |process: ProcessId, place: &mut Whereabouts| {
+            if process == ProcessId(2) {
+                tx.send(()).unwrap();
+                if tx.len() == 1 {
+                    place.address.unix = Some(tenant(place.address.unix.as_deref().unwrap()));
+                }
+            }
+        },
+    });
+    let one = Service::start(config, Arc::new(Tables::default())).unwrap();
+    let fetched = one.fetch_wait(ProcessId(2), note("who"), soon()).unwrap();
+    assert_eq!(text(fetched), "two");
+    assert_eq!(asked.len(), 2);
+}
+
+/// For the socket of either of the two processes of a job, that of the other.
+fn other_socket(job: &Job) -> impl Fn(&Path) -> PathBuf + Send + use<> {
+    let entries = std::fs::read_dir(job.dir.path()).unwrap().map(|entry| entry.unwrap().path());
+    let of_process = |path: &PathBuf| path.file_name().unwrap().as_encoded_bytes()[0] == b'p';
+    let sockets: Vec<PathBuf> = entries.filter(of_process).collect();
+    assert_eq!(sockets.len(), 2);
+    move |of: &Path| sockets.iter().find(|path| *path != of).unwrap().clone()
+}
+
+#[test]
+fn where_the_unix_socket_cannot_be_seen_tcp_serves() {
+    let job = Job::tcp();
+    let two = job.join(2);
+    two.publish_note("who", b"two").unwrap();
+    let mut config = job.config(&job.key);
+    config.directory = Box::new(Altered {
+        honest: config.directory,
+        alter: |_, place: &mut Whereabouts| {
+            assert!(place.address.unix.is_some() && place.address.tcp.len() == 1);
+            place.address.unix = Some("/nowhere/socket".into());
+        },
+    });
+    let one = Service::start(config, Arc::new(Tables::default())).unwrap();
+    assert_eq!(text(one.fetch_wait(ProcessId(2), note("who"), soon()).unwrap()), "two");
 }
 
 #[test]
@@ -316,6 +366,30 @@ fn one_peer_can_have_only_so_many_questions_wait() {
         assert_eq!(rx.recv_timeout(LONG).unwrap(), (n, Ok(Record::Note(vec![]))));
     }
     one.fetch_wait(ProcessId(2), note("0"), soon()).unwrap();
+}
+
+#[test]
+fn deadlines_may_be_as_far_as_the_clock_goes() {
+    let job = Job::unix();
+    let one = job.join(1);
+    let far = (0..63).rev().fold(Instant::now(), |at, bit| {
+        at.checked_add(Duration::from_secs(1 << bit)).unwrap_or(at)
+    });
+    one.fetch_wait(ProcessId(1), Fetch::Key(1), far).unwrap();
+    let (tx, rx) = bounded(1);
+    one.fetch(ProcessId(2), Fetch::Key(1), far, Box::new(move |f| tx.send(f).unwrap()));
+    one.fetch_wait(ProcessId(1), Fetch::Key(1), far).unwrap();
+    let _two = job.join(2);
+    assert!(rx.recv_timeout(LONG).unwrap().is_ok());
+}
+
+#[test]
+fn an_address_that_peers_cannot_use_is_not_published() {
+    let job = Job::unix();
+    let mut config = job.config(&job.key);
+    config.listen_tcp = Some([0, 0, 0, 0].into());
+    let error = Service::start(config, Arc::new(Tables::default())).err().unwrap().to_string();
+    assert!(error.contains("0.0.0.0"), "{error}");
 }
 
 #[test]

@@ -1,19 +1,41 @@
 //! A directory in a directory of its own, and services that join it.
 
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use sojourn_fabric::names::directory::{Client, DirectoryServer, ServerConfig};
+use sojourn_fabric::names::directory::{Answer, Client, Directory, DirectoryServer, ServerConfig};
 use sojourn_fabric::names::{
-    Asker, DeviceId, Endpoint, Error, Fetch, Incarnation, JobKey, KeyRecord, Owner, PhysicalEnd,
-    PrivateDir, ProcessId, QpnRecord, Record, Service, ServiceConfig,
+    Address, Asker, DeviceId, Endpoint, Error, Fetch, Incarnation, JobKey, KeyRecord, Owner,
+    PhysicalEnd, PrivateDir, ProcessId, QpnRecord, Record, Service, ServiceConfig, Whereabouts,
 };
 
 /// Far above what anything takes on a loaded machine; reached only by failures.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
-/// What tests wait for that must run into a deadline.
+/// What tests wait for that must run into a deadline, whatever has happened until then.
 pub(crate) const SHORT: Duration = Duration::from_millis(150);
+
+/// Fetches what never comes, and returns the error at the deadline. On a loaded machine a short
+/// deadline may find the fetch on its way still: then once more, with a longer one.
+pub(crate) fn runs_into_deadline(
+    asking: &Service,
+    peer: ProcessId,
+    what: &Fetch,
+    expected: impl Fn(&Error) -> bool,
+) -> Error {
+    let mut time = SHORT;
+    loop {
+        let begun = Instant::now();
+        let error = asking.fetch_wait(peer, what.clone(), begun + time).unwrap_err();
+        assert!(begun.elapsed() >= time, "{error}");
+        if expected(&error) {
+            return error;
+        }
+        assert!(time < LONG, "{error}");
+        time *= 8;
+    }
+}
 
 pub(crate) fn soon() -> Instant {
     Instant::now() + LONG
@@ -46,6 +68,46 @@ impl Owner for Tables {
 
     fn key(&self, asker: ProcessId, key: u32) -> Option<KeyRecord> {
         (key < 10).then(|| KeyRecord { on: vec![(DeviceId(asker.0), key + 1000)] })
+    }
+}
+
+/// A directory whose answers a test alters on their way.
+pub(crate) struct Altered<F> {
+    pub(crate) honest: Box<dyn Directory>,
+    pub(crate) alter: F,
+}
+
+impl<F: FnMut(ProcessId, &mut Whereabouts) + Send> Directory for Altered<F> {
+    fn place(&self) -> String {
+        self.honest.place()
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.honest.fd()
+    }
+
+    fn join(&mut self, wanted: Option<ProcessId>, address: Address, now: Instant) {
+        self.honest.join(wanted, address, now);
+    }
+
+    fn lookup(&mut self, process: ProcessId, until: Option<Instant>, now: Instant) {
+        self.honest.lookup(process, until, now);
+    }
+
+    fn drive(&mut self, now: Instant) {
+        self.honest.drive(now);
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        self.honest.next_deadline()
+    }
+
+    fn next_answer(&mut self) -> Option<Answer> {
+        let mut answer = self.honest.next_answer();
+        if let Some(Answer::Found(process, Ok(place))) = &mut answer {
+            (self.alter)(*process, place);
+        }
+        answer
     }
 }
 

@@ -4,6 +4,7 @@
 //! variables ([`sojourn::Job`] reads them). What happens to the ranks from then on is
 //! [`supervise`]d; what they print is prefixed ([`output`]).
 
+mod guest;
 mod output;
 mod program;
 mod ranks;
@@ -173,7 +174,11 @@ impl Job<'_> {
                 let (server, at) = self.serve(vec![tcp("--listen", at)?], key)?;
                 (Some(server), at)
             }
-            Place::Guest(at, _) => (None, tcp("--join", at)?),
+            Place::Guest(at, _) => {
+                let at = tcp("--join", at)?;
+                guest::check(&at, &key)?;
+                (None, at)
+            }
         };
         let commands = self
             .ranks

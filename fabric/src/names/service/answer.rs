@@ -129,7 +129,8 @@ impl Answers {
                 self.answer(asker, Who::Peer(link, id), &what, until)
                     .map(|answer| Peer::Answer { id, answer })
             }
-            (process, _) => return Err(format!("{process:?} sent a message out of turn")),
+            (None, _) => return Err("it did not introduce itself".into()),
+            (Some(process), _) => return Err(format!("{process} sent a message out of turn")),
         };
         if let Some(reply) = reply {
             links.send(link, &message::encode(&reply));

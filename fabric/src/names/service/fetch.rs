@@ -27,15 +27,21 @@ const MAX_KEPT: usize = 1024;
 
 /// What is waited before connecting anew to a peer that the directory says lives: nothing at
 /// first, since mostly one of the two has just restarted; then longer. After the last, the peer
-/// counts as unreachable. Together far longer than the directory takes to notice a death.
-const REST: [Duration; 6] = [
+/// counts as unreachable. Together far longer than the directory takes to notice a death, on a
+/// loaded machine too.
+const REST: [Duration; 8] = [
     Duration::ZERO,
     Duration::from_millis(2),
     Duration::from_millis(10),
     Duration::from_millis(50),
     Duration::from_millis(200),
     Duration::from_millis(500),
+    Duration::from_millis(1000),
+    Duration::from_millis(2000),
 ];
+
+/// Failures after which a peer counts as unreachable where the directory can't be asked either.
+const BLIND_FAILURES: usize = 3;
 
 /// What this half of the service does its IO with.
 pub(super) struct Io<'a> {
@@ -48,8 +54,10 @@ pub(super) struct Io<'a> {
 enum Stage {
     /// Nothing is wanted of it, or everything has failed.
     Idle,
-    /// The directory has been asked.
+    /// The directory has been asked, and has not answered yet.
     Locating,
+    /// It has answered that the peer has not joined, and will tell when it does.
+    Awaiting,
     /// After a failure, until the timer asks the directory again.
     Resting,
     /// With the other ways to try if this one fails.
@@ -154,7 +162,7 @@ impl Fetches {
         } else {
             match remote.stage {
                 Stage::Idle if remote.place.is_some() => self.connect(process, &mut io),
-                Stage::Idle => self.locate(process, true, io.now),
+                Stage::Idle => self.locate(process, io.now),
                 Stage::Ready(link) => self.ask(process, link, Some(id), &mut io),
                 // What is on its way takes this along.
                 _ => {}
@@ -179,7 +187,7 @@ impl Fetches {
             busy = true;
             match due {
                 Due::Deadline(process, id) => self.too_late(process, id),
-                Due::Rested(process) => self.locate(process, false, io.now),
+                Due::Rested(process) => self.locate(process, io.now),
             }
         }
         busy
@@ -219,21 +227,33 @@ impl Fetches {
         self.peers.get_mut(&process).map(|remote| (process, remote))
     }
 
-    /// Asks the directory, if anything still waits for the answer; where it has to, until the last
-    /// of those gives up.
-    fn locate(&mut self, process: ProcessId, wait: bool, now: Instant) {
+    /// Asks the directory, if anything still waits for the answer.
+    fn locate(&mut self, process: ProcessId, now: Instant) {
         let Some(remote) = self.peers.get_mut(&process) else { return };
-        let Some(last) = remote.pending.values().map(|p| p.deadline).max() else {
+        if remote.pending.is_empty() {
             remote.stage = Stage::Idle;
             return;
-        };
+        }
         remote.stage = Stage::Locating;
-        self.directory.lookup(process, wait.then_some(last), now);
+        self.directory.lookup(process, None, now);
+    }
+
+    /// Asks the directory to tell when the peer joins, for as long as anybody waits for that.
+    fn wait_for(&mut self, process: ProcessId, now: Instant) {
+        let Some(remote) = self.peers.get_mut(&process) else { return };
+        match remote.pending.values().map(|pending| pending.deadline).max() {
+            Some(last) if last > now => {
+                remote.stage = Stage::Awaiting;
+                self.directory.lookup(process, Some(last), now);
+            }
+            // Their own timers end what is left.
+            _ => remote.stage = Stage::Idle,
+        }
     }
 
     fn located(&mut self, process: ProcessId, found: Result<Whereabouts, Error>, io: &mut Io<'_>) {
         let Some(remote) = self.peers.get_mut(&process) else { return };
-        if !matches!(remote.stage, Stage::Locating) {
+        if !matches!(remote.stage, Stage::Locating | Stage::Awaiting) {
             return;
         }
         remote.stage = Stage::Idle;
@@ -244,19 +264,19 @@ impl Fetches {
                     self.connect(process, io);
                 }
             }
-            Err(Error::NotYet { .. }) if remote.failures == 0 => {
-                // The wait that was asked for is over. Some may have come later, and wait longer.
-                let longer = remote.pending.values().any(|pending| pending.deadline > io.now);
-                if longer {
-                    self.locate(process, true, io.now);
-                }
-            }
+            Err(Error::NotYet { .. }) if remote.failures == 0 => self.wait_for(process, io.now),
             Err(error @ (Error::Gone { .. } | Error::NotYet { .. })) => {
                 remote.place = None;
                 self.fail_all(process, error);
             }
             // The directory can't be asked. What is known may still be true.
-            Err(_) if remote.place.is_some() => self.connect(process, io),
+            Err(_) if remote.place.is_some() && remote.failures < BLIND_FAILURES => {
+                self.connect(process, io);
+            }
+            Err(error) if remote.failures > 0 => {
+                let problem = format!("{}; {error}", remote.problem);
+                self.fail_all(process, Error::Unreachable { process, problem });
+            }
             Err(error) => self.fail_all(process, error),
         }
     }
@@ -313,7 +333,7 @@ impl Fetches {
         };
         remote.failures += 1;
         if rest.is_zero() {
-            self.locate(process, false, now);
+            self.locate(process, now);
         } else {
             remote.stage = Stage::Resting;
             self.timers.set(now + *rest, Due::Rested(process));
@@ -405,16 +425,19 @@ impl Fetches {
     fn too_late(&mut self, process: ProcessId, id: u32) {
         let Some(remote) = self.peers.get(&process) else { return };
         let Some(pending) = remote.pending.get(&id) else { return };
+        let note = matches!(pending.what, Fetch::Note(_));
         let doing = match &remote.stage {
-            Stage::Idle | Stage::Locating if remote.failures == 0 && process != self.me.process => {
+            Stage::Ready(_) if note => "it has not published it".into(),
+            _ if process == self.me.process => "it has not published it".into(),
+            Stage::Idle | Stage::Awaiting if remote.failures == 0 => {
                 return self.complete(process, id, Err(Error::NotYet { process }));
             }
-            Stage::Idle | Stage::Ready(_) if matches!(pending.what, Fetch::Note(_)) => {
-                "it has not published it".into()
+            Stage::Locating if remote.failures == 0 => {
+                format!("the directory at {} does not answer", self.directory.place())
             }
-            Stage::Idle | Stage::Ready(_) => "it is connected, and silent".into(),
-            Stage::Greeting | Stage::Connecting(..) if remote.failures == 0 => {
-                "it does not accept the connection".into()
+            Stage::Ready(_) => "it is connected, and silent".into(),
+            Stage::Connecting(_) | Stage::Greeting if remote.failures == 0 => {
+                "it does not answer the connection".into()
             }
             _ => format!("it can't be reached: {}", remote.problem),
         };

@@ -4,7 +4,8 @@
 //! them what this process needs, without ever making the asking thread wait. It also runs what the
 //! virtual layer has to do outside of the program's calls: closures ([`Handle::run`]), timers
 //! ([`Handle::run_later`]) and watched descriptors ([`Handle::watch`]). All of these, and the
-//! callbacks of fetches, run on the service thread one after the other: they must not wait.
+//! callbacks of fetches, run on the service thread one after the other: they must not wait. One
+//! that panics ends the service, and with it this process's place in the job.
 //!
 //! Every signal is blocked on the thread, so that the program's handlers run where the program
 //! expects them.
@@ -195,14 +196,16 @@ impl Handle {
         let text = what.to_string();
         let done = Box::new(move |fetched| drop(tx.send(fetched)));
         self.fetch(peer, what, deadline, done);
-        rx.recv_deadline(deadline + GRACE).unwrap_or_else(|e| match e {
-            RecvTimeoutError::Disconnected => Err(Error::Stopped),
-            RecvTimeoutError::Timeout => Err(Error::Deadline {
-                process: peer,
-                what: text,
-                doing: "the service thread of this process is kept busy".into(),
-            }),
-        })
+        rx.recv_deadline(deadline.checked_add(GRACE).unwrap_or(deadline)).unwrap_or_else(
+            |e| match e {
+                RecvTimeoutError::Disconnected => Err(Error::Stopped),
+                RecvTimeoutError::Timeout => Err(Error::Deadline {
+                    process: peer,
+                    what: text,
+                    doing: "the service thread of this process is kept busy".into(),
+                }),
+            },
+        )
     }
 
     /// Publishes a note under a name, in place of an earlier one.

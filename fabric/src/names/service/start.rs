@@ -1,5 +1,6 @@
 //! Starting a service: listen, join, then hand everything to the thread.
 
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
@@ -29,6 +30,13 @@ pub(super) fn start(config: ServiceConfig, owner: Arc<dyn Owner>) -> Result<Serv
     let own_dir = if socket_dir.is_none() { Some(PrivateDir::create()?) } else { None };
     let dir = socket_dir.as_deref().or(own_dir.as_ref().map(PrivateDir::path));
     let unix = links.listen(&Endpoint::Unix(socket_path(dir.unwrap_or(Path::new("/")))?))?;
+    if let Some(ip) = listen_tcp.filter(IpAddr::is_unspecified) {
+        return Err(Error::Endpoint {
+            text: format!("tcp:{ip}:0"),
+            problem: "peers can't connect to an unspecified address: name one of this machine's"
+                .into(),
+        });
+    }
     let tcp = listen_tcp.map(|ip| links.listen(&Endpoint::Tcp((ip, 0).into()))).transpose()?;
     let machine = this_machine()?;
     let address = Address {

@@ -1,0 +1,144 @@
+//! `sojourn run`, as its user sees it.
+#![cfg(feature = "cli")]
+
+mod common;
+
+use common::{Place, finish, gone, start};
+use std::fs;
+use std::time::{Duration, SystemTime};
+
+#[test]
+fn every_line_comes_whole_behind_its_rank_and_on_its_stream() {
+    let script = r#"
+        i=0
+        while [ $i -lt 50 ]; do
+            printf "a line "; printf "in %s" "$SOJOURN_RANK/$SOJOURN_SIZE"; echo " parts $i"
+            i=$((i+1))
+        done
+        echo "complaint of $SOJOURN_RANK" >&2
+        printf "unterminated"
+    "#;
+    let done = Place::new().run("-n 3", script);
+    assert!(done.status.success(), "{done:#?}");
+    for rank in 0..3 {
+        let prefix = format!("[{rank}] ");
+        let mine: Vec<&str> =
+            done.out.lines().filter_map(|line| line.strip_prefix(&prefix)).collect();
+        let mut expected: Vec<String> =
+            (0..50).map(|i| format!("a line in {rank}/3 parts {i}")).collect();
+        expected.push("unterminated".to_owned());
+        assert_eq!(mine, expected);
+        assert!(done.err.contains(&format!("[{rank}] complaint of {rank}\n")));
+    }
+    assert_eq!(done.out.lines().count(), 3 * 51);
+    assert_eq!(done.err.lines().count(), 3);
+}
+
+#[test]
+fn the_status_of_the_first_rank_that_fails_is_passed_on_and_the_rest_is_ended() {
+    let place = Place::new();
+    let done = place.run("-n 3", "[ $SOJOURN_RANK = 1 ] && exit 3; exec sleep 1000");
+    let said = done.failed(3);
+    assert!(said.contains("rank 1 ended with status 3; ending the other 2 ranks"), "{said}");
+    assert!(place.scratch().is_empty());
+}
+
+#[test]
+fn a_rank_that_dies_by_a_signal_is_reported_with_it() {
+    let done = Place::new().run("-n 3", "[ $SOJOURN_RANK = 2 ] && kill -SEGV $$; exec sleep 1000");
+    let said = done.failed(128 + 11);
+    assert!(said.contains("rank 2 ended by signal 11 (SIGSEGV)"), "{said}");
+}
+
+#[test]
+fn a_rank_that_does_not_want_to_end_is_killed_with_all_that_it_started() {
+    let place = Place::new();
+    let script = r#"
+        if [ $SOJOURN_RANK = 0 ]; then
+            while [ ! -e ready ]; do sleep 0.05; done
+            exit 5
+        fi
+        trap "" TERM
+        sleep 1000 &
+        echo $$; echo $!
+        touch ready
+        while true; do sleep 1000; done
+    "#;
+    let done = place.run("-n 2", script);
+    let pids: Vec<String> = done.out.lines().map(|line| line[4..].to_owned()).collect();
+    assert_eq!(pids.len(), 2, "{done:#?}");
+    done.failed(5);
+    gone(&pids);
+}
+
+#[test]
+fn a_stopped_rank_is_ended_too() {
+    let place = Place::new();
+    let script = "[ $SOJOURN_RANK = 0 ] && { while [ ! -e ready ]; do sleep 0.05; done; exit 6; }
+                  touch ready; kill -STOP $$; sleep 1000";
+    place.run("-n 2", script).failed(6);
+}
+
+#[test]
+fn no_rank_is_reaped_before_the_whole_job_has_ended() {
+    let script = r#"
+        if [ $SOJOURN_RANK = 0 ]; then echo $$ > tmp; mv tmp pid; exit; fi
+        while [ ! -e pid ]; do sleep 0.02; done
+        pid=$(cat pid)
+        while [ -e /proc/$pid ]; do
+            case "$(cat /proc/$pid/stat)" in *") Z "*) sleep 0.3; break;; esac
+            sleep 0.02
+        done
+        [ -e /proc/$pid ] && echo reserved
+    "#;
+    assert_eq!(Place::new().run("-n 2", script).ok(), "[1] reserved\n");
+}
+
+#[test]
+fn a_job_that_takes_too_long_ends_with_124() {
+    let done = Place::new().run("-n 2 --timeout 0.3", "exec sleep 1000");
+    let said = done.failed(124);
+    assert!(said.contains("did not end within 0.3 s"), "{said}");
+}
+
+#[test]
+fn a_signal_to_the_launcher_ends_all_ranks_and_leaves_nothing_behind() {
+    for (signal, status) in [("INT", 130), ("TERM", 143)] {
+        let place = Place::new();
+        let script = "sleep 1000 & echo $!; echo $$; wait";
+        let job = start(place.sojourn(["run", "-n", "2", "--", "sh", "-c", script]));
+        let pids: Vec<String> = (0..4).map(|_| job.line()[4..].to_owned()).collect();
+        assert_eq!(place.scratch().len(), 1);
+        job.signal(signal);
+        let said = job.finish().failed(status);
+        assert!(said.contains(&format!("interrupted by SIG{signal}")), "{said}");
+        gone(&pids);
+        assert!(place.scratch().is_empty());
+    }
+}
+
+#[test]
+fn ranks_die_with_a_launcher_that_is_killed_and_the_next_one_tidies_up() {
+    let place = Place::new();
+    let script = "echo $$; exec sleep 1000";
+    let job = start(place.sojourn(["run", "-n", "3", "--", "sh", "-c", script]));
+    let pids: Vec<String> = (0..3).map(|_| job.line()[4..].to_owned()).collect();
+    job.signal("KILL");
+    gone(&pids);
+    drop(job);
+    let left = place.scratch();
+    assert_eq!(left.len(), 1);
+    let long_ago = SystemTime::now() - Duration::from_secs(3600);
+    fs::File::open(&left[0]).unwrap().set_modified(long_ago).unwrap();
+    place.run("-n 1", "true").ok();
+    assert!(place.scratch().is_empty());
+}
+
+#[test]
+fn a_reader_that_goes_away_does_not_hang_the_job() {
+    let place = Place::new();
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", "\"$0\" run -n 2 -- yes | head -n 1"]).arg(env!("CARGO_BIN_EXE_sojourn"));
+    place.dress(&mut shell);
+    assert!(finish(shell).ok().ends_with("] y\n"));
+}
