@@ -31,22 +31,25 @@ impl Job {
     /// Where the launcher's environment variables make no sense (the message names them), the job
     /// key cannot be read or does not match, or the directory cannot be reached.
     pub fn from_env() -> Result<Self> {
-        let told = JobEnvironment::read().map_err(|error| Error::invalid(error.to_string()))?;
-        Ok(match told {
-            Some(told) => Job {
-                process: Process::join(&told)?,
-                rank: told.rank,
-                size: told.size,
-                device: told.device,
-                barriers: AtomicU64::new(0),
-            },
-            None => Job {
+        match JobEnvironment::read().map_err(|error| Error::invalid(error.to_string()))? {
+            Some(told) => Self::join(&told),
+            None => Ok(Job {
                 process: Process::standalone()?,
                 rank: 0,
                 size: 1,
                 device: std::env::var(env::DEVICE).ok().filter(|name| !name.is_empty()),
                 barriers: AtomicU64::new(0),
-            },
+            }),
+        }
+    }
+
+    fn join(told: &JobEnvironment) -> Result<Self> {
+        Ok(Job {
+            process: Process::join(told)?,
+            rank: told.rank,
+            size: told.size,
+            device: told.device.clone(),
+            barriers: AtomicU64::new(0),
         })
     }
 
@@ -162,5 +165,119 @@ impl Job {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sojourn_fabric::names::directory::{DirectoryServer, ServerConfig};
+    use sojourn_fabric::names::{Endpoint, JobKey, PrivateDir};
+    use std::sync::atomic::AtomicU32;
+
+    /// Runs `rank` in a thread for each rank of a job of its own.
+    fn run<T: Send>(size: u32, rank: impl Fn(Job) -> T + Sync) -> Vec<T> {
+        let home = PrivateDir::create().unwrap();
+        let (at, key_file) = (home.path().join("directory"), home.path().join("key"));
+        let key = JobKey::generate().unwrap();
+        key.write(&key_file).unwrap();
+        let config = ServerConfig::new(Endpoint::Unix(at), key, size);
+        let server = DirectoryServer::start(config).unwrap();
+        let told = |rank| JobEnvironment {
+            rank,
+            size,
+            directory: server.endpoints()[0].clone(),
+            key_file: key_file.clone(),
+            device: None,
+        };
+        std::thread::scope(|scope| {
+            let (told, rank) = (&told, &rank);
+            let threads: Vec<_> = (0..size)
+                .map(|i| scope.spawn(move || rank(Job::join(&told(i)).unwrap())))
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        })
+    }
+
+    #[test]
+    fn nobody_passes_a_barrier_before_all_have_come() {
+        for size in [1, 2, 5] {
+            let come = AtomicU32::new(0);
+            run(size, |job| {
+                for round in 1..=3 {
+                    if job.rank() == round % size {
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                    come.fetch_add(1, Ordering::SeqCst);
+                    job.barrier().unwrap();
+                    assert!(come.load(Ordering::SeqCst) >= round * size);
+                    job.barrier().unwrap();
+                }
+                // The others may still be on their way out when this one has left.
+                drop(job);
+            });
+        }
+    }
+
+    #[test]
+    fn everybody_gets_the_notes_of_everybody_by_rank() {
+        let all = run(5, |job| {
+            let all = job.exchange("numbers", &[job.rank() as u8 * 3]).unwrap();
+            job.barrier().unwrap();
+            all
+        });
+        assert!(all.iter().all(|notes| *notes == [[0], [3], [6], [9], [12]]), "{all:?}");
+    }
+
+    #[test]
+    fn a_note_waits_for_its_publisher_and_then_for_its_reader() {
+        run(2, |job| {
+            if job.rank() == 0 {
+                std::thread::sleep(Duration::from_millis(30));
+                job.publish("late", b"here").unwrap();
+            } else {
+                assert_eq!(job.fetch(0, "late").unwrap(), b"here");
+                assert_eq!(job.fetch(0, "late").unwrap(), b"here");
+            }
+            job.barrier().unwrap();
+        });
+    }
+
+    #[test]
+    fn what_will_never_come_is_an_error_that_names_the_rank() {
+        run(2, |job| {
+            if job.rank() == 1 {
+                job.publish("here", b"").unwrap();
+                // Leaves once the other has seen it.
+                job.fetch(0, "seen").unwrap();
+                return;
+            }
+            job.fetch(1, "here").unwrap();
+            job.publish("seen", b"").unwrap();
+            let start = Instant::now();
+            let error = job.fetch(1, "never").unwrap_err().to_string();
+            assert!(error.contains("rank 1") && error.contains("left the job"), "{error}");
+            assert!(start.elapsed() < Job::PATIENCE / 2);
+            let error = job.fetch(2, "x").unwrap_err().to_string();
+            assert!(error.contains("ranks 0 to 1"), "{error}");
+            let soon = Instant::now() + Duration::from_millis(20);
+            assert!(job.fetch_until(0, "mine", soon).is_err());
+            assert!(job.publish("long", &vec![0; 1 << 20]).is_err());
+        });
+    }
+
+    #[test]
+    fn without_a_launcher_a_process_is_a_job_of_one() {
+        let job = Job {
+            process: Process::standalone().unwrap(),
+            rank: 0,
+            size: 1,
+            device: None,
+            barriers: AtomicU64::new(0),
+        };
+        job.barrier().unwrap();
+        assert_eq!(job.exchange("x", b"y").unwrap(), [b"y"]);
+        job.publish("note", b"to myself").unwrap();
+        assert_eq!(job.fetch(0, "note").unwrap(), b"to myself");
     }
 }

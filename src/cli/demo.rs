@@ -1,7 +1,7 @@
 //! `sojourn demo`: heat on four ranks, checked against one.
 
 use super::heat::{PROGRESS, Report, place};
-use super::run::{End, Job, Place, Signals, Sink, Stream};
+use super::run::{End, Launch, Place, Signals, Sink, Stream};
 use super::{Failure, Outcome, While, print};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -64,7 +64,7 @@ pub(crate) fn run(args: &DemoArgs) -> Outcome {
                 .map(OsString::from)
                 .to_vec();
         arguments.extend_from_slice(more);
-        let job = Job {
+        let job = Launch {
             size: ranks,
             ranks: (0..ranks).collect(),
             device: Some(&device),
@@ -129,7 +129,7 @@ fn text(shown: &Shown) -> String {
 }
 
 /// Runs heat, and returns what its rank 0 reports.
-fn launch(job: &Job<'_>, signals: &Signals, what: &'static str, quiet: bool) -> Outcome<Report> {
+fn launch(job: &Launch<'_>, signals: &Signals, what: &'static str, quiet: bool) -> Outcome<Report> {
     let (tell, told) = std::sync::mpsc::channel();
     let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new(1) };
     // It draws on stderr, and only where that is a terminal.

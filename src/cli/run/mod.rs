@@ -107,7 +107,7 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
         }
     };
     let device = std::env::var(names::env::DEVICE).ok().filter(|name| !name.is_empty());
-    let job = Job {
+    let job = Launch {
         size: args.size,
         ranks: local,
         device: args.device.as_deref().or(device.as_deref()),
@@ -135,7 +135,7 @@ pub(crate) enum Place<'a> {
 }
 
 /// What to start.
-pub(crate) struct Job<'a> {
+pub(crate) struct Launch<'a> {
     /// Processes of the whole job.
     pub(crate) size: u32,
     /// Those to start here.
@@ -152,7 +152,7 @@ pub(crate) struct Job<'a> {
     pub(crate) arguments: &'a [OsString],
 }
 
-impl Job<'_> {
+impl Launch<'_> {
     /// Runs it, and returns how it ended; lines go to `sink`, complaints to stderr.
     ///
     /// It must be called by a thread that lives as long as the job.
