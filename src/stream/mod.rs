@@ -21,11 +21,13 @@
 //! | `protocol` | credits, framing and half-close, without IO |
 //! | `hello` | what the two sides tell each other first |
 //! | `connect` | from a context to a connected stream |
+//! | `mesh` | streams between the ranks of a job |
 //! | `connection` | the verbs objects, and the threads that wait on them |
 
 mod connect;
 mod connection;
 mod hello;
+mod mesh;
 mod protocol;
 
 pub use connect::{StreamOptions, Unconnected};
