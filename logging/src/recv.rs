@@ -140,6 +140,12 @@ impl RecvWindow {
         self.counters.hand(upto);
     }
 
+    /// Producer: takes `seq` and all after it out again. They must not have been handed.
+    #[inline]
+    pub fn take_back(&self, seq: u64) {
+        self.counters.take_back(seq);
+    }
+
     /// Consumer: the completion of `seq` was taken. Receives of a queue complete in order.
     #[inline]
     pub fn retire(&self, seq: u64) {

@@ -91,6 +91,13 @@ impl Counters {
         self.producer.handed.store(upto, Ordering::Release);
     }
 
+    /// Producer: the entry `seq` and all after it never were.
+    #[inline]
+    pub(crate) fn take_back(&self, seq: u64) {
+        debug_assert!(self.handed() <= seq && seq <= self.appended());
+        self.producer.appended.store(seq, Ordering::Release);
+    }
+
     /// Consumer: entries up to and including `seq` are done.
     #[inline]
     pub(crate) fn retire(&self, seq: u64) {

@@ -249,6 +249,12 @@ impl SendWindow {
         self.counters.hand(upto);
     }
 
+    /// Producer: takes `seq` and all after it out again. They must not have been handed.
+    #[inline]
+    pub fn take_back(&self, seq: u64) {
+        self.counters.take_back(seq);
+    }
+
     /// Consumer: the completion of `seq` was taken. It and all before it leave the window: a
     /// completion says that every earlier request of the queue is done (`ibv_post_send(3)`, on
     /// unsignalled requests).

@@ -1,5 +1,6 @@
 //! Virtual verbs.
 //!
+//! - [`Process`] is this process in its job: it opens virtual contexts.
 //! - [`core`] stands over devices and speaks addresses and verbs structs: it implements the
 //!   traits of [`crate::device`], so that whatever takes a device takes virtual verbs too.
 //! - The types here are the safe API: one skin over any [`crate::device::DeviceContext`]. Programs open a
@@ -16,9 +17,11 @@
 
 mod api;
 pub mod core;
+mod process;
 
 pub use api::{
     AddressHandle, CompletionChannel, CompletionQueue, ConnectOptions, Context, Data, Datagram,
     Endpoint, MemoryRegion, Op, ProtectionDomain, QpOptions, QueuePair, Remote, SendRequest,
     SharedReceiveQueue,
 };
+pub use process::Process;

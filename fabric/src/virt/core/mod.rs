@@ -1,1 +1,114 @@
 //! The core of virtual verbs: addresses and verbs structs.
+//!
+//! It implements the traits of [`crate::device`] over other implementations of them. What a
+//! program sees of names (LID, GID, queue pair numbers, keys) is virtual, dealt by this process and
+//! fixed for life; what devices see is physical, and may change under the program's feet.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `local` | this process: its names, and tables of all that has one |
+//! | `peer` | another process: what its names stand for, and who waits to learn more |
+//! | `qp` | two windows, and a physical queue pair as the cursor over them |
+//! | `cq`, `channel` | a backlog in front of physical CQs; events |
+//! | `srq`, `ah`, `mr`, `pd`, `context` | the other objects, each with its physical side |
+//! | `underlay` | a device in use |
+//! | `arrived`, `grh`, `reverse` | who sent a datagram |
+//! | `tables`, `deal`, `lock`, `resolve` | name tables, dealing names, locks, the control path as a trait |
+//!
+//! # The way of a request
+//!
+//! A post appends to the window, looks up each name in an array, and calls the physical queue
+//! pair: no system call, no allocation, and no lock but the queue pair's own. A name that is not
+//! there blocks the window, not the program: the rest of the window follows when the name has
+//! been fetched. A completion carries, in its physical `wr_id`, the queue pair's number and the
+//! entry's sequence, so that a poll finds both by index.
+//!
+//! Called by [`Process`](super::Process), and by whatever takes a
+//! [`DeviceContext`](crate::device::DeviceContext). Touches devices, and through [`Resolver`] the
+//! names of other processes.
+
+mod ah;
+mod arrived;
+mod channel;
+mod context;
+mod cq;
+mod deal;
+mod grh;
+mod local;
+mod lock;
+mod mr;
+mod pd;
+mod peer;
+mod qp;
+mod resolve;
+mod reverse;
+mod srq;
+mod tables;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod underlay;
+
+pub use resolve::{Answer, Resolver};
+
+use crate::device::DeviceContext;
+use crate::error::Result;
+use crate::names::Owner;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+// A physical `wr_id`: kind (8 bits), number of the queue pair or SRQ (24), receive (1), sequence
+// in the window or slot (31).
+const LOW_31: u64 = 0x7fff_ffff;
+const RECV: u64 = 1 << 31;
+const QPN_SHIFT: u32 = 32;
+const KIND_SHIFT: u32 = 56;
+/// Kind: what is posted behind the last handed request of a queue pair in ERR.
+const MARKER: u64 = 1 << KIND_SHIFT;
+/// Kind: a receive of a shared receive queue.
+const SHARED: u64 = 2 << KIND_SHIFT;
+
+/// A process's virtual names, under all of its contexts.
+#[derive(Clone)]
+pub struct Core {
+    local: Arc<local::Local>,
+}
+
+impl Core {
+    /// The names of a process that is about to join its job.
+    #[must_use]
+    pub fn new() -> Self {
+        Core { local: local::Local::new() }
+    }
+
+    /// What peers are told of this process.
+    #[must_use]
+    pub fn owner(&self) -> Arc<dyn Owner> {
+        Arc::clone(&self.local) as _
+    }
+
+    /// The process has joined. To be called once, before any context is opened.
+    pub fn joined(&self, resolver: Arc<dyn Resolver>) {
+        self.local.joined(resolver);
+    }
+
+    /// Virtual verbs over an opened device.
+    ///
+    /// # Errors
+    /// `EMFILE` without file descriptors, or where this process has opened as many contexts as it
+    /// may; whatever the device answers to queries.
+    pub fn open_over(&self, device: Arc<dyn DeviceContext>) -> Result<Arc<dyn DeviceContext>> {
+        context::VirtualContext::open(&self.local, device)
+    }
+}
+
+impl Default for Core {
+    fn default() -> Self {
+        Core::new()
+    }
+}
+
+/// Locks a mutex whose data no panic leaves half changed.
+fn lock_mutex<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,150 @@
+//! Address handles: a process of the job, or somewhere foreign.
+//!
+//! The physical handle is made when the first datagram is about to go, because only then the
+//! peer's queue pair number says over which of its ports it is reached.
+
+use super::local::Local;
+use super::lock_mutex;
+use super::peer::{NOWHERE, Peer};
+use super::underlay::Underlay;
+use crate::abi;
+use crate::device::{DeviceAh, DevicePd};
+use crate::error::{Error, Result};
+use crate::names::PhysicalEnd;
+use std::ffi::c_void;
+use std::ptr;
+use std::sync::{Arc, Mutex, OnceLock};
+
+/// Where datagrams with a handle go.
+pub(super) enum Destination {
+    /// To a process of the job.
+    Peer(Arc<Peer>),
+    /// Outside: the address was physical already.
+    Foreign(Arc<dyn DeviceAh>),
+}
+
+/// A virtual address handle. What programs hold points here: C code finds the fields of
+/// `struct ibv_ah` at the front.
+#[repr(C)]
+pub(super) struct AhCore {
+    header: abi::Ah,
+    /// Its number in the windows of queue pairs: a handle may be gone before its entry is.
+    pub(super) number: u32,
+    pub(super) destination: Destination,
+    attr: abi::AhAttr,
+    on: AhPd,
+    /// The physical handle that was made first: almost always the only one.
+    first: OnceLock<(u8, Arc<dyn DeviceAh>)>,
+    more: Mutex<Vec<(u8, Arc<dyn DeviceAh>)>>,
+    local: Arc<Local>,
+}
+
+// SAFETY: the pointers of the header are not used here, and null.
+unsafe impl Send for AhCore {}
+// SAFETY: as above; everything else is `Sync`.
+unsafe impl Sync for AhCore {}
+
+/// What physical handles are made from.
+#[derive(Clone)]
+pub(super) struct AhPd {
+    pub(super) underlay: Arc<Underlay>,
+    pub(super) pd: Arc<dyn DevicePd>,
+}
+
+impl AhPd {
+    fn make(&self, wanted: &abi::AhAttr, end: &PhysicalEnd) -> Result<Arc<dyn DeviceAh>> {
+        Arc::clone(&self.pd).create_ah(&self.underlay.route(wanted, end)?)
+    }
+
+    /// A handle to ourselves, for datagrams to a queue pair that does not exist.
+    pub(super) fn nowhere(&self, port: u8) -> Result<Arc<dyn DeviceAh>> {
+        let wanted = abi::AhAttr { port_num: port, ..abi::AhAttr::default() };
+        self.make(&wanted, &self.underlay.end(port, 0)?)
+    }
+}
+
+impl AhCore {
+    pub(super) fn new(local: &Arc<Local>, on: AhPd, attr: &abi::AhAttr) -> Result<Arc<Self>> {
+        if attr.port_num == 0 {
+            return Err(Error::invalid("an address vector with port 0: ports count from 1"));
+        }
+        let gid = (attr.is_global != 0).then_some(attr.grh.dgid.0);
+        if gid.is_some() && attr.grh.sgid_index != 0 {
+            return Err(Error::invalid(format!(
+                "an address vector with GID index {}: a virtual port has one GID, index 0",
+                attr.grh.sgid_index
+            )));
+        }
+        let destination = match local.process_at(attr.dlid, gid) {
+            Some(process) => Destination::Peer(local.peer(process)),
+            None => {
+                let physical = on.underlay.foreign_route(attr)?;
+                tracing::info!("an address handle to {attr:?}, which is outside the job");
+                Destination::Foreign(Arc::clone(&on.pd).create_ah(&physical)?)
+            }
+        };
+        let header = abi::Ah { context: ptr::null_mut(), pd: ptr::null_mut(), handle: 0 };
+        local.ahs.try_add(|number| {
+            Ok(AhCore {
+                header,
+                number,
+                destination,
+                attr: *attr,
+                on,
+                first: OnceLock::new(),
+                more: Mutex::default(),
+                local: Arc::clone(local),
+            })
+        })
+    }
+
+    /// The physical handle to the peer's end of that number; `None` where there is none to be had.
+    #[inline]
+    pub(super) fn physical(&self, end: u8) -> Option<*mut c_void> {
+        match self.first.get() {
+            Some((number, ah)) if *number == end => Some(ah.as_raw()),
+            _ => self.make(end),
+        }
+    }
+
+    #[cold]
+    fn make(&self, end: u8) -> Option<*mut c_void> {
+        let Destination::Peer(peer) = &self.destination else { return None };
+        if end == NOWHERE {
+            return None;
+        }
+        let mut more = lock_mutex(&self.more);
+        if let Some((_, ah)) = more.iter().find(|(number, _)| *number == end) {
+            return Some(ah.as_raw());
+        }
+        let physical = peer.end(end)?;
+        let ah = match self.on.make(&self.attr, &physical) {
+            Ok(ah) => ah,
+            Err(error) => {
+                tracing::error!("datagrams to {} are dropped: {error}", peer.process);
+                return None;
+            }
+        };
+        let raw = ah.as_raw();
+        if let Err(second) = self.first.set((end, ah)) {
+            more.push(second);
+        }
+        Some(raw)
+    }
+}
+
+impl Drop for AhCore {
+    fn drop(&mut self) {
+        self.local.ahs.remove(self.number);
+    }
+}
+
+/// What [`DevicePd::create_ah`] of a virtual domain returns.
+pub(super) struct VirtualAh(pub(super) Arc<AhCore>);
+
+impl DeviceAh for VirtualAh {
+    fn as_raw(&self) -> *mut c_void {
+        debug_assert!(self.0.header.context.is_null());
+        Arc::as_ptr(&self.0).cast_mut().cast()
+    }
+}

@@ -1,0 +1,508 @@
+//! Virtual completion queues: a backlog in front of physical ones.
+//!
+//! Polling takes what the devices have, in place in the program's array, and puts virtual names
+//! where physical ones are. The backlog holds what was harvested before the program asked, and what
+//! we complete ourselves; it is given out first, so that the order of a queue pair's completions
+//! is kept: whoever puts something in there has seen to it that nothing earlier is still out.
+//!
+//! A physical CQ holds a full flush of all its queue pairs, or else completions could be lost; the
+//! program's own size bounds nothing physical.
+
+use super::channel::ChannelCore;
+use super::local::{Local, QpTable};
+use super::lock::{Guard, Side};
+use super::qp::{HIDDEN_SENDS, QpCore};
+use super::srq::SrqCore;
+use super::underlay::Underlay;
+use super::{KIND_SHIFT, LOW_31, MARKER, QPN_SHIFT, RECV, SHARED, arrived, lock_mutex};
+use crate::abi::{self, Wc, qp_type, wc_status};
+use crate::device::{CqInit, DeviceCq};
+use crate::error::{Error, Result};
+use crate::names::DeviceId;
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// Completions harvested at a time into the backlog.
+const HARVEST: usize = 64;
+
+/// A completion in the backlog, virtual already.
+pub(super) struct Held {
+    pub(super) recv: bool,
+    /// The entry that leaves its window when this is polled; `None` where it has left.
+    pub(super) seq: Option<u64>,
+    pub(super) wc: Wc,
+}
+
+/// A physical CQ, and the device that it is on.
+struct Harvest {
+    cq: Arc<dyn DeviceCq>,
+    underlay: Arc<Underlay>,
+    /// What it holds at most.
+    cqe: u32,
+}
+
+#[derive(Default)]
+struct Backlog {
+    held: VecDeque<Held>,
+    /// Queue pairs that the program has destroyed, and of which the physical CQ may still hold
+    /// completions: they stay until it has been emptied once more.
+    graves: Vec<Arc<QpCore>>,
+}
+
+/// What must fit into the physical CQ.
+#[derive(Default)]
+struct Load {
+    /// Completions of queue pairs.
+    own: u64,
+    /// Shared receive queues by number: how many queue pairs on each, and its size.
+    shared: HashMap<u32, (u32, u64)>,
+}
+
+impl Load {
+    fn total(&self) -> u64 {
+        self.own + self.shared.values().map(|(_, size)| size).sum::<u64>()
+    }
+}
+
+/// Notification wanted.
+mod armed {
+    pub(super) const NO: u32 = 0;
+    pub(super) const YES: u32 = 1;
+}
+
+/// A completion queue, as its pollers, its queue pairs and the service thread share it.
+pub(super) struct CqCore {
+    number: u32,
+    user: u64,
+    qps: Arc<QpTable>,
+    local: Arc<Local>,
+    /// Not 0 where the backlog or the graves hold something.
+    attention: AtomicU32,
+    /// One entry for each device in use.
+    on: Side<Vec<Harvest>>,
+    backlog: Mutex<Backlog>,
+    load: Mutex<Load>,
+    cqe: AtomicU32,
+    armed: AtomicU32,
+    channel: Option<Arc<ChannelCore>>,
+}
+
+impl CqCore {
+    pub(super) fn new(
+        local: &Arc<Local>,
+        underlay: &Arc<Underlay>,
+        number: u32,
+        init: &CqInit,
+        channel: Option<Arc<ChannelCore>>,
+    ) -> Result<Self> {
+        let physical = CqInit {
+            cqe: init.cqe.max(1),
+            channel: channel.as_ref().map(|channel| Arc::clone(channel.physical())),
+            comp_vector: init.comp_vector,
+            // Ours is the only lock.
+            single_threaded: true,
+            user: u64::from(number),
+        };
+        let cq = Arc::clone(&underlay.device).create_cq(physical)?;
+        let harvest = Harvest { cqe: cq.cqe(), cq, underlay: Arc::clone(underlay) };
+        Ok(CqCore {
+            number,
+            user: init.user,
+            qps: Arc::clone(&local.qps),
+            local: Arc::clone(local),
+            attention: AtomicU32::new(0),
+            on: Side::new(vec![harvest], init.single_threaded),
+            backlog: Mutex::default(),
+            load: Mutex::default(),
+            cqe: AtomicU32::new(init.cqe.max(1)),
+            armed: AtomicU32::new(armed::NO),
+            channel,
+        })
+    }
+
+    /// Its number within the process: how physical events name it.
+    pub(super) fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// How the program's events name it.
+    pub(super) fn user(&self) -> u64 {
+        self.user
+    }
+
+    #[inline]
+    fn poll(&self, wcs: &mut [Wc]) -> std::result::Result<usize, i32> {
+        let on = self.on.enter();
+        let mut n = 0;
+        if self.attention.load(Ordering::Acquire) != 0 {
+            n = self.attend(&on, wcs)?;
+            if n == wcs.len() {
+                return Ok(n);
+            }
+        }
+        for harvest in on.iter() {
+            while n < wcs.len() {
+                let got = match harvest.cq.poll(&mut wcs[n..]) {
+                    Ok(got) => got,
+                    Err(errno) if n == 0 => return Err(errno),
+                    Err(_) => break,
+                };
+                let kept = self.translate_all(harvest, &mut wcs[n..n + got]);
+                n += kept;
+                // Where some were not for the program there may be more for it behind them.
+                if kept == got {
+                    break;
+                }
+            }
+        }
+        Ok(n)
+    }
+
+    /// Makes completions virtual in place, and returns how many of them are the program's.
+    #[inline]
+    fn translate_all(&self, harvest: &Harvest, wcs: &mut [Wc]) -> usize {
+        let mut kept = 0;
+        for i in 0..wcs.len() {
+            if self.translate(harvest, &mut wcs[i]) {
+                if kept != i {
+                    wcs[kept] = wcs[i];
+                }
+                kept += 1;
+            }
+        }
+        kept
+    }
+
+    /// False where the completion is not the program's.
+    #[inline]
+    fn translate(&self, harvest: &Harvest, wc: &mut Wc) -> bool {
+        let id = wc.wr_id;
+        if id >> KIND_SHIFT != 0 {
+            return self.translate_special(harvest, wc);
+        }
+        // SAFETY: we hold this CQ, alone.
+        let Some(qp) = (unsafe { self.qps.get((id >> QPN_SHIFT) as u32) }) else { return false };
+        let (low, recv) = ((id & LOW_31) as u32, id & RECV != 0);
+        if recv {
+            let Some(seq) = qp.recv.expand(low) else { return false };
+            wc.wr_id = qp.recv.wr_id(seq);
+            if qp.qp_type == qp_type::UD {
+                let elements = qp.recv.entry(seq).elements;
+                let elements = (0..elements).map(|i| qp.recv.element(seq, i.into()));
+                arrived::rename(&self.local, wc, elements);
+            } else {
+                name_peer(qp, wc);
+            }
+            qp.recv.retire(seq);
+        } else {
+            let Some(seq) = qp.send.expand(low) else { return false };
+            wc.wr_id = qp.send.wr_id(seq);
+            qp.send.retire(seq);
+        }
+        wc.qp_num = qp.qpn;
+        if wc.status != wc_status::SUCCESS || qp.watch.load(Ordering::Relaxed) != 0 {
+            return qp.look_closer(wc, recv);
+        }
+        true
+    }
+
+    /// Completions that do not name their queue pair's window entry: the marker, and receives of
+    /// a shared receive queue, which name their slot there.
+    #[cold]
+    fn translate_special(&self, harvest: &Harvest, wc: &mut Wc) -> bool {
+        let (id, number) = (wc.wr_id, (wc.wr_id >> QPN_SHIFT) as u32 & abi::MASK_24);
+        if id >> KIND_SHIFT == MARKER >> KIND_SHIFT {
+            // SAFETY: we hold this CQ, alone.
+            if let Some(qp) = unsafe { self.qps.get(number) } {
+                qp.marker_came((id & LOW_31) as u32);
+            }
+            return false;
+        }
+        if id >> KIND_SHIFT != SHARED >> KIND_SHIFT {
+            return false;
+        }
+        let Some(srq) = self.local.srqs.get(number) else { return false };
+        let slot = (id & LOW_31) as u32;
+        let Some(entry) = srq.window.entry(slot) else { return false };
+        let qpn = harvest.underlay.qpns.get(wc.qp_num as usize, wc.qp_num);
+        // SAFETY: we hold this CQ, alone.
+        let qp = qpn.and_then(|qpn| unsafe { self.qps.get(qpn) });
+        if let Some(qp) = qp {
+            if qp.qp_type == qp_type::UD {
+                let elements = (0..entry.elements).map(|i| srq.window.element(slot, i.into()));
+                arrived::rename(&self.local, wc, elements);
+            } else {
+                name_peer(qp, wc);
+            }
+        }
+        // Given back in any case: a queue pair that is gone has consumed it, too.
+        srq.window.retire(slot);
+        let Some(qp) = qp else { return false };
+        wc.wr_id = entry.wr_id;
+        wc.qp_num = qp.qpn;
+        if wc.status != wc_status::SUCCESS || qp.watch.load(Ordering::Relaxed) != 0 {
+            return qp.look_closer(wc, true);
+        }
+        true
+    }
+
+    /// Gives out the backlog, and buries the dead.
+    #[cold]
+    fn attend(
+        &self,
+        on: &Guard<'_, Vec<Harvest>>,
+        wcs: &mut [Wc],
+    ) -> std::result::Result<usize, i32> {
+        if !lock_mutex(&self.backlog).graves.is_empty() {
+            self.empty_graves(on);
+        }
+        let mut n = 0;
+        let mut backlog = lock_mutex(&self.backlog);
+        while n < wcs.len()
+            && let Some(held) = backlog.held.pop_front()
+        {
+            if self.take(&held) {
+                wcs[n] = held.wc;
+                n += 1;
+            }
+        }
+        let more = !backlog.held.is_empty() || !backlog.graves.is_empty();
+        self.attention.store(u32::from(more), Ordering::Release);
+        Ok(n)
+    }
+
+    /// Lets the entry of a held completion leave its window. False where it has left already.
+    fn take(&self, held: &Held) -> bool {
+        let Some(seq) = held.seq else { return true };
+        // SAFETY: we hold this CQ, alone.
+        let Some(qp) = (unsafe { self.qps.get(held.wc.qp_num) }) else { return false };
+        let stands =
+            !qp.is_dead() && seq >= if held.recv { qp.recv.retired() } else { qp.send.retired() };
+        if stands {
+            if held.recv { qp.recv.retire(seq) } else { qp.send.retire(seq) }
+        }
+        stands
+    }
+
+    /// Moves everything that the devices have into the backlog.
+    fn harvest_all(&self, on: &Guard<'_, Vec<Harvest>>) {
+        let mut wcs = [Wc::default(); HARVEST];
+        for harvest in on.iter() {
+            while let Ok(got @ 1..) = harvest.cq.poll(&mut wcs) {
+                let kept = self.translate_all(harvest, &mut wcs[..got]);
+                let mut backlog = lock_mutex(&self.backlog);
+                for wc in &wcs[..kept] {
+                    backlog.held.push_back(Held { recv: false, seq: None, wc: *wc });
+                }
+                self.attention.store(1, Ordering::Release);
+            }
+        }
+    }
+
+    fn empty_graves(&self, on: &Guard<'_, Vec<Harvest>>) {
+        let graves = std::mem::take(&mut lock_mutex(&self.backlog).graves);
+        self.harvest_all(on);
+        let mut load = lock_mutex(&self.load);
+        for qp in &graves {
+            qp.unload(self, &mut |own, srq| load.remove(own, srq));
+        }
+        drop(load);
+        lock_mutex(&self.backlog)
+            .held
+            .retain(|held| graves.iter().all(|qp| qp.qpn != held.wc.qp_num));
+    }
+
+    /// Takes over a queue pair that the program has destroyed, and whose physical one is
+    /// gone.
+    pub(super) fn bury(&self, qp: &Arc<QpCore>) {
+        lock_mutex(&self.backlog).graves.push(Arc::clone(qp));
+        self.attention.store(1, Ordering::Release);
+        // Where only the program's thread may, its next poll does it.
+        if let Some(on) = self.on.enter_shared() {
+            self.empty_graves(&on);
+        }
+    }
+
+    /// Harvests what the devices have. False where only the program's thread may.
+    pub(super) fn harvest(&self) -> bool {
+        let on = self.on.enter_shared();
+        on.is_some_and(|on| {
+            self.harvest_all(&on);
+            true
+        })
+    }
+
+    /// The physical CQ on one device.
+    pub(super) fn physical_on(&self, device: DeviceId) -> Option<Arc<dyn DeviceCq>> {
+        let on = self.on.enter();
+        let harvest = on.iter().find(|harvest| harvest.underlay.id == device)?;
+        Some(Arc::clone(&harvest.cq))
+    }
+
+    /// Keeps pollers out for as long as the guard lives.
+    pub(super) fn exclude_pollers(&self) -> impl Drop + '_ {
+        self.on.enter()
+    }
+
+    /// Adds completions of ours to the backlog.
+    pub(super) fn hold(&self, completions: impl Iterator<Item = Held>) {
+        let mut backlog = lock_mutex(&self.backlog);
+        backlog.held.extend(completions);
+        self.attention.store(1, Ordering::Release);
+        drop(backlog);
+        // They are errors all, so that they count as solicited.
+        if self.armed.swap(armed::NO, Ordering::AcqRel) != armed::NO
+            && let Some(channel) = &self.channel
+        {
+            channel.announce(self.user);
+        }
+    }
+
+    /// RESET discards the completions of a queue pair.
+    pub(super) fn drop_backlog_of(&self, qpn: u32) {
+        lock_mutex(&self.backlog).held.retain(|held| held.wc.qp_num != qpn);
+    }
+
+    /// Makes room for the completions of a queue pair.
+    pub(super) fn reserve(&self, own: u64, srq: Option<&SrqCore>) -> Result<()> {
+        let mut load = lock_mutex(&self.load);
+        load.add(own, srq);
+        let need = load.total();
+        self.grow(need).inspect_err(|_| load.remove(own, srq))
+    }
+
+    /// Takes back what was reserved.
+    pub(super) fn release(&self, own: u64, srq: Option<&SrqCore>) {
+        lock_mutex(&self.load).remove(own, srq);
+    }
+
+    /// Sees to it that the physical CQs hold `need`.
+    fn grow(&self, need: u64) -> Result<()> {
+        let mut on = self.on.enter();
+        for harvest in on.iter_mut().filter(|harvest| u64::from(harvest.cqe) < need) {
+            let device = &harvest.underlay.device;
+            let limit = device.query_device()?.max_cqe.max(0) as u64;
+            if need > limit {
+                return Err(Error::new(
+                    libc::ENOMEM,
+                    format!(
+                        "the queue pairs of one CQ may leave {need} completions, and a CQ of {} \
+                         holds {limit} at most: use more CQs, or smaller queue pairs",
+                        device.name()
+                    ),
+                ));
+            }
+            // Twofold, so that a CQ of many queue pairs is not resized for each of them.
+            let cqe = need.next_power_of_two().min(limit) as u32;
+            harvest.cq.resize(cqe).map_err(|error| {
+                error.context(format_args!(
+                    "making room for {need} completions in a CQ of {}, which has room for {} \
+                     (create it with at least as many entries as all its queue pairs have)",
+                    device.name(),
+                    harvest.cqe
+                ))
+            })?;
+            harvest.cqe = harvest.cq.cqe().max(cqe);
+        }
+        Ok(())
+    }
+
+    fn req_notify(&self, solicited_only: bool) -> Result<()> {
+        if self.channel.is_none() {
+            return Err(Error::invalid("a notification was asked for of a CQ without a channel"));
+        }
+        self.armed.store(armed::YES, Ordering::Release);
+        for harvest in self.on.enter().iter() {
+            harvest.cq.req_notify(solicited_only)?;
+        }
+        Ok(())
+    }
+
+    /// A physical CQ has raised its event.
+    pub(super) fn event_came(&self) {
+        self.armed.store(armed::NO, Ordering::Release);
+    }
+
+    fn resize(&self, cqe: u32) -> Result<()> {
+        let limit = {
+            let on = self.on.enter();
+            let limits = on.iter().map(|harvest| harvest.underlay.device.query_device());
+            limits.collect::<Result<Vec<_>>>()?.iter().map(|attr| attr.max_cqe).min().unwrap_or(0)
+        };
+        if cqe == 0 || i64::from(cqe) > i64::from(limit) {
+            return Err(Error::invalid(format!(
+                "a CQ of {cqe} completions: between 1 and {limit} are possible"
+            )));
+        }
+        self.grow(u64::from(cqe))?;
+        self.cqe.store(cqe, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl Load {
+    fn add(&mut self, own: u64, srq: Option<&SrqCore>) {
+        self.own += own;
+        if let Some(srq) = srq {
+            let size = u64::from(srq.window.depth());
+            self.shared.entry(srq.number).or_insert((0, size)).0 += 1;
+        }
+    }
+
+    fn remove(&mut self, own: u64, srq: Option<&SrqCore>) {
+        self.own = self.own.saturating_sub(own);
+        if let Some(srq) = srq
+            && let Some((qps, _)) = self.shared.get_mut(&srq.number)
+        {
+            *qps -= 1;
+            if *qps == 0 {
+                self.shared.remove(&srq.number);
+            }
+        }
+    }
+}
+
+/// Completions that a queue pair's send queue may leave at once.
+pub(super) fn sends(cap: &abi::QpCap) -> u64 {
+    u64::from(cap.max_send_wr) + u64::from(HIDDEN_SENDS)
+}
+
+/// A connected queue pair's completions name its peer as the program knows it.
+#[inline]
+fn name_peer(qp: &QpCore, wc: &mut Wc) {
+    let remote = qp.remote.load(Ordering::Relaxed);
+    wc.src_qp = remote as u32;
+    wc.slid = (remote >> 32) as u16;
+}
+
+/// The completion queue that a program holds.
+pub(super) struct VirtualCq(pub(super) Arc<CqCore>);
+
+impl DeviceCq for VirtualCq {
+    fn cqe(&self) -> u32 {
+        self.0.cqe.load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    fn poll(&self, wcs: &mut [Wc]) -> std::result::Result<usize, i32> {
+        self.0.poll(wcs)
+    }
+
+    fn req_notify(&self, solicited_only: bool) -> Result<()> {
+        self.0.req_notify(solicited_only)
+    }
+
+    fn resize(&self, cqe: u32) -> Result<()> {
+        self.0.resize(cqe)
+    }
+}
+
+impl Drop for CqCore {
+    fn drop(&mut self) {
+        if let Some(channel) = &self.channel {
+            channel.forget(self.number);
+        }
+        self.local.cqs.remove(self.number);
+    }
+}

@@ -1,0 +1,323 @@
+//! What this process is in its job: its names, and tables of everything that has one.
+//!
+//! One [`Local`] per process stands under all of its contexts. Pollers read its table of queue
+//! pairs without a lock; everything else here is for the control path and the service thread.
+
+use super::ah::AhCore;
+use super::cq::CqCore;
+use super::deal::Dealer;
+use super::lock_mutex;
+use super::peer::Peer;
+use super::qp::QpCore;
+use super::resolve::Resolver;
+use super::reverse::ReverseTable;
+use super::srq::SrqCore;
+use super::tables::{MAX_KEYS, MAX_QPS, qpn_index};
+use super::underlay::Underlay;
+use crate::device::DeviceContext;
+use crate::error::{Error, Result};
+use crate::names::{
+    Asker, DeviceId, Gid, Grant, Incarnation, KeyRecord, MAX_LID, PhysicalEnd, ProcessId, QpnRecord,
+};
+use std::collections::HashMap;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak};
+
+/// Queue pair numbers 0 and 1 are the fabric's own (SMI and GSI).
+const FIRST_QPN: u32 = 2;
+/// The key 0 is nobody's.
+const FIRST_KEY: u32 = 1;
+/// Contexts that one process may open, ever: a peer's device number must fit what others store.
+const MAX_DEVICES: u32 = 128;
+
+/// A region as this process knows it.
+#[derive(Clone)]
+pub(super) struct Region {
+    /// Its first byte in our address space.
+    pub(super) base: usize,
+    /// What requests call its first byte: the same, or 0.
+    pub(super) start: u64,
+    /// In bytes.
+    pub(super) length: u64,
+    /// Physical rkey on each device.
+    pub(super) rkeys: Vec<(DeviceId, u32)>,
+}
+
+/// The queue pairs by index, for pollers.
+pub(super) struct QpTable {
+    slots: Box<[AtomicPtr<QpCore>]>,
+}
+
+impl QpTable {
+    fn new() -> Self {
+        QpTable { slots: (0..MAX_QPS).map(|_| AtomicPtr::new(ptr::null_mut())).collect() }
+    }
+
+    /// The queue pair `qpn` of this very generation.
+    ///
+    /// # Safety
+    /// The caller polls, alone, a CQ of this queue pair: then it stays at least until that CQ
+    /// has given it up (see `CqCore::bury`).
+    #[inline]
+    pub(super) unsafe fn get<'a>(&self, qpn: u32) -> Option<&'a QpCore> {
+        let slot = self.slots[qpn_index(qpn)].load(Ordering::Acquire);
+        // SAFETY: entries point to living queue pairs until those take them out, when no CQ
+        // knows them any more.
+        let qp = unsafe { slot.as_ref() }?;
+        (qp.qpn == qpn).then_some(qp)
+    }
+
+    pub(super) fn put(&self, qp: &Arc<QpCore>) {
+        let raw = Arc::as_ptr(qp).cast_mut();
+        self.slots[qpn_index(qp.qpn)].store(raw, Ordering::Release);
+    }
+
+    pub(super) fn clear(&self, qpn: u32) {
+        self.slots[qpn_index(qpn)].store(ptr::null_mut(), Ordering::Release);
+    }
+}
+
+/// This process.
+pub(super) struct Local {
+    resolver: OnceLock<Arc<dyn Resolver>>,
+    pub(super) grant: OnceLock<Grant>,
+    me: Weak<Local>,
+    pub(super) qps: Arc<QpTable>,
+    qpns: Mutex<Dealer>,
+    keys: Mutex<Dealer>,
+    /// Queue pairs by number, for those who do not poll.
+    numbers: RwLock<HashMap<u32, Weak<QpCore>>>,
+    regions: RwLock<HashMap<u32, Region>>,
+    peers: Mutex<HashMap<ProcessId, Arc<Peer>>>,
+    next_device: AtomicU32,
+    /// Address handles, shared receive queues and CQs by number.
+    pub(super) ahs: Registry<AhCore>,
+    pub(super) srqs: Registry<SrqCore>,
+    pub(super) cqs: Registry<CqCore>,
+    /// Senders of datagrams: physical names to virtual ones.
+    pub(super) senders: ReverseTable,
+}
+
+impl Local {
+    /// A process that has not joined yet.
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new_cyclic(|me| Local {
+            resolver: OnceLock::new(),
+            grant: OnceLock::new(),
+            me: me.clone(),
+            qps: Arc::new(QpTable::new()),
+            qpns: Mutex::new(Dealer::new(FIRST_QPN, MAX_QPS)),
+            keys: Mutex::new(Dealer::new(FIRST_KEY, MAX_KEYS)),
+            numbers: RwLock::default(),
+            regions: RwLock::default(),
+            peers: Mutex::default(),
+            next_device: AtomicU32::new(0),
+            ahs: Registry::default(),
+            srqs: Registry::default(),
+            cqs: Registry::default(),
+            senders: ReverseTable::new(),
+        })
+    }
+
+    /// It has joined: names resolve through `resolver` from now on. Once.
+    pub(super) fn joined(&self, resolver: Arc<dyn Resolver>) {
+        let _ = self.grant.set(resolver.grant());
+        let _ = self.resolver.set(resolver);
+    }
+
+    /// Who we are. Contexts are opened after joining only.
+    pub(super) fn grant(&self) -> Grant {
+        *self.grant.get().expect("set before any context is opened")
+    }
+
+    pub(super) fn resolver(&self) -> &Arc<dyn Resolver> {
+        self.resolver.get().expect("set before any context is opened")
+    }
+
+    /// Numbers an opened device.
+    pub(super) fn add_device(&self, device: Arc<dyn DeviceContext>) -> Result<Arc<Underlay>> {
+        let id = DeviceId(self.next_device.fetch_add(1, Ordering::Relaxed));
+        if id.0 >= MAX_DEVICES {
+            return Err(Error::new(
+                libc::EMFILE,
+                format!(
+                    "opening {}: this process has opened {MAX_DEVICES} contexts, which is the \
+                     most; use one context for several purposes",
+                    device.name()
+                ),
+            ));
+        }
+        Ok(Arc::new(Underlay::new(id, device)))
+    }
+
+    /// The peer of that number: made when it is first named.
+    pub(super) fn peer(&self, process: ProcessId) -> Arc<Peer> {
+        let mut peers = lock_mutex(&self.peers);
+        let index = peers.len();
+        let own = process == self.grant().process;
+        Arc::clone(
+            peers
+                .entry(process)
+                .or_insert_with(|| Arc::new(Peer::new(process, index, own, self.me.clone()))),
+        )
+    }
+
+    /// The process that an address names, or `None` where it is foreign to the job.
+    pub(super) fn process_at(&self, lid: u16, gid: Option<[u8; 16]>) -> Option<ProcessId> {
+        let own = self.grant();
+        let process = match gid {
+            Some(gid) => {
+                let (job, process) = Gid(gid).owner()?;
+                (job == own.job).then_some(process)?
+            }
+            // Above are the multicast LIDs, which are the fabric's.
+            None if (1..=MAX_LID).contains(&u32::from(lid)) => ProcessId(u32::from(lid)),
+            None => return None,
+        };
+        (process == own.process || !self.resolver().alone()).then_some(process)
+    }
+
+    /// Deals a queue pair number.
+    pub(super) fn deal_qpn(&self) -> Result<u32> {
+        let (index, generation) = lock_mutex(&self.qpns).deal().ok_or_else(|| {
+            Error::new(
+                libc::ENOMEM,
+                format!("this process has {} queue pairs, which is the most", MAX_QPS - FIRST_QPN),
+            )
+        })?;
+        Ok(u32::from(generation) << 16 | index)
+    }
+
+    pub(super) fn return_qpn(&self, qpn: u32) {
+        lock_mutex(&self.qpns).take_back(qpn_index(qpn) as u32);
+    }
+
+    /// Makes a queue pair known by its number.
+    pub(super) fn add_qp(&self, qp: &Arc<QpCore>) {
+        self.qps.put(qp);
+        write(&self.numbers).insert(qp.qpn, Arc::downgrade(qp));
+    }
+
+    /// A queue pair is gone for everyone but its CQs.
+    pub(super) fn forget_qp(&self, qpn: u32) {
+        write(&self.numbers).remove(&qpn);
+    }
+
+    pub(super) fn qp(&self, qpn: u32) -> Option<Arc<QpCore>> {
+        read(&self.numbers).get(&qpn)?.upgrade()
+    }
+
+    /// Deals a key.
+    pub(super) fn deal_key(&self) -> Result<u32> {
+        let (index, generation) = lock_mutex(&self.keys).deal().ok_or_else(|| {
+            Error::new(
+                libc::ENOMEM,
+                format!(
+                    "this process has {} memory regions, which is the most; register fewer, \
+                     larger ones",
+                    MAX_KEYS - FIRST_KEY
+                ),
+            )
+        })?;
+        Ok(index << 8 | u32::from(generation))
+    }
+
+    pub(super) fn return_key(&self, key: u32) {
+        lock_mutex(&self.keys).take_back(key >> 8);
+    }
+
+    pub(super) fn add_region(&self, key: u32, region: Region) {
+        write(&self.regions).insert(key, region);
+    }
+
+    /// From here on nobody finds the region, and nobody who found it is still at it.
+    pub(super) fn remove_region(&self, key: u32) {
+        write(&self.regions).remove(&key);
+    }
+
+    /// The regions, which stay registered while this is held.
+    pub(super) fn regions(&self) -> RwLockReadGuard<'_, HashMap<u32, Region>> {
+        read(&self.regions)
+    }
+
+    /// Where our queue pair `qpn` is to be reached.
+    pub(super) fn own_qpn(&self, qpn: u32) -> Option<(PhysicalEnd, u32)> {
+        let qp = self.qp(qpn)?;
+        Some((qp.end()?, qp.qp_type))
+    }
+}
+
+/// What peers are told.
+impl crate::names::Owner for Local {
+    fn qpn(&self, asker: &Asker, qpn: u32) -> Option<QpnRecord> {
+        if let Some(end) = asker.physical.filter(|_| asker.qpn != 0) {
+            self.senders.learn(&end, asker.qpn, asker.process);
+        }
+        let (end, qp_type) = self.own_qpn(qpn)?;
+        Some(QpnRecord { end, qp_type: qp_type as u8, incarnation: Incarnation(1) })
+    }
+
+    fn key(&self, _asker: ProcessId, key: u32) -> Option<KeyRecord> {
+        let on = self.regions().get(&key)?.rkeys.clone();
+        Some(KeyRecord { on })
+    }
+}
+
+/// Things by number, held weakly.
+pub(super) struct Registry<T> {
+    next: Mutex<u32>,
+    things: RwLock<HashMap<u32, Weak<T>>>,
+}
+
+impl<T> Default for Registry<T> {
+    fn default() -> Self {
+        Registry { next: Mutex::new(0), things: RwLock::default() }
+    }
+}
+
+impl<T> Registry<T> {
+    /// Makes a thing that knows its own number (24 bits, none in use twice).
+    pub(super) fn try_add(&self, make: impl FnOnce(u32) -> Result<T>) -> Result<Arc<T>> {
+        let number = {
+            let mut next = lock_mutex(&self.next);
+            let mut things = write(&self.things);
+            loop {
+                *next = (*next + 1) & crate::abi::MASK_24;
+                if *next != 0 && !things.contains_key(&*next) {
+                    break;
+                }
+            }
+            // Taken, so that nobody else gets it while the thing is being made.
+            things.insert(*next, Weak::new());
+            *next
+        };
+        match make(number) {
+            Ok(thing) => {
+                let thing = Arc::new(thing);
+                write(&self.things).insert(number, Arc::downgrade(&thing));
+                Ok(thing)
+            }
+            Err(error) => {
+                self.remove(number);
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) fn get(&self, number: u32) -> Option<Arc<T>> {
+        read(&self.things).get(&number)?.upgrade()
+    }
+
+    pub(super) fn remove(&self, number: u32) {
+        write(&self.things).remove(&number);
+    }
+}
+
+pub(super) fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(super) fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}

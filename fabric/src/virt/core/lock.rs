@@ -1,0 +1,259 @@
+//! Locks of the data path.
+//!
+//! A virtual queue pair's send side, its receive side and a CQ have one lock each; the physical
+//! objects under them have none. [`SpinLock`] costs one atomic exchange and a plain store, where a
+//! mutex that can sleep costs two exchanges. [`Side`] puts it in front of data, and leaves it out where the
+//! program promised to be single-threaded, except while somebody else has work there.
+
+use std::cell::UnsafeCell;
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+/// Rounds of waiting before a waiter lets others run: the holder may need this very core.
+const SPINS_BEFORE_YIELD: u32 = 100;
+
+/// A lock that is held for some dozens of instructions.
+#[derive(Default)]
+pub(super) struct SpinLock {
+    held: AtomicBool,
+}
+
+impl SpinLock {
+    #[inline]
+    pub(super) fn lock(&self) {
+        if self.held.swap(true, Ordering::Acquire) {
+            self.wait();
+        }
+    }
+
+    #[cold]
+    fn wait(&self) {
+        let mut spins = 0;
+        loop {
+            while self.held.load(Ordering::Relaxed) {
+                spins += 1;
+                if spins < SPINS_BEFORE_YIELD {
+                    std::hint::spin_loop();
+                } else {
+                    std::thread::yield_now();
+                }
+            }
+            if !self.held.swap(true, Ordering::Acquire) {
+                return;
+            }
+        }
+    }
+
+    #[inline]
+    pub(super) fn unlock(&self) {
+        self.held.store(false, Ordering::Release);
+    }
+}
+
+/// Bits of a [`Side`]'s gate. With any of them set even a single-threaded user takes the lock.
+pub(super) mod gate {
+    /// Entries of the window wait for a name; the service thread may push them.
+    pub(in super::super) const BLOCKED: u32 = 1;
+    /// Nothing is handed any more: entries are completed by us.
+    pub(in super::super) const FAILED: u32 = 2;
+    /// The physical queue pair was seen in ERR.
+    pub(in super::super) const ERR: u32 = 4;
+    /// With one of these set, threads other than the user may enter.
+    pub(in super::super) const SHARED: u32 = BLOCKED | FAILED;
+}
+
+/// One side of a queue pair (or a CQ): data of type `T` behind a lock.
+///
+/// Where it is single-threaded, its user (the one thread that the program promised) enters without
+/// the lock while the gate is 0. Another thread enters only while a bit of [`gate::SHARED`] is
+/// set, under the lock. These bits are set by the user inside, as the last thing before it leaves
+/// ([`Guard::share`]), or under the lock; they are cleared under the lock. So user and others
+/// never are inside at once, and each sees what the other wrote: by the lock, or by the release
+/// store and the acquire load of the gate.
+pub(super) struct Side<T> {
+    gate: AtomicU32,
+    lock: SpinLock,
+    single_threaded: bool,
+    data: UnsafeCell<T>,
+}
+
+// SAFETY: the data is reached through guards alone, which exclude each other (see above; that a
+// single-threaded side has one user is the promise of whoever made it so).
+unsafe impl<T: Send> Sync for Side<T> {}
+
+impl<T> Side<T> {
+    pub(super) fn new(data: T, single_threaded: bool) -> Self {
+        Side {
+            gate: AtomicU32::new(0),
+            lock: SpinLock::default(),
+            single_threaded,
+            data: UnsafeCell::new(data),
+        }
+    }
+
+    /// Enters as the user.
+    #[inline]
+    pub(super) fn enter(&self) -> Guard<'_, T> {
+        let bare = self.single_threaded && self.gate.load(Ordering::Acquire) == 0;
+        if !bare {
+            self.lock.lock();
+        }
+        Guard { side: self, locked: !bare }
+    }
+
+    /// Enters as somebody else: `None` where the side is its user's alone.
+    pub(super) fn enter_shared(&self) -> Option<Guard<'_, T>> {
+        self.lock.lock();
+        let guard = Guard { side: self, locked: true };
+        let open = !self.single_threaded || self.gate.load(Ordering::Acquire) & gate::SHARED != 0;
+        open.then_some(guard)
+    }
+
+    /// The bits of the gate that are set.
+    #[inline]
+    pub(super) fn gate(&self) -> u32 {
+        self.gate.load(Ordering::Acquire)
+    }
+
+    /// Sets the bit [`gate::ERR`], which lets nobody in: anybody may.
+    pub(super) fn note_err(&self) {
+        self.gate.fetch_or(gate::ERR, Ordering::Release);
+    }
+}
+
+/// Being inside.
+pub(super) struct Guard<'a, T> {
+    side: &'a Side<T>,
+    locked: bool,
+}
+
+impl<T> Guard<'_, T> {
+    /// The bits of the gate that are set.
+    #[inline]
+    pub(super) fn gate(&self) -> u32 {
+        self.side.gate.load(Ordering::Relaxed)
+    }
+
+    /// Sets bits of the gate, and leaves.
+    #[cold]
+    pub(super) fn share(self, bits: u32) {
+        self.side.gate.fetch_or(bits, Ordering::Release);
+    }
+
+    /// Sets bits of the gate, and stays: only under the lock.
+    pub(super) fn set(&mut self, bits: u32) {
+        if !self.locked {
+            self.side.lock.lock();
+            self.locked = true;
+        }
+        self.side.gate.fetch_or(bits, Ordering::Release);
+    }
+
+    /// Clears bits of the gate.
+    pub(super) fn clear(&mut self, bits: u32) {
+        self.side.gate.fetch_and(!bits, Ordering::Release);
+    }
+}
+
+impl<T> Deref for Guard<'_, T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: guards exclude each other, see `Side`.
+        unsafe { &*self.side.data.get() }
+    }
+}
+
+impl<T> DerefMut for Guard<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: guards exclude each other, see `Side`.
+        unsafe { &mut *self.side.data.get() }
+    }
+}
+
+impl<T> Drop for Guard<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.locked {
+            self.side.lock.unlock();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    /// Promise: the sides of a queue pair are thread-safe as verbs are.
+    #[test]
+    fn users_exclude_each_other() {
+        let side = Arc::new(Side::new(0u64, false));
+        let threads: Vec<_> = (0..3)
+            .map(|_| {
+                let side = Arc::clone(&side);
+                std::thread::spawn(move || {
+                    for _ in 0..20_000 {
+                        *side.enter() += 1;
+                    }
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        assert_eq!(*side.enter(), 60_000);
+    }
+
+    /// Promise: nobody but its user enters a single-threaded side, unless the user shared it.
+    #[test]
+    fn a_single_threaded_side_is_its_users_alone_until_shared() {
+        let side = Side::new(0u64, true);
+        assert!(side.enter_shared().is_none());
+        side.enter().share(gate::BLOCKED);
+        {
+            let mut other = side.enter_shared().unwrap();
+            *other += 1;
+            other.clear(gate::BLOCKED);
+        }
+        assert!(side.enter_shared().is_none());
+        side.note_err();
+        assert!(side.enter_shared().is_none(), "ERR is a hint, and lets nobody in");
+        assert_eq!(*side.enter(), 1);
+    }
+
+    /// Promise: a user and the service thread, which take turns by the gate, never meet.
+    #[test]
+    fn user_and_service_take_turns() {
+        const ROUNDS: u64 = 20_000;
+        let side = Arc::new(Side::new((0u64, 0u64), true));
+        let service = {
+            let side = Arc::clone(&side);
+            std::thread::spawn(move || {
+                let mut done = 0;
+                while done < ROUNDS {
+                    let Some(mut inside) = side.enter_shared() else {
+                        std::thread::yield_now();
+                        continue;
+                    };
+                    inside.0 += 1;
+                    inside.1 += 1;
+                    done += 1;
+                    inside.clear(gate::BLOCKED);
+                }
+            })
+        };
+        for _ in 0..ROUNDS {
+            let mut inside = side.enter();
+            inside.0 += 1;
+            inside.1 += 1;
+            inside.share(gate::BLOCKED);
+            while side.gate() != 0 {
+                std::thread::yield_now();
+            }
+        }
+        service.join().unwrap();
+        let inside = side.enter();
+        assert_eq!((inside.0, inside.1), (2 * ROUNDS, 2 * ROUNDS));
+    }
+}

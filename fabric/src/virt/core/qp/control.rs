@@ -1,0 +1,208 @@
+//! `modify` and `query`: the program speaks of virtual addresses, the device hears physical ones.
+
+use super::send::Target;
+use super::{Attachment, QpCore};
+use crate::abi::{self, AhAttr, QpAttr, qp_mask, qp_state, qp_type};
+use crate::error::{Error, Result};
+use crate::names::{self, Fetch, PhysicalEnd, ProcessId, Record};
+use crate::virt::core::lock_mutex;
+use crate::virt::core::underlay::NO_SUCH_QPN;
+use crate::virt::process::refused;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// How long `modify` waits for a peer to say what its queue pair number stands for.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(15);
+/// The port of a queue pair that was given none.
+const FIRST_PORT: u8 = 1;
+
+/// Attributes as the program set them.
+#[derive(Default)]
+pub(super) struct Control {
+    attr: QpAttr,
+}
+
+impl Control {
+    /// The port that the queue pair is on.
+    pub(super) fn port(&self) -> u8 {
+        if self.attr.port_num == 0 { FIRST_PORT } else { self.attr.port_num }
+    }
+
+    /// Remembers what `mask` set.
+    fn set(&mut self, attr: &QpAttr, mask: u32) {
+        let own = &mut self.attr;
+        let mut take = |bit: u32, set: &mut dyn FnMut(&mut QpAttr)| {
+            if mask & bit != 0 {
+                set(own);
+            }
+        };
+        take(qp_mask::STATE, &mut |own| own.qp_state = attr.qp_state);
+        take(qp_mask::PORT, &mut |own| own.port_num = attr.port_num);
+        take(qp_mask::AV, &mut |own| own.ah_attr = attr.ah_attr);
+        take(qp_mask::PATH_MTU, &mut |own| own.path_mtu = attr.path_mtu);
+        take(qp_mask::DEST_QPN, &mut |own| own.dest_qp_num = attr.dest_qp_num);
+    }
+}
+
+/// What a connected queue pair is connected to.
+struct Connection {
+    target: Target,
+    ah_attr: AhAttr,
+    dest_qp_num: u32,
+    /// The largest path MTU that both ends have.
+    mtu: u32,
+    /// LID in completions.
+    lid: u16,
+}
+
+impl QpCore {
+    pub(super) fn modify(&self, attr: &QpAttr, mask: u32) -> Result<()> {
+        if mask & (qp_mask::ALT_PATH | qp_mask::PATH_MIG_STATE) != 0 {
+            return Err(Error::unsupported(format!(
+                "queue pair {:#x}: an alternate path was given; virtual queue pairs have one path, \
+                 which moves with the peer",
+                self.qpn
+            )));
+        }
+        let attachment = self.attachment()?;
+        let (mut physical, mut connection) = (*attr, None);
+        if mask & qp_mask::AV != 0 && self.qp_type != qp_type::UD {
+            // The old destination stays where only the path is set anew.
+            let dest = match mask & qp_mask::DEST_QPN {
+                0 => lock_mutex(&self.control).attr.dest_qp_num,
+                _ => attr.dest_qp_num,
+            };
+            let found = self.connect(&attachment, &attr.ah_attr, dest)?;
+            physical.ah_attr = found.ah_attr;
+            physical.dest_qp_num = found.dest_qp_num;
+            physical.path_mtu = attr.path_mtu.min(found.mtu);
+            connection = Some((found, dest));
+        } else if mask & qp_mask::DEST_QPN != 0 {
+            return Err(Error::invalid(format!(
+                "queue pair {:#x}: a destination queue pair ({:#x}) without an address vector",
+                self.qpn, attr.dest_qp_num
+            )));
+        }
+        let state = (mask & qp_mask::STATE != 0).then_some(attr.qp_state);
+        attachment.qp.modify(&physical, mask)?;
+        lock_mutex(&self.control).set(attr, mask);
+        if let Some((found, dest)) = connection {
+            let remote = u64::from(found.lid) << 32 | u64::from(dest);
+            self.remote.store(remote, Ordering::Release);
+            self.send_side.enter().target = found.target;
+        }
+        match state {
+            Some(qp_state::ERR) => self.note_err(),
+            Some(qp_state::RESET) => self.reset(),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// RESET discards all work, and the completions that nobody has polled yet.
+    fn reset(&self) {
+        let (send_cq, recv_cq) = (self.send_cq.upgrade(), self.recv_cq.upgrade());
+        let same = match (&send_cq, &recv_cq) {
+            (Some(a), Some(b)) => std::sync::Arc::ptr_eq(a, b),
+            _ => false,
+        };
+        // In the order of their numbers, so that two that reset never wait for each other.
+        let mut cqs: Vec<_> = send_cq.into_iter().chain(recv_cq.filter(|_| !same)).collect();
+        cqs.sort_by_key(|cq| cq.number());
+        let held: Vec<_> = cqs.iter().map(|cq| cq.exclude_pollers()).collect();
+        self.forget_all();
+        for cq in &cqs {
+            cq.drop_backlog_of(self.qpn);
+        }
+        drop(held);
+    }
+
+    pub(super) fn query(&self, mask: u32) -> Result<QpAttr> {
+        let attachment = self.attachment()?;
+        let mut attr = attachment.qp.query(mask)?;
+        let control = lock_mutex(&self.control);
+        // What the program sees of names and sizes is what it said.
+        attr.cap = self.cap;
+        attr.ah_attr = control.attr.ah_attr;
+        attr.dest_qp_num = control.attr.dest_qp_num;
+        if control.attr.path_mtu != 0 {
+            attr.path_mtu = control.attr.path_mtu;
+        }
+        attr.alt_ah_attr = AhAttr::default();
+        Ok(attr)
+    }
+
+    /// Finds out what a virtual address stands for.
+    fn connect(&self, attachment: &Attachment, wanted: &AhAttr, dest: u32) -> Result<Connection> {
+        let underlay = &attachment.underlay;
+        let gid = (wanted.is_global != 0).then_some(wanted.grh.dgid.0);
+        if gid.is_some() && wanted.grh.sgid_index != 0 {
+            return Err(Error::invalid(format!(
+                "queue pair {:#x}: GID index {} in its address vector: a virtual port has one \
+                 GID, index 0",
+                self.qpn, wanted.grh.sgid_index
+            )));
+        }
+        let mut wanted = *wanted;
+        if wanted.port_num == 0 {
+            wanted.port_num = lock_mutex(&self.control).port();
+        }
+        let Some(process) = self.local.process_at(wanted.dlid, gid) else {
+            tracing::info!(
+                "queue pair {:#x} is connected to queue pair {dest:#x} at {wanted:?}, outside the \
+                 job: a foreign queue pair, which keeps this process where it is",
+                self.qpn
+            );
+            return Ok(Connection {
+                target: Target::Foreign,
+                ah_attr: underlay.foreign_route(&wanted)?,
+                dest_qp_num: dest,
+                mtu: abi::mtu::MTU_4096,
+                lid: wanted.dlid,
+            });
+        };
+        let own = underlay.end(wanted.port_num, attachment.qp.qp_num())?;
+        let end = match self.find_end(process, dest)? {
+            Some(end) => end,
+            None => {
+                tracing::warn!(
+                    "queue pair {:#x}: {process} has no queue pair {dest:#x}; requests will end \
+                     as if nobody answered",
+                    self.qpn
+                );
+                PhysicalEnd { qpn: NO_SUCH_QPN, ..own }
+            }
+        };
+        let peer = self.local.peer(process);
+        let keys = peer.keys(end.device);
+        Ok(Connection {
+            target: Target::Peer(peer, keys),
+            ah_attr: underlay.route(&wanted, &end)?,
+            dest_qp_num: end.qpn,
+            mtu: u32::from(end.mtu.min(own.mtu)),
+            lid: process.lid().0,
+        })
+    }
+
+    /// Where queue pair `dest` of `process` is to be reached; `None` where it has none of that
+    /// number.
+    fn find_end(&self, process: ProcessId, dest: u32) -> Result<Option<PhysicalEnd>> {
+        if process == self.local.grant().process {
+            return Ok(self.local.own_qpn(dest).map(|(end, _)| end));
+        }
+        let what = Fetch::Qpn { qpn: dest, own_qpn: self.qpn, own_end: self.end() };
+        let deadline = Instant::now() + CONNECT_PATIENCE;
+        match self.local.resolver().fetch_wait(process, what, deadline) {
+            Ok(Record::Qpn(record)) => Ok(Some(record.end)),
+            Err(names::Error::Unknown { .. }) => Ok(None),
+            Ok(_) => Err(Error::new(
+                libc::EPROTO,
+                format!("{process} answered something else when asked for queue pair {dest:#x}"),
+            )),
+            Err(error) => Err(refused(error).context(format_args!(
+                "connecting queue pair {:#x} to queue pair {dest:#x} of {process}",
+                self.qpn
+            ))),
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! Virtual queue pairs: two windows, and a physical queue pair as the cursor over them.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `send` | appending send requests, and handing them as far as their names are known |
+//! | `recv` | the same for receives, which name nothing remote |
+//! | `ending` | completing ourselves what is not handed any more: after ERR, or when a peer is lost |
+//! | `control` | `modify` and `query`, where addresses are resolved |
+//!
+//! # Threads
+//!
+//! Posters append and hand under the lock of their side (or without, see [`Side`]); the service
+//! thread hands what was waiting for a name, under the same lock. Pollers retire, under the lock of
+//! their CQ. Order of locks: CQ, then side, then a CQ's backlog. Nothing else is locked on the way
+//! of a request whose names are known.
+
+mod control;
+mod ending;
+mod recv;
+mod send;
+
+pub(super) use recv::RecvLowering;
+pub(super) use send::sges;
+
+use super::cq::CqCore;
+use super::local::Local;
+use super::lock::Side;
+use super::lock_mutex;
+use super::peer::{Missing, Outcome, Peer, Wanted};
+use super::srq::SrqCore;
+use super::underlay::Underlay;
+use crate::abi::{self, QpAttr, QpCap, qp_type};
+use crate::device::{DevicePd, DeviceQp, PostRecv, PostSend};
+use crate::error::{Error, Result};
+use crate::names::PhysicalEnd;
+use control::Control;
+use ending::Ending;
+use recv::RecvSide;
+use send::SendSide;
+use sojourn_logging::{RecvWindow, SendWindow};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+
+/// Slots of the physical send queue that are ours: for the marker behind which nothing of the
+/// program's is outstanding any more.
+pub(super) const HIDDEN_SENDS: u32 = 1;
+
+/// Bits of `QpCore::watch`: reasons for a poller to look closer.
+pub(super) mod watch {
+    /// The program has destroyed the queue pair: its completions are dropped.
+    pub(in super::super) const DEAD: u32 = 1;
+    /// Requests are being completed by us once the handed ones are through.
+    pub(in super::super) const ENDING: u32 = 2;
+}
+
+/// The physical side of a queue pair.
+#[derive(Clone)]
+pub(super) struct Attachment {
+    pub(super) underlay: Arc<Underlay>,
+    pub(super) pd: Arc<dyn DevicePd>,
+    pub(super) qp: Arc<dyn DeviceQp>,
+}
+
+/// What a queue pair is made from.
+pub(super) struct QpParts {
+    pub(super) local: Arc<Local>,
+    pub(super) attachment: Attachment,
+    pub(super) qp_type: u32,
+    pub(super) cap: QpCap,
+    pub(super) sig_all: bool,
+    pub(super) single_threaded: bool,
+    pub(super) send_cq: Arc<CqCore>,
+    pub(super) recv_cq: Arc<CqCore>,
+    pub(super) srq: Option<Arc<SrqCore>>,
+}
+
+/// A queue pair, as its posters, its pollers and the service thread share it.
+pub(super) struct QpCore {
+    // What pollers read comes first.
+    pub(super) qpn: u32,
+    pub(super) qp_type: u32,
+    /// Bits of [`watch`].
+    pub(super) watch: AtomicU32,
+    /// Connected: what completions say of the peer: its queue pair number (lower half), its LID.
+    pub(super) remote: AtomicU64,
+    pub(super) send: SendWindow,
+    pub(super) recv: RecvWindow,
+    send_side: Side<SendSide>,
+    recv_side: Side<RecvSide>,
+    sig_all: bool,
+    cap: QpCap,
+    pub(super) srq: Option<Arc<SrqCore>>,
+    pub(super) local: Arc<Local>,
+    // Weak, because a CQ keeps queue pairs that it may still have completions of.
+    send_cq: Weak<CqCore>,
+    recv_cq: Weak<CqCore>,
+    me: Weak<QpCore>,
+    /// `None` once the program has destroyed it.
+    attachment: Mutex<Option<Attachment>>,
+    control: Mutex<Control>,
+}
+
+/// Whether a queue pair waits for a name.
+pub(super) enum Blocked {
+    /// It waits for this one.
+    By(Missing),
+    /// Everything in the window has been handed.
+    No,
+}
+
+impl QpCore {
+    fn new(parts: &QpParts, qpn: u32) -> Arc<Self> {
+        let (cap, srq) = (parts.cap, parts.srq.clone());
+        // Both fit: the caller compared them with the device's limits.
+        let (send_sges, recv_sges) = (cap.max_send_sge as u8, cap.max_recv_sge as u8);
+        let recv_depth = if srq.is_some() { 0 } else { cap.max_recv_wr };
+        let attachment = &parts.attachment;
+        Arc::new_cyclic(|me| QpCore {
+            qpn,
+            qp_type: parts.qp_type,
+            watch: AtomicU32::new(0),
+            remote: AtomicU64::new(0),
+            send: SendWindow::new(cap.max_send_wr, send_sges, cap.max_inline_data),
+            recv: RecvWindow::new(recv_depth, recv_sges),
+            send_side: Side::new(SendSide::new(attachment, send_sges), parts.single_threaded),
+            recv_side: Side::new(RecvSide::new(attachment, recv_sges), parts.single_threaded),
+            sig_all: parts.sig_all,
+            cap,
+            srq,
+            local: Arc::clone(&parts.local),
+            send_cq: Arc::downgrade(&parts.send_cq),
+            recv_cq: Arc::downgrade(&parts.recv_cq),
+            me: me.clone(),
+            attachment: Mutex::new(Some(attachment.clone())),
+            control: Mutex::default(),
+        })
+    }
+
+    pub(super) fn weak(&self) -> Weak<QpCore> {
+        self.me.clone()
+    }
+
+    fn attachment(&self) -> Result<Attachment> {
+        lock_mutex(&self.attachment)
+            .clone()
+            .ok_or_else(|| Error::invalid(format!("queue pair {:#x} has been destroyed", self.qpn)))
+    }
+
+    /// Where peers reach it; `None` where its port does not answer.
+    pub(super) fn end(&self) -> Option<PhysicalEnd> {
+        // The physical queue pair itself is not held: destroying it waits for nobody.
+        let (underlay, number) = {
+            let attachment = lock_mutex(&self.attachment);
+            let attachment = attachment.as_ref()?;
+            (Arc::clone(&attachment.underlay), attachment.qp.qp_num())
+        };
+        let port = lock_mutex(&self.control).port();
+        underlay.end(port, number).ok()
+    }
+
+    /// Tells what the completions of this queue pair took of `cq`.
+    pub(super) fn unload(&self, cq: &CqCore, tell: &mut dyn FnMut(u64, Option<&SrqCore>)) {
+        if std::ptr::eq(self.send_cq.as_ptr(), cq) {
+            tell(super::cq::sends(&self.cap), None);
+        }
+        if std::ptr::eq(self.recv_cq.as_ptr(), cq) {
+            tell(u64::from(self.cap.max_recv_wr), self.srq.as_deref());
+        }
+    }
+
+    /// Whether a request that waits for this name can go on.
+    pub(super) fn knows(&self, peer: &Peer, wanted: Wanted) -> bool {
+        match wanted {
+            Wanted::Key(key) => {
+                self.send_side.enter_shared().is_none_or(|side| side.knows_key(peer, key))
+            }
+            // Asked for in this queue pair's name alone, and so it alone learns of the answer.
+            Wanted::Qpn { .. } => false,
+        }
+    }
+
+    /// A name that it waited for has come, or never will.
+    pub(super) fn settled(&self, peer: &Peer, outcome: Outcome) {
+        if outcome == Outcome::Lost && self.qp_type == qp_type::RC {
+            self.fail(abi::wc_status::RETRY_EXC_ERR);
+            return;
+        }
+        // Unreliable: what cannot be delivered is lost, and its request completes.
+        let announce = |known| {
+            if self.qp_type == qp_type::UD
+                && let Some(mut side) = self.send_side.enter_shared()
+            {
+                side.announce(peer, known);
+            }
+        };
+        announce(true);
+        let blocked = self.push();
+        if outcome == Outcome::Lost {
+            announce(false);
+        }
+        if let Blocked::By(missing) = blocked {
+            missing.resolve(self);
+        }
+    }
+
+    /// Whether the program has destroyed it.
+    pub(super) fn is_dead(&self) -> bool {
+        self.watch.load(Ordering::Relaxed) & watch::DEAD != 0
+    }
+
+    /// The physical number and device, to take them out of the device's table.
+    fn detach(&self) -> Option<Attachment> {
+        self.watch.fetch_or(watch::DEAD, Ordering::Release);
+        self.local.forget_qp(self.qpn);
+        self.send_side.enter().detach();
+        self.recv_side.enter().detach();
+        lock_mutex(&self.attachment).take()
+    }
+}
+
+impl Drop for QpCore {
+    fn drop(&mut self) {
+        // Its CQs have let go of it: no completion names it any more.
+        self.local.qps.clear(self.qpn);
+        self.local.return_qpn(self.qpn);
+    }
+}
+
+/// The queue pair that a program holds.
+pub(super) struct VirtualQp {
+    core: Arc<QpCore>,
+    send_cq: Arc<CqCore>,
+    recv_cq: Arc<CqCore>,
+}
+
+impl VirtualQp {
+    /// A queue pair over a physical one that was just created, for whose completions there is
+    /// room in the CQs.
+    pub(super) fn new(parts: &QpParts) -> Result<Self> {
+        let qpn = parts.local.deal_qpn()?;
+        let core = QpCore::new(parts, qpn);
+        let attachment = &parts.attachment;
+        let physical = attachment.qp.qp_num();
+        if !attachment.underlay.qpns.set(physical as usize, physical, qpn) {
+            return Err(Error::new(
+                libc::EIO,
+                format!("{} dealt queue pair {physical:#x}", attachment.underlay.device.name()),
+            ));
+        }
+        parts.local.add_qp(&core);
+        let (send_cq, recv_cq) = (Arc::clone(&parts.send_cq), Arc::clone(&parts.recv_cq));
+        Ok(VirtualQp { core, send_cq, recv_cq })
+    }
+}
+
+impl Drop for VirtualQp {
+    fn drop(&mut self) {
+        let attachment = self.core.detach();
+        let physical = attachment.map(|it| (it.underlay, it.qp.qp_num()));
+        // The physical one is destroyed by now; what it left in the CQs is taken out by them.
+        self.send_cq.bury(&self.core);
+        if !Arc::ptr_eq(&self.send_cq, &self.recv_cq) {
+            self.recv_cq.bury(&self.core);
+        }
+        if let Some((underlay, number)) = physical {
+            underlay.qpns.unset(number as usize, number, self.core.qpn);
+        }
+    }
+}
+
+impl DeviceQp for VirtualQp {
+    fn qp_num(&self) -> u32 {
+        self.core.qpn
+    }
+
+    fn qp_type(&self) -> u32 {
+        self.core.qp_type
+    }
+
+    fn init_cap(&self) -> QpCap {
+        self.core.cap
+    }
+
+    #[inline]
+    unsafe fn post_send(&self, wr: *mut abi::SendWr) -> PostSend {
+        // SAFETY: the caller's promise.
+        unsafe { self.core.post_send(wr) }
+    }
+
+    #[inline]
+    unsafe fn post_recv(&self, wr: *mut abi::RecvWr) -> PostRecv {
+        // SAFETY: the caller's promise.
+        unsafe { self.core.post_recv(wr) }
+    }
+
+    fn modify(&self, attr: &QpAttr, mask: u32) -> Result<()> {
+        self.core.modify(attr, mask)
+    }
+
+    fn query(&self, mask: u32) -> Result<QpAttr> {
+        self.core.query(mask)
+    }
+}

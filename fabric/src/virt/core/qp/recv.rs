@@ -1,0 +1,216 @@
+//! The receive side: appending, and handing at once.
+
+use super::{Attachment, Ending, QpCore};
+use crate::abi::{RecvWr, Sge};
+use crate::device::{DeviceQp, PostError, PostRecv};
+use crate::virt::core::lock::{Guard, gate};
+use crate::virt::core::qp::send::{element, sges};
+use crate::virt::core::tables::KeyTable;
+use crate::virt::core::underlay::NO_SUCH_KEY;
+use crate::virt::core::{LOW_31, QPN_SHIFT, RECV};
+use sojourn_logging::Refused;
+use std::ptr;
+use std::sync::Arc;
+
+/// Receives handed in one call.
+const CHAIN: usize = 16;
+
+/// What a poster of receives needs, behind the side's lock.
+pub(in crate::virt::core) struct RecvSide {
+    qp: Option<Arc<dyn DeviceQp>>,
+    lowering: RecvLowering,
+    pub(super) ending: Ending,
+}
+
+impl RecvSide {
+    pub(super) fn new(attachment: &Attachment, max_sges: u8) -> Self {
+        RecvSide {
+            qp: Some(Arc::clone(&attachment.qp)),
+            lowering: RecvLowering::new(Arc::clone(&attachment.underlay.keys), max_sges),
+            ending: Ending::default(),
+        }
+    }
+
+    pub(super) fn detach(&mut self) {
+        self.qp = None;
+    }
+}
+
+/// Where physical receives are put together, of queue pairs and of shared receive queues.
+pub(in crate::virt::core) struct RecvLowering {
+    keys: Arc<KeyTable>,
+    wrs: Box<[RecvWr]>,
+    sges: Box<[Sge]>,
+    max_sges: usize,
+}
+
+// SAFETY: the pointers are to this struct's own boxes, and null otherwise.
+unsafe impl Send for RecvLowering {}
+
+impl RecvLowering {
+    pub(in crate::virt::core) fn new(keys: Arc<KeyTable>, max_sges: u8) -> Self {
+        let max_sges = usize::from(max_sges).max(1);
+        let mut sges = vec![Sge::default(); CHAIN * max_sges].into_boxed_slice();
+        let wrs = sges
+            .chunks_exact_mut(max_sges)
+            .map(|part| RecvWr {
+                wr_id: 0,
+                next: ptr::null_mut(),
+                sg_list: part.as_mut_ptr(),
+                num_sge: 0,
+            })
+            .collect();
+        RecvLowering { keys, wrs, sges, max_sges }
+    }
+
+    /// Puts the physical receive in place `at`.
+    #[inline]
+    pub(in crate::virt::core) fn lower(&mut self, at: usize, wr_id: u64, from: &[Sge]) {
+        let sges = &mut self.sges[at * self.max_sges..][..self.max_sges];
+        for (sge, from) in sges.iter_mut().zip(from) {
+            let lkey = self.keys.get(from.lkey).unwrap_or(NO_SUCH_KEY);
+            *sge = Sge { lkey, ..*from };
+        }
+        let wr = &mut self.wrs[at];
+        (wr.wr_id, wr.num_sge) = (wr_id, from.len() as i32);
+    }
+
+    /// Hands the first `n` with `post`. With an error: how many of them were taken.
+    #[inline]
+    pub(in crate::virt::core) fn hand(
+        &mut self,
+        n: usize,
+        post: impl FnOnce(*mut RecvWr) -> PostRecv,
+    ) -> Result<(), (usize, i32)> {
+        let base = self.wrs.as_mut_ptr();
+        for i in 1..n {
+            self.wrs[i - 1].next = &raw mut self.wrs[i];
+        }
+        let posted = post(base);
+        for wr in &mut self.wrs[..n - 1] {
+            wr.next = ptr::null_mut();
+        }
+        posted.map_err(|error| {
+            let taken = (error.bad_wr as usize).wrapping_sub(base as usize) / size_of::<RecvWr>();
+            (taken.min(n - 1), error.errno)
+        })
+    }
+}
+
+impl QpCore {
+    /// # Safety
+    /// As [`DeviceQp::post_recv`].
+    #[inline]
+    pub(super) unsafe fn post_recv(&self, list: *mut RecvWr) -> PostRecv {
+        // SAFETY: the caller's list is valid during the call.
+        let Some(wr) = (unsafe { list.as_ref() }) else { return Ok(()) };
+        let mut side = self.recv_side.enter();
+        if !wr.next.is_null() || side.gate() != 0 {
+            // SAFETY: the caller's promise.
+            return unsafe { self.post_recv_list(side, list) };
+        }
+        // SAFETY: the caller's promise.
+        match unsafe { self.stage_recv(&mut side, 0, wr) } {
+            Ok(seq) => match self.hand_recvs(&mut side, 1) {
+                Ok(()) => {
+                    self.recv.mark_handed(seq + 1);
+                    Ok(())
+                }
+                Err((_, errno)) => {
+                    self.recv.take_back(seq);
+                    Err(PostError { errno, bad_wr: list })
+                }
+            },
+            Err(errno) => Err(PostError { errno, bad_wr: list }),
+        }
+    }
+
+    #[inline]
+    fn hand_recvs(&self, side: &mut RecvSide, n: usize) -> Result<(), (usize, i32)> {
+        let Some(qp) = &side.qp else { return Err((0, libc::EINVAL)) };
+        // SAFETY: a list of ours whose elements name what the program's receives named.
+        side.lowering.hand(n, |list| unsafe { qp.post_recv(list) })
+    }
+
+    /// Appends a receive, and puts its physical form in place `at`.
+    ///
+    /// # Safety
+    /// As [`DeviceQp::post_recv`].
+    #[inline]
+    unsafe fn stage_recv(&self, side: &mut RecvSide, at: usize, wr: &RecvWr) -> Result<u64, i32> {
+        // SAFETY: the caller's promise.
+        let seq = unsafe { self.append_recv(wr) }?;
+        let wr_id = u64::from(self.qpn) << QPN_SHIFT | RECV | seq & LOW_31;
+        // SAFETY: the caller's promise.
+        side.lowering.lower(at, wr_id, unsafe { sges(wr.sg_list, wr.num_sge) });
+        Ok(seq)
+    }
+
+    /// # Safety
+    /// As [`DeviceQp::post_recv`].
+    #[inline]
+    unsafe fn append_recv(&self, wr: &RecvWr) -> Result<u64, i32> {
+        if wr.num_sge as u32 > self.cap.max_recv_sge || self.srq.is_some() {
+            return Err(libc::EINVAL);
+        }
+        // SAFETY: the caller's promise.
+        let elements = unsafe { sges(wr.sg_list, wr.num_sge) }.iter().map(element);
+        self.recv.append(wr.wr_id, elements).map_err(|refused| match refused {
+            Refused::Full => libc::ENOMEM,
+            _ => libc::EINVAL,
+        })
+    }
+
+    /// A list, or a receive while something is in the way.
+    ///
+    /// # Safety
+    /// As [`DeviceQp::post_recv`].
+    #[inline(never)]
+    unsafe fn post_recv_list(&self, mut side: Guard<'_, RecvSide>, list: *mut RecvWr) -> PostRecv {
+        let mut next = list;
+        while side.gate() == 0 && !next.is_null() {
+            let first = self.recv.appended();
+            let mut staged = [ptr::null_mut(); CHAIN];
+            let (mut n, mut refused) = (0, None);
+            while n < CHAIN {
+                // SAFETY: the caller's list is valid during the call.
+                let Some(wr) = (unsafe { next.as_ref() }) else { break };
+                // SAFETY: the caller's promise.
+                if let Err(errno) = unsafe { self.stage_recv(&mut side, n, wr) } {
+                    refused = Some(errno);
+                    break;
+                }
+                staged[n] = next;
+                (n, next) = (n + 1, wr.next);
+            }
+            if n > 0 {
+                if let Err((taken, errno)) = self.hand_recvs(&mut side, n) {
+                    self.recv.mark_handed(first + taken as u64);
+                    self.recv.take_back(first + taken as u64);
+                    return Err(PostError { errno, bad_wr: staged[taken] });
+                }
+                self.recv.mark_handed(first + n as u64);
+            }
+            if let Some(errno) = refused {
+                return Err(PostError { errno, bad_wr: next });
+            }
+        }
+        // In ERR: completed by us (a device may never flush what is posted after ERR).
+        let mut posted = Ok(());
+        let any = !next.is_null();
+        // SAFETY: the caller's list is valid during the call.
+        while let Some(wr) = unsafe { next.as_ref() } {
+            // SAFETY: the caller's promise.
+            if let Err(errno) = unsafe { self.append_recv(wr) } {
+                posted = Err(PostError { errno, bad_wr: next });
+                break;
+            }
+            next = wr.next;
+        }
+        if any {
+            debug_assert!(side.gate() & (gate::ERR | gate::FAILED) != 0);
+            self.end_recvs(&mut side, false);
+        }
+        posted
+    }
+}

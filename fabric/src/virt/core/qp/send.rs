@@ -1,0 +1,572 @@
+//! The send side: appending, and handing.
+
+use super::{Attachment, Blocked, Ending, QpCore};
+use crate::abi::{self, AtomicWr, RdmaWr, SendWr, Sge, UdWr, qp_type, send_flags, wr_opcode};
+use crate::device::{DeviceAh, DeviceQp, PostError, PostSend};
+use crate::virt::core::ah::{AhCore, AhPd, Destination};
+use crate::virt::core::lock::{Guard, gate};
+use crate::virt::core::peer::{Missing, Peer, Wanted};
+use crate::virt::core::tables::{KeyTable, MAX_KEYS, PagedTable, key_index};
+use crate::virt::core::underlay::{NO_SUCH_KEY, NO_SUCH_QPN};
+use crate::virt::core::{LOW_31, QPN_SHIFT};
+use sojourn_logging::{Element, Opcode, Refused, SendEntry};
+use std::ptr;
+use std::sync::Arc;
+
+/// Requests handed in one call: a list of any length goes in chains of so many.
+const CHAIN: usize = 16;
+/// Flags that exist.
+const FLAGS: u32 = send_flags::FENCE
+    | send_flags::SIGNALED
+    | send_flags::SOLICITED
+    | send_flags::INLINE
+    | send_flags::IP_CSUM;
+/// The port of a datagram to nowhere.
+const PORT: u8 = 1;
+
+/// Whose keys one-sided requests name.
+pub(super) enum Target {
+    /// Not connected.
+    Nobody,
+    /// A process of the job, and its keys on the device that we are connected to.
+    Peer(Arc<Peer>, Arc<PagedTable>),
+    /// Somebody outside: keys are physical.
+    Foreign,
+}
+
+/// What a poster needs, behind the side's lock.
+pub(in crate::virt::core) struct SendSide {
+    qp: Option<Arc<dyn DeviceQp>>,
+    keys: Arc<KeyTable>,
+    pub(super) target: Target,
+    /// Where physical requests are put together; each points to its own elements.
+    wrs: Box<[SendWr]>,
+    sges: Box<[Sge]>,
+    max_sges: usize,
+    /// Datagrams: peers that know of this queue pair, by their index.
+    announced: Vec<bool>,
+    nowhere: Option<Arc<dyn DeviceAh>>,
+    on: AhPd,
+    pub(super) ending: Ending,
+}
+
+// SAFETY: the pointers are to this struct's own boxes, and null otherwise.
+unsafe impl Send for SendSide {}
+
+/// A request in the window: what stands in the way of handing it, if anything.
+type Staged = std::result::Result<u64, Missing>;
+
+impl SendSide {
+    pub(super) fn new(attachment: &Attachment, max_sges: u8) -> Self {
+        // Inline data takes an element even where the program has asked for none.
+        let max_sges = usize::from(max_sges).max(1);
+        let mut sges = vec![Sge::default(); CHAIN * max_sges].into_boxed_slice();
+        let wrs = sges
+            .chunks_exact_mut(max_sges)
+            .map(|part| SendWr { sg_list: part.as_mut_ptr(), ..SendWr::empty() })
+            .collect();
+        let on =
+            AhPd { underlay: Arc::clone(&attachment.underlay), pd: Arc::clone(&attachment.pd) };
+        SendSide {
+            qp: Some(Arc::clone(&attachment.qp)),
+            keys: Arc::clone(&attachment.underlay.keys),
+            target: Target::Nobody,
+            wrs,
+            sges,
+            max_sges,
+            announced: Vec::new(),
+            nowhere: None,
+            on,
+            ending: Ending::default(),
+        }
+    }
+
+    pub(super) fn detach(&mut self) {
+        self.qp = None;
+    }
+
+    pub(super) fn physical(&self) -> Option<&Arc<dyn DeviceQp>> {
+        self.qp.as_ref()
+    }
+
+    pub(super) fn knows_key(&self, peer: &Peer, key: u32) -> bool {
+        match &self.target {
+            Target::Peer(target, keys) if target.process == peer.process => {
+                keys.get(key_index(key), key).is_some()
+            }
+            // Connected elsewhere by now: nothing to wait for.
+            _ => true,
+        }
+    }
+
+    pub(super) fn announce(&mut self, peer: &Peer, known: bool) {
+        if self.announced.len() <= peer.index {
+            self.announced.resize(peer.index + 1, false);
+        }
+        self.announced[peer.index] = known;
+    }
+
+    /// Puts the physical request of `entry` together in place `at`.
+    #[inline]
+    fn lower<I>(
+        &mut self,
+        core: &QpCore,
+        at: usize,
+        seq: u64,
+        entry: &SendEntry,
+        elements: I,
+        ah: Option<&AhCore>,
+    ) -> Result<(), Missing>
+    where
+        I: ExactSizeIterator<Item = Element> + Clone,
+    {
+        if entry.opcode.is_one_sided() {
+            let rkey = match &self.target {
+                Target::Peer(_, keys) => match keys.get(key_index(entry.rkey), entry.rkey) {
+                    Some(rkey) => rkey,
+                    None => self.unknown_key(entry, elements.clone())?,
+                },
+                Target::Foreign => entry.rkey,
+                Target::Nobody => NO_SUCH_KEY,
+            };
+            let remote_addr = entry.remote_addr;
+            if entry.opcode.is_atomic() {
+                let (compare_add, swap) = (entry.compare_add, entry.swap);
+                self.wrs[at].wr.atomic = AtomicWr { remote_addr, compare_add, swap, rkey };
+            } else {
+                self.wrs[at].wr.rdma = RdmaWr { remote_addr, rkey };
+            }
+        } else if core.qp_type == qp_type::UD {
+            self.wrs[at].wr.ud = self.datagram(core, entry, ah)?;
+        }
+        let sges = &mut self.sges[at * self.max_sges..][..self.max_sges];
+        let wr = &mut self.wrs[at];
+        if u32::from(entry.flags) & send_flags::INLINE != 0 {
+            sges[0] = Sge { addr: core.send.inline_addr(seq), length: entry.inline, lkey: 0 };
+            wr.num_sge = i32::from(entry.inline > 0);
+        } else {
+            wr.num_sge = elements.len() as i32;
+            for (sge, element) in sges.iter_mut().zip(elements) {
+                let lkey = self.keys.get(element.lkey).unwrap_or(NO_SUCH_KEY);
+                *sge = Sge { addr: element.addr, length: element.length, lkey };
+            }
+        }
+        wr.wr_id = u64::from(core.qpn) << QPN_SHIFT | seq & LOW_31;
+        wr.opcode = entry.opcode as u32;
+        wr.send_flags = u32::from(entry.flags);
+        wr.imm.imm_data = entry.imm;
+        Ok(())
+    }
+
+    /// A key of the peer that is not in the table: what to hand in its place, or what to wait for.
+    #[cold]
+    fn unknown_key(
+        &self,
+        entry: &SendEntry,
+        elements: impl Iterator<Item = Element>,
+    ) -> Result<u32, Missing> {
+        let Target::Peer(peer, _) = &self.target else { return Ok(NO_SUCH_KEY) };
+        let bytes = u64::from(entry.inline) + elements.map(|e| u64::from(e.length)).sum::<u64>();
+        // A request of no bytes names no memory (IBTA 9.7.4.1.5): its key may be anything.
+        let nothing = bytes == 0 && !entry.opcode.is_atomic();
+        let never_dealt = key_index(entry.rkey) == 0 || key_index(entry.rkey) >= MAX_KEYS as usize;
+        // Our own keys are in the table from the moment of registration.
+        if nothing || never_dealt || peer.own {
+            return Ok(NO_SUCH_KEY);
+        }
+        Err(Missing { peer: Arc::clone(peer), wanted: Wanted::Key(entry.rkey) })
+    }
+
+    /// The physical destination of a datagram.
+    #[inline]
+    fn datagram(
+        &mut self,
+        core: &QpCore,
+        entry: &SendEntry,
+        ah: Option<&AhCore>,
+    ) -> Result<UdWr, Missing> {
+        let (qpn, remote_qkey) = (entry.rkey, entry.qkey);
+        // The program has destroyed the handle of a request that is still outstanding: the
+        // datagram is lost.
+        let Some(ah) = ah else { return Ok(self.lost_datagram(remote_qkey)) };
+        let peer = match &ah.destination {
+            Destination::Foreign(ah) => {
+                return Ok(UdWr { ah: ah.as_raw(), remote_qpn: qpn, remote_qkey });
+            }
+            Destination::Peer(peer) => peer,
+        };
+        let known = match self.announced.get(peer.index) {
+            Some(true) => peer.qpn(qpn),
+            _ => None,
+        };
+        let (end, remote_qpn) = match known {
+            Some(known) => known,
+            None => match self.unknown_qpn(core, peer, qpn)? {
+                Some(known) => known,
+                None => return Ok(self.lost_datagram(remote_qkey)),
+            },
+        };
+        match ah.physical(end) {
+            Some(ah) => Ok(UdWr { ah, remote_qpn, remote_qkey }),
+            None => Ok(self.lost_datagram(remote_qkey)),
+        }
+    }
+
+    /// A queue pair number of a peer that is not in the table, or that peer does not know of us.
+    #[cold]
+    fn unknown_qpn(
+        &mut self,
+        core: &QpCore,
+        peer: &Arc<Peer>,
+        qpn: u32,
+    ) -> Result<Option<(u8, u32)>, Missing> {
+        if qpn > abi::MASK_24 {
+            return Ok(None);
+        }
+        if !peer.own {
+            let wanted = Wanted::Qpn { qpn, own: core.qpn };
+            return Err(Missing { peer: Arc::clone(peer), wanted });
+        }
+        let physical = self.qp.as_ref().map(|qp| qp.qp_num());
+        if let Some(end) = physical.and_then(|number| self.on.underlay.end(PORT, number).ok()) {
+            core.local.senders.learn(&end, core.qpn, peer.process);
+        }
+        // Not announced for good: a queue pair of our own may go and come again.
+        let Some((end, _)) = core.local.own_qpn(qpn) else { return Ok(None) };
+        peer.learn_qpn(qpn, &end);
+        Ok(peer.qpn(qpn))
+    }
+
+    /// A datagram for a queue pair that does not exist: the device drops it on arrival.
+    #[cold]
+    pub(super) fn lost_datagram(&mut self, remote_qkey: u32) -> UdWr {
+        if self.nowhere.is_none() {
+            self.nowhere = self.on.nowhere(PORT).ok();
+        }
+        let ah = self.nowhere.as_ref().map_or(ptr::null_mut(), |ah| ah.as_raw());
+        UdWr { ah, remote_qpn: NO_SUCH_QPN, remote_qkey }
+    }
+
+    /// Hands the first `n` physical requests. With an error: how many of them were taken.
+    #[inline]
+    fn hand(&mut self, n: usize) -> Result<(), (usize, i32)> {
+        let Some(qp) = &self.qp else { return Err((0, libc::EINVAL)) };
+        let base = self.wrs.as_mut_ptr();
+        if n > 1 {
+            for i in 1..n {
+                self.wrs[i - 1].next = &raw mut self.wrs[i];
+            }
+            self.wrs[n - 1].next = ptr::null_mut();
+        }
+        // SAFETY: a list within `wrs`, each with elements within `sges`, which name what the
+        // program's own requests named; handles are alive, or were looked up just now.
+        let posted = unsafe { qp.post_send(base) };
+        if n > 1 {
+            for wr in &mut self.wrs[..n] {
+                wr.next = ptr::null_mut();
+            }
+        }
+        posted.map_err(|error| {
+            let taken = (error.bad_wr as usize).wrapping_sub(base as usize) / size_of::<SendWr>();
+            (taken.min(n - 1), error.errno)
+        })
+    }
+}
+
+impl QpCore {
+    /// # Safety
+    /// As [`DeviceQp::post_send`].
+    #[inline]
+    pub(super) unsafe fn post_send(&self, list: *mut SendWr) -> PostSend {
+        // SAFETY: the caller's list is valid during the call.
+        let Some(wr) = (unsafe { list.as_ref() }) else { return Ok(()) };
+        let mut side = self.send_side.enter();
+        if !wr.next.is_null() || side.gate() != 0 {
+            // SAFETY: the caller's promise.
+            return unsafe { self.post_list(side, list) };
+        }
+        // SAFETY: the caller's promise.
+        match unsafe { self.stage(&mut side, 0, wr) } {
+            Ok(Ok(seq)) => match side.hand(1) {
+                Ok(()) => {
+                    self.send.mark_handed(seq + 1);
+                    Ok(())
+                }
+                Err((_, errno)) => {
+                    self.send.take_back(seq);
+                    Err(PostError { errno, bad_wr: list })
+                }
+            },
+            Ok(Err(missing)) => {
+                self.block(side, missing);
+                Ok(())
+            }
+            Err(errno) => Err(PostError { errno, bad_wr: list }),
+        }
+    }
+
+    /// Entries wait for a name from here on.
+    #[cold]
+    fn block(&self, side: Guard<'_, SendSide>, missing: Missing) {
+        side.share(gate::BLOCKED);
+        missing.resolve(self);
+    }
+
+    /// A list, or a request while something is in the way.
+    ///
+    /// # Safety
+    /// As [`DeviceQp::post_send`].
+    #[inline(never)]
+    unsafe fn post_list(&self, mut side: Guard<'_, SendSide>, list: *mut SendWr) -> PostSend {
+        let mut next = list;
+        while side.gate() == 0 && !next.is_null() {
+            let first = self.send.appended();
+            let mut staged = [ptr::null_mut(); CHAIN];
+            let (mut n, mut refused, mut missing) = (0, None, None);
+            while n < CHAIN {
+                // SAFETY: the caller's list is valid during the call.
+                let Some(wr) = (unsafe { next.as_ref() }) else { break };
+                // SAFETY: the caller's promise.
+                match unsafe { self.stage(&mut side, n, wr) } {
+                    Ok(Ok(_)) => staged[n] = next,
+                    Ok(Err(name)) => missing = Some(name),
+                    Err(errno) => refused = Some(errno),
+                }
+                if refused.is_some() {
+                    break;
+                }
+                next = wr.next;
+                if missing.is_some() {
+                    break;
+                }
+                n += 1;
+            }
+            if n > 0 {
+                if let Err((taken, errno)) = side.hand(n) {
+                    self.send.mark_handed(first + taken as u64);
+                    self.send.take_back(first + taken as u64);
+                    return Err(PostError { errno, bad_wr: staged[taken] });
+                }
+                self.send.mark_handed(first + n as u64);
+            }
+            if let Some(errno) = refused {
+                return Err(PostError { errno, bad_wr: next });
+            }
+            if let Some(missing) = missing {
+                // What follows stays behind it, in order.
+                // SAFETY: the caller's promise.
+                let rest = unsafe { self.append_all(next) };
+                self.block(side, missing);
+                return rest;
+            }
+        }
+        if next.is_null() {
+            return Ok(());
+        }
+        // SAFETY: the caller's promise.
+        let posted = unsafe { self.append_all(next) };
+        if side.gate() & gate::FAILED != 0 {
+            self.flush_sends(&mut side, false);
+        } else if side.gate() & gate::ERR != 0 {
+            self.begin_ending(&mut side, abi::wc_status::WR_FLUSH_ERR);
+        }
+        posted
+    }
+
+    /// Appends a list without handing it.
+    ///
+    /// # Safety
+    /// As [`DeviceQp::post_send`].
+    unsafe fn append_all(&self, mut next: *mut SendWr) -> PostSend {
+        // SAFETY: the caller's list is valid during the call.
+        while let Some(wr) = unsafe { next.as_ref() } {
+            // SAFETY: the caller's promise.
+            if let Err(errno) = unsafe { self.append(wr) } {
+                return Err(PostError { errno, bad_wr: next });
+            }
+            next = wr.next;
+        }
+        Ok(())
+    }
+
+    /// Appends a request, and puts its physical form in place `at`.
+    ///
+    /// # Safety
+    /// As [`DeviceQp::post_send`].
+    #[inline]
+    unsafe fn stage(&self, side: &mut SendSide, at: usize, wr: &SendWr) -> Result<Staged, i32> {
+        // SAFETY: the caller's promise.
+        let (seq, entry) = unsafe { self.append(wr) }?;
+        let ah = if self.qp_type == qp_type::UD {
+            // SAFETY: a datagram's handle is one of ours, and alive during the call.
+            unsafe { wr.wr.ud.ah.cast::<AhCore>().as_ref() }
+        } else {
+            None
+        };
+        // SAFETY: the caller's promise.
+        let elements = unsafe { elements(wr) };
+        Ok(side.lower(self, at, seq, &entry, elements, ah).map(|()| seq))
+    }
+
+    /// Appends a request to the window.
+    ///
+    /// # Safety
+    /// As [`DeviceQp::post_send`].
+    #[inline]
+    unsafe fn append(&self, wr: &SendWr) -> Result<(u64, SendEntry), i32> {
+        let opcode = match Opcode::from_verbs(wr.opcode) {
+            Some(Opcode::SendInv) | None => return Err(self.refuse(wr.opcode)),
+            Some(opcode) => opcode,
+        };
+        if wr.num_sge as u32 > self.cap.max_send_sge.max(1) || wr.send_flags & !FLAGS != 0 {
+            return Err(libc::EINVAL);
+        }
+        let mut entry = SendEntry {
+            wr_id: wr.wr_id,
+            opcode,
+            flags: wr.send_flags as u16,
+            // SAFETY: every byte of this union is initialised in a verbs request.
+            imm: unsafe { wr.imm.imm_data },
+            ..SendEntry::empty()
+        };
+        if self.sig_all {
+            entry.flags |= send_flags::SIGNALED as u16;
+        }
+        if opcode.is_one_sided() {
+            if self.qp_type == qp_type::UD {
+                return Err(libc::EINVAL);
+            }
+            if opcode.is_atomic() {
+                // SAFETY: what an atomic's target is.
+                let atomic = unsafe { wr.wr.atomic };
+                (entry.remote_addr, entry.rkey) = (atomic.remote_addr, atomic.rkey);
+                (entry.compare_add, entry.swap) = (atomic.compare_add, atomic.swap);
+            } else {
+                // SAFETY: what the target of a WRITE or READ is.
+                let rdma = unsafe { wr.wr.rdma };
+                (entry.remote_addr, entry.rkey) = (rdma.remote_addr, rdma.rkey);
+            }
+        } else if self.qp_type == qp_type::UD {
+            // SAFETY: what the target of a datagram is.
+            let ud = unsafe { wr.wr.ud };
+            // SAFETY: the handle is one of ours, and alive during the call.
+            let Some(ah) = (unsafe { ud.ah.cast::<AhCore>().as_ref() }) else {
+                return Err(libc::EINVAL);
+            };
+            entry.remote_addr = u64::from(ah.number);
+            (entry.rkey, entry.qkey) = (ud.remote_qpn, ud.remote_qkey);
+        }
+        let appended = if wr.send_flags & send_flags::INLINE != 0 {
+            if matches!(opcode, Opcode::Read) || opcode.is_atomic() {
+                return Err(libc::EINVAL);
+            }
+            // SAFETY: the caller's promise.
+            let sges = unsafe { sges(wr.sg_list, wr.num_sge) };
+            entry.inline = sges.iter().fold(0u32, |sum, sge| sum.saturating_add(sge.length));
+            let pieces = sges.iter().filter(|sge| sge.length > 0).map(|sge| {
+                // SAFETY: inline data is readable during the call.
+                unsafe { std::slice::from_raw_parts(sge.addr as *const u8, sge.length as usize) }
+            });
+            self.send.append_inline(&entry, pieces)
+        } else {
+            // SAFETY: the caller's promise.
+            self.send.append(&entry, unsafe { elements(wr) })
+        };
+        match appended {
+            Ok(seq) => Ok((seq, entry)),
+            Err(Refused::Full) => Err(libc::ENOMEM),
+            Err(_) => Err(libc::EINVAL),
+        }
+    }
+
+    #[cold]
+    fn refuse(&self, opcode: u32) -> i32 {
+        tracing::error!(
+            "queue pair {:#x}: {} ({opcode}) was posted; virtual queue pairs refuse memory windows, \
+             remote invalidation, segmentation offload and vendors' own operations",
+            self.qpn,
+            wr_opcode::name(opcode)
+        );
+        libc::EOPNOTSUPP
+    }
+
+    /// Hands what waits in the window, as far as names are known. Not for the poster's own use,
+    /// unless the window is blocked.
+    pub(in crate::virt::core) fn push(&self) -> Blocked {
+        let Some(mut side) = self.send_side.enter_shared() else { return Blocked::No };
+        if side.gate() & gate::FAILED != 0 {
+            return Blocked::No;
+        }
+        loop {
+            let first = self.send.handed();
+            let waiting = (self.send.appended() - first).min(CHAIN as u64) as usize;
+            let (mut n, mut missing) = (0, None);
+            // Kept until they are handed.
+            let mut handles = Vec::new();
+            while n < waiting && missing.is_none() {
+                let seq = first + n as u64;
+                let entry = self.send.entry(seq);
+                let elements = (0..entry.elements).map(|i| self.send.element(seq, i.into()));
+                let ah = if self.qp_type == qp_type::UD {
+                    self.local.ahs.get(entry.remote_addr as u32)
+                } else {
+                    None
+                };
+                match side.lower(self, n, seq, &entry, elements, ah.as_deref()) {
+                    Ok(()) => n += 1,
+                    Err(name) => missing = Some(name),
+                }
+                handles.extend(ah);
+            }
+            if n > 0 {
+                if let Err((taken, errno)) = side.hand(n) {
+                    self.send.mark_handed(first + taken as u64);
+                    tracing::error!(
+                        "queue pair {:#x}: the device refused a request that had waited for a \
+                         name: {}",
+                        self.qpn,
+                        std::io::Error::from_raw_os_error(errno)
+                    );
+                    self.begin_ending(&mut side, abi::wc_status::LOC_QP_OP_ERR);
+                    return Blocked::No;
+                }
+                self.send.mark_handed(first + n as u64);
+            }
+            if let Some(missing) = missing {
+                return Blocked::By(missing);
+            }
+            if self.send.handed() == self.send.appended() {
+                side.clear(gate::BLOCKED);
+                return Blocked::No;
+            }
+        }
+    }
+}
+
+/// The elements of a list, which may be null where it is empty.
+///
+/// # Safety
+/// `list` is valid for `n` elements.
+#[inline]
+pub(in crate::virt::core) unsafe fn sges<'a>(list: *const Sge, n: i32) -> &'a [Sge] {
+    if n <= 0 {
+        return &[];
+    }
+    // SAFETY: the caller's promise.
+    unsafe { std::slice::from_raw_parts(list, n as usize) }
+}
+
+/// The elements of a request, as the window keeps them.
+///
+/// # Safety
+/// The request's list is valid.
+#[inline]
+unsafe fn elements(wr: &SendWr) -> impl ExactSizeIterator<Item = Element> + Clone + '_ {
+    // SAFETY: the caller's promise.
+    unsafe { sges(wr.sg_list, wr.num_sge) }.iter().map(element)
+}
+
+#[inline]
+pub(super) fn element(sge: &Sge) -> Element {
+    Element { addr: sge.addr, length: sge.length, lkey: sge.lkey }
+}

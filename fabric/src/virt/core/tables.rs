@@ -1,0 +1,198 @@
+//! Tables of names: virtual name in, physical name out, in a load and a comparison.
+//!
+//! An entry is one word: the whole virtual name in its upper half, the physical one in its lower
+//! half. So a reader needs no lock, and a name of another generation never matches. The word 0 is
+//! an empty entry: no name is 0.
+
+use std::ptr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+
+/// Keys that one process may have at a time. (The format allows 2²⁴.)
+pub(super) const MAX_KEYS: u32 = 1 << 20;
+/// Queue pairs that one process may have at a time: a QPN is 16 bits of index below 8 of generation.
+pub(super) const MAX_QPS: u32 = 1 << 16;
+
+/// The index of a key: its upper 24 bits.
+#[inline]
+pub(super) fn key_index(key: u32) -> usize {
+    (key >> 8) as usize
+}
+
+/// The index of a queue pair number: its lower 16 bits.
+#[inline]
+pub(super) fn qpn_index(qpn: u32) -> usize {
+    (qpn & (MAX_QPS - 1)) as usize
+}
+
+#[inline]
+fn entry(name: u32, value: u32) -> u64 {
+    u64::from(name) << 32 | u64::from(value)
+}
+
+#[inline]
+fn matching(entry: u64, name: u32) -> Option<u32> {
+    ((entry >> 32) as u32 == name && entry != 0).then_some(entry as u32)
+}
+
+/// `n` words of zero that take no memory until they are written: the allocator asks the kernel for
+/// zeroed pages.
+fn zeroed(n: usize) -> Box<[AtomicU64]> {
+    let words = Box::into_raw(vec![0u64; n].into_boxed_slice());
+    // SAFETY: `AtomicU64` has the size and bit validity of `u64`, and on the 64-bit machines that
+    // this crate is for its alignment, too (asserted below); the box was just taken apart.
+    unsafe { Box::from_raw(words as *mut [AtomicU64]) }
+}
+const _: () = assert!(align_of::<AtomicU64>() == align_of::<u64>());
+
+/// Our own keys on one device: flat, because this is looked at for every element of every request.
+pub(super) struct KeyTable {
+    entries: Box<[AtomicU64]>,
+}
+
+impl KeyTable {
+    pub(super) fn new() -> Self {
+        KeyTable { entries: zeroed(MAX_KEYS as usize) }
+    }
+
+    /// What `key` stands for on this device.
+    #[inline]
+    pub(super) fn get(&self, key: u32) -> Option<u32> {
+        matching(self.entries.get(key_index(key))?.load(Ordering::Acquire), key)
+    }
+
+    /// `key` stands for `value` from now on.
+    pub(super) fn set(&self, key: u32, value: u32) {
+        self.entries[key_index(key)].store(entry(key, value), Ordering::Release);
+    }
+
+    /// `key` stands for nothing any more.
+    pub(super) fn unset(&self, key: u32) {
+        // Only this very name: another generation may have moved in.
+        let old = &self.entries[key_index(key)];
+        let _ = old.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+            matching(word, key).map(|_| 0)
+        });
+    }
+}
+
+/// Entries on one page: 4 KiB.
+const PAGE: usize = 512;
+type Page = [AtomicU64; PAGE];
+
+/// Names of which few are known (those of a peer; a device's queue pair numbers): pages come as
+/// they are needed.
+pub(super) struct PagedTable {
+    pages: Box<[AtomicPtr<Page>]>,
+    writer: Mutex<()>,
+}
+
+impl PagedTable {
+    /// A table for indices below `size`.
+    pub(super) fn new(size: u32) -> Self {
+        let pages = (size as usize).div_ceil(PAGE);
+        PagedTable {
+            pages: (0..pages).map(|_| AtomicPtr::new(ptr::null_mut())).collect(),
+            writer: Mutex::new(()),
+        }
+    }
+
+    /// What `name`, of index `index`, stands for.
+    #[inline]
+    pub(super) fn get(&self, index: usize, name: u32) -> Option<u32> {
+        let page = self.pages.get(index / PAGE)?.load(Ordering::Acquire);
+        // SAFETY: a page, once there, stays until the table is dropped.
+        let page = unsafe { page.as_ref() }?;
+        matching(page[index % PAGE].load(Ordering::Acquire), name)
+    }
+
+    /// `name`, of index `index`, stands for `value` from now on. False where the index is beyond
+    /// the table: a peer's mistake.
+    #[must_use]
+    pub(super) fn set(&self, index: usize, name: u32, value: u32) -> bool {
+        let Some(slot) = self.pages.get(index / PAGE) else { return false };
+        let _writer = super::lock_mutex(&self.writer);
+        let mut page = slot.load(Ordering::Acquire);
+        if page.is_null() {
+            page = Box::into_raw(Box::new([const { AtomicU64::new(0) }; PAGE]));
+            slot.store(page, Ordering::Release);
+        }
+        // SAFETY: as in `get`; it is not null.
+        let page = unsafe { &*page };
+        page[index % PAGE].store(entry(name, value), Ordering::Release);
+        true
+    }
+
+    /// `name`, of index `index`, does not stand for `value` any more; where it stands for
+    /// something else by now, that stays.
+    pub(super) fn unset(&self, index: usize, name: u32, value: u32) {
+        let Some(slot) = self.pages.get(index / PAGE) else { return };
+        // SAFETY: as in `get`.
+        if let Some(page) = unsafe { slot.load(Ordering::Acquire).as_ref() } {
+            let (old, empty) = (entry(name, value), 0);
+            let slot = &page[index % PAGE];
+            let _ = slot.compare_exchange(old, empty, Ordering::AcqRel, Ordering::Acquire);
+        }
+    }
+}
+
+impl Drop for PagedTable {
+    fn drop(&mut self) {
+        for slot in &mut self.pages {
+            let page = *slot.get_mut();
+            if !page.is_null() {
+                // SAFETY: it came from `Box::into_raw`, and nobody reads the table any more.
+                drop(unsafe { Box::from_raw(page) });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    proptest! {
+        /// Promise: a name resolves to what it stands for, and a stale one to nothing.
+        #[test]
+        fn tables_hold_what_was_put_in(
+            steps in prop::collection::vec((1u32..40, any::<u8>(), any::<u32>(), any::<bool>()), 0..200),
+        ) {
+            let (flat, paged) = (KeyTable::new(), PagedTable::new(MAX_KEYS));
+            let mut model: HashMap<u32, (u32, u32)> = HashMap::new();
+            for (index, generation, value, set) in steps {
+                // Spread over pages.
+                let index = index * 1000;
+                let key = index << 8 | u32::from(generation);
+                if set {
+                    flat.set(key, value);
+                    prop_assert!(paged.set(key_index(key), key, value));
+                    model.insert(index, (key, value));
+                } else {
+                    flat.unset(key);
+                    paged.unset(key_index(key), key, value.wrapping_add(1));
+                    if let Some(held) = paged.get(key_index(key), key) {
+                        paged.unset(key_index(key), key, held);
+                    }
+                    if model.get(&index).is_some_and(|(k, _)| *k == key) {
+                        model.remove(&index);
+                    }
+                }
+                let expected = model.get(&index).filter(|(k, _)| *k == key).map(|(_, v)| *v);
+                prop_assert_eq!(flat.get(key), expected);
+                prop_assert_eq!(paged.get(key_index(key), key), expected);
+            }
+        }
+
+        /// Promise: a key that was never dealt, however large, resolves to nothing.
+        #[test]
+        fn no_key_makes_a_look_up_go_astray(key: u32) {
+            prop_assert_eq!(KeyTable::new().get(key), None);
+            let paged = PagedTable::new(MAX_QPS);
+            prop_assert_eq!(paged.get(key as usize, key), None);
+            prop_assert_eq!(paged.set(key as usize, key.max(1), 7), key < MAX_QPS);
+        }
+    }
+}

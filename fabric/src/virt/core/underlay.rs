@@ -1,0 +1,106 @@
+//! A device under virtual verbs: opened, with the table of our keys on it and its ports' addresses.
+
+use super::tables::{KeyTable, PagedTable};
+use crate::abi;
+use crate::device::{DeviceContext, Kind};
+use crate::error::{Error, Result};
+use crate::names::{DeviceId, PhysicalEnd};
+use std::sync::Arc;
+
+/// A physical key that no device deals: where a virtual key stands for nothing, the request is
+/// handed with this one, and ends as verbs have it end. (Index 0 is nobody's on soft, rxe, mlx5.)
+pub(super) const NO_SUCH_KEY: u32 = 0;
+/// A queue pair number that no device deals (the last one of all is the multicast group's).
+pub(super) const NO_SUCH_QPN: u32 = 0x00ff_fffe;
+/// The hop limit of address vectors that name none.
+const HOP_LIMIT: u8 = 64;
+
+/// One physical device in use by a context.
+pub(super) struct Underlay {
+    pub(super) id: DeviceId,
+    pub(super) device: Arc<dyn DeviceContext>,
+    /// Our virtual keys, as this device has them.
+    pub(super) keys: Arc<KeyTable>,
+    /// This device's queue pair numbers, as we call them.
+    pub(super) qpns: PagedTable,
+}
+
+impl Underlay {
+    pub(super) fn new(id: DeviceId, device: Arc<dyn DeviceContext>) -> Self {
+        Underlay {
+            id,
+            device,
+            keys: Arc::new(KeyTable::new()),
+            qpns: PagedTable::new(abi::MASK_24 + 1),
+        }
+    }
+
+    /// How peers reach queue pair `qpn` over `port` of this device.
+    pub(super) fn end(&self, port: u8, qpn: u32) -> Result<PhysicalEnd> {
+        let attr = self.device.query_port(port)?;
+        let gid = self.device.query_gid(port, self.device.best_gid_index(port)?)?;
+        Ok(PhysicalEnd {
+            device: self.id,
+            lid: attr.lid,
+            gid: gid.0,
+            qpn,
+            mtu: attr.active_mtu as u8,
+            link_layer: attr.link_layer,
+        })
+    }
+
+    /// The physical address vector that leads to `end`, in place of a virtual one.
+    pub(super) fn route(&self, wanted: &abi::AhAttr, end: &PhysicalEnd) -> Result<abi::AhAttr> {
+        let own = self.end(wanted.port_num, 0)?;
+        if own.link_layer != end.link_layer {
+            return Err(Error::new(
+                libc::EHOSTUNREACH,
+                format!(
+                    "port {} of {} has another link layer ({}) than the peer's device ({}): \
+                     both processes must use devices of one network",
+                    wanted.port_num,
+                    self.device.name(),
+                    own.link_layer,
+                    end.link_layer
+                ),
+            ));
+        }
+        // Where LIDs cannot tell nodes apart (Ethernet; soft nodes that were given no LID of their
+        // own) the GID must.
+        let by_gid = end.link_layer == abi::link_layer::ETHERNET
+            || end.lid == 0
+            || (self.device.kind() == Kind::Soft && !same_node(&own, end));
+        let is_global = u8::from(wanted.is_global != 0 || by_gid);
+        let mut attr = abi::AhAttr { dlid: end.lid, is_global, ..*wanted };
+        attr.grh.dgid = abi::Gid(end.gid);
+        attr.grh.sgid_index = self.gid_index(wanted.port_num)?;
+        if attr.grh.hop_limit == 0 {
+            attr.grh.hop_limit = HOP_LIMIT;
+        }
+        Ok(attr)
+    }
+
+    /// An address vector of the program's own, to somewhere outside the job.
+    pub(super) fn foreign_route(&self, wanted: &abi::AhAttr) -> Result<abi::AhAttr> {
+        let mut attr = *wanted;
+        if attr.is_global != 0 {
+            attr.grh.sgid_index = self.gid_index(wanted.port_num)?;
+        }
+        Ok(attr)
+    }
+
+    fn gid_index(&self, port: u8) -> Result<u8> {
+        let index = self.device.best_gid_index(port)?;
+        u8::try_from(index).map_err(|_| {
+            Error::invalid(format!(
+                "GID index {index} of {} exceeds 255, which is what an address vector holds",
+                self.device.name()
+            ))
+        })
+    }
+}
+
+/// Two soft ports on one node: the second half of their GIDs names the node in its last four bytes.
+fn same_node(a: &PhysicalEnd, b: &PhysicalEnd) -> bool {
+    a.lid == b.lid && a.gid[12..] == b.gid[12..]
+}

@@ -1,0 +1,172 @@
+//! A process as a member of its job: its names, the service that resolves those of others, and the
+//! contexts that it opens.
+//!
+//! The shell around [`core`](super::core): it starts the control service, hands it what
+//! this process publishes, and hands the core what the service fetches.
+
+use super::Context;
+use super::core::{Answer, Core, Resolver};
+use crate::device::{self, DeviceContext};
+use crate::error::{Error, Result};
+use crate::names::directory::LocalDirectory;
+use crate::names::env::JobEnvironment;
+use crate::names::{
+    self, Done, Fetch, Grant, Handle, JobKey, ProcessId, Record, Service, ServiceConfig,
+};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A member of a job. There is one per operating system process, except in tests.
+///
+/// It is in the job as long as this value lives. What was opened through it stays usable after that,
+/// as far as the names of peers are known already.
+pub struct Process {
+    core: Core,
+    service: Service,
+}
+
+impl Process {
+    /// Joins the job that a launcher told of.
+    ///
+    /// # Errors
+    /// Where the job key cannot be read or does not match, where the directory cannot be reached, or
+    /// where a live process has this number.
+    pub fn join(told: &JobEnvironment) -> Result<Self> {
+        Self::start(told.service().map_err(refused)?)
+    }
+
+    /// Joins a job by another way than a launcher's environment.
+    ///
+    /// # Errors
+    /// As [`Self::join`].
+    pub fn start(config: ServiceConfig) -> Result<Self> {
+        Self::member(config, false)
+    }
+
+    /// The one process of a job of its own. Whatever is not this process is foreign to it.
+    ///
+    /// # Errors
+    /// Where no file descriptor is left.
+    pub fn standalone() -> Result<Self> {
+        let key = JobKey::generate().map_err(refused)?;
+        let directory = LocalDirectory::new(key.job_id()).map_err(refused)?;
+        Self::member(ServiceConfig::new(Box::new(directory), key), true)
+    }
+
+    fn member(config: ServiceConfig, alone: bool) -> Result<Self> {
+        let core = Core::new();
+        let service = Service::start(config, core.owner()).map_err(refused)?;
+        core.joined(Arc::new(Member { service: Handle::clone(&service), alone }));
+        Ok(Process { core, service })
+    }
+
+    /// Who this process is in its job.
+    #[must_use]
+    pub fn grant(&self) -> &Grant {
+        self.service.grant()
+    }
+
+    /// Opens virtual verbs over the device of that name.
+    ///
+    /// # Errors
+    /// As [`device::open`], and [`Self::open_over`].
+    pub fn open(&self, device: &str) -> Result<Context> {
+        self.open_over(device::open(device)?)
+    }
+
+    /// Opens virtual verbs over a device that is open already.
+    ///
+    /// # Errors
+    /// `EMFILE` where no file descriptor is left.
+    pub fn open_over(&self, device: Arc<dyn DeviceContext>) -> Result<Context> {
+        Ok(Context::over(self.core.open_over(device)?))
+    }
+
+    /// Leaves a note under a name, for other processes of the job to fetch.
+    ///
+    /// # Errors
+    /// Where the name or the note is longer than a note may be.
+    pub fn publish(&self, name: &str, note: &[u8]) -> Result<()> {
+        self.service.publish_note(name, note).map_err(refused)
+    }
+
+    /// The note that `peer` has published under that name, or publishes before `deadline`.
+    ///
+    /// # Errors
+    /// `ETIMEDOUT` where none came; `EHOSTUNREACH` at once where the peer has died.
+    pub fn fetch(&self, peer: ProcessId, name: &str, deadline: Instant) -> Result<Vec<u8>> {
+        match self.service.fetch_wait(peer, Fetch::Note(name.to_owned()), deadline) {
+            Ok(Record::Note(note)) => Ok(note),
+            Ok(_) => Err(Error::new(
+                libc::EPROTO,
+                format!("{peer} answered with something else than the note {name:?}"),
+            )),
+            Err(error) => Err(refused(error)),
+        }
+    }
+}
+
+/// The core's way to the service.
+struct Member {
+    service: Handle,
+    alone: bool,
+}
+
+impl Resolver for Member {
+    fn grant(&self) -> Grant {
+        *self.service.grant()
+    }
+
+    fn alone(&self) -> bool {
+        self.alone
+    }
+
+    fn fetch(&self, peer: ProcessId, what: Fetch, deadline: Instant, done: Done) {
+        self.service.fetch(peer, what, deadline, done);
+    }
+
+    fn fetch_wait(&self, peer: ProcessId, what: Fetch, deadline: Instant) -> Answer {
+        self.service.fetch_wait(peer, what, deadline)
+    }
+
+    fn run_later(&self, at: Instant, job: Box<dyn FnOnce() + Send>) {
+        self.service.run_later(at, job);
+    }
+}
+
+/// An error of the control path, with the errno that says the same.
+pub(super) fn refused(error: names::Error) -> Error {
+    use names::Error as E;
+    let errno = match &error {
+        E::System { errno, .. } => *errno as i32,
+        E::KeyFile { .. } | E::KeyMismatch { .. } | E::SocketDirectory { .. } => libc::EACCES,
+        E::Taken { .. } => libc::EADDRINUSE,
+        E::AlreadyAlive { .. } => libc::EEXIST,
+        E::NoDescriptors { .. } => libc::EMFILE,
+        E::Environment { .. } | E::Endpoint { .. } | E::Limit { .. } => libc::EINVAL,
+        E::Gone { .. } | E::Unreachable { .. } => libc::EHOSTUNREACH,
+        E::NotYet { .. } | E::Deadline { .. } => libc::ETIMEDOUT,
+        E::Unknown { .. } => libc::ENOENT,
+        E::Busy { .. } => libc::EBUSY,
+        E::OnServiceThread { .. } => libc::EDEADLK,
+        E::Directory { .. } | E::Stopped => libc::EIO,
+    };
+    Error::new(errno, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Promise: a program that no launcher started is a job of one, and has names all the same.
+    #[test]
+    fn a_process_alone_has_names() {
+        let process = Process::standalone().unwrap();
+        assert_eq!(process.grant().process, ProcessId(1));
+        process.publish("a", b"note").unwrap();
+        let deadline = Instant::now() + std::time::Duration::from_secs(10);
+        assert_eq!(process.fetch(ProcessId(1), "a", deadline).unwrap(), b"note");
+        let error = process.open("no-such-device").err().unwrap();
+        assert!(error.to_string().contains("\"no-such-device\" not found"), "{error}");
+    }
+}
