@@ -8,7 +8,7 @@
 //! `sojourn run -n 4 -- program` starts the processes of a job; a [`Job`] tells each its rank, and
 //! brings them together. A program that was started without the launcher is a job of one.
 //!
-//! ```no_run
+//! ```
 //! use sojourn::verbs::{ConnectOptions, Endpoint, Op, QpOptions, SendRequest};
 //! use sojourn::{Job, abi};
 //! use std::time::Duration;
