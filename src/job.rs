@@ -1,9 +1,9 @@
 //! What a process knows of its job, and how its processes come together.
 
-use crate::member::Process;
 use crate::verbs::Context;
 use crate::{Error, Result, best_device};
 use sojourn_fabric::names::env::{self, JobEnvironment};
+use sojourn_fabric::virt::Process;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 

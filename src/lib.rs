@@ -50,7 +50,6 @@
 
 mod choice;
 mod job;
-mod member;
 
 pub mod stream;
 
