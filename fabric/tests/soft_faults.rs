@@ -18,6 +18,7 @@ fn helper() {
         Some("sleeper") => sleeper(),
         Some("replaced") => replaced(),
         Some("one-write") => one_write(),
+        Some("one-send") => one_send(),
         _ => {}
     }
 }
@@ -107,6 +108,16 @@ fn one_write() {
     end.memory.fill(0, 4096, 0xee);
     listen();
     end.write(1, 0, 4096, &to, 0);
+    say(wc_status::name(end.wait().status));
+    listen();
+}
+
+/// One SEND; with a stop point set, it stops between check and ring.
+fn one_send() {
+    let end = End::new(&Setup::default());
+    meet(&end);
+    listen();
+    end.send(1, 0, 64);
     say(wc_status::name(end.wait().status));
     listen();
 }
@@ -314,7 +325,7 @@ fn both_sides_of_an_error_agree() {
         }
         end.to_error();
         let mut flushed = 0;
-        while flushed < 256 - (received.min(0)) {
+        while flushed < 256 {
             let mut wc = [Wc::default()];
             if end.cq.poll(&mut wc).unwrap() == 0 {
                 break;
@@ -365,6 +376,25 @@ fn a_stopped_copy_is_revoked() {
         let landed = if way == "nothing" { 0xee } else { 0 };
         assert_eq!(end.memory.get(0, 4096), vec![landed; 4096], "{way}");
     }
+}
+
+/// A message that its sender could not publish before the other side's flush is not delivered, and
+/// its sender does not believe so either.
+#[cfg(debug_assertions)]
+#[test]
+fn a_message_behind_the_flush_fails() {
+    let mut other = Other::start("one-send", &[("SOJOURN_SOFT_TEST_STOP", "before-publish")]);
+    let end = End::new(&Setup::default());
+    end.recv(5, 0, 64).unwrap();
+    other.connect(&end);
+    other.tell("go");
+    other.stopped();
+    end.to_error();
+    let wc = end.wait();
+    assert_eq!((wc.wr_id, status(&wc)), (5, "WR_FLUSH_ERR"));
+    other.signal(libc::SIGCONT);
+    assert_eq!(other.hear(), "RETRY_EXC_ERR");
+    end.nothing();
 }
 
 /// Killed between check and copy: the other side neither hangs nor is written to.

@@ -1,5 +1,6 @@
 //! The soft device behaves as the verbs' man pages say: every case runs over copies between
-//! processes and, as where the kernel forbids those, through the ring alone.
+//! processes, as where the kernel forbids those through the ring alone, and in the asynchronous
+//! mode.
 
 mod soft_util;
 
@@ -8,9 +9,10 @@ use sojourn_fabric::abi::{
     self, QpAttr, QpCap, SendWr, SrqAttr, Wc, access, event_type, qp_mask as m, qp_state, qp_type,
     send_flags, srq_mask, wc_flags, wc_opcode, wc_status, wr_opcode,
 };
-use sojourn_fabric::device::soft::{Options, open_with};
+use sojourn_fabric::device::soft::{Mode, Options, Pace, open_with};
 use sojourn_fabric::device::{AsyncEvent, CqInit, DeviceContext, EventElement, QpInit};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Each case as a test of its own for each way that data travels.
 macro_rules! cases {
@@ -18,6 +20,10 @@ macro_rules! cases {
         mod direct { $($(#[$doc])* #[test] fn $name() { super::$name(super::Options::default()) })* }
         mod ring { $($(#[$doc])* #[test] fn $name() {
             super::$name(super::Options { ring_only: true, ..super::Options::default() })
+        })* }
+        mod paced { $($(#[$doc])* #[test] fn $name() {
+            let pace = super::Pace { latency: super::Duration::from_micros(5), ..super::Pace::default() };
+            super::$name(super::Options { mode: super::Mode::Async(pace), ..super::Options::default() })
         })* }
     };
 }

@@ -6,7 +6,8 @@ use super::cq::CqHandle;
 use super::limits::{
     BLOCK_QPNS, MAX_CQ, MAX_CQE, MAX_MESSAGE, MAX_MR, MAX_QP, MAX_RD_ATOMIC, MAX_SGE, MAX_WR,
 };
-use super::options::Options;
+use super::options::{Mode, Options};
+use super::pace;
 use super::pd::Pd;
 use super::service;
 use crate::abi::{self, Gid, atomic_cap, device_cap, link_layer, mtu, port_state};
@@ -29,21 +30,22 @@ const PKEY: u16 = 0xffff;
 /// An opened soft device. Every object that comes from it keeps it open.
 pub(super) struct Context {
     pub(super) core: Arc<Core>,
-    service: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Context {
     pub(super) fn open(name: &str, options: Options) -> Result<Arc<Context>> {
-        if options.mode != super::options::Mode::Sync {
-            return Err(Error::unsupported("this version has no asynchronous mode yet"));
-        }
         // Peers copy into and out of this process. Where Yama restricts that to descendants, it
         // must be allowed explicitly; elsewhere this is refused with EINVAL and not needed.
         // SAFETY: plain system call.
         unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY, 0, 0, 0) };
         let core = Core::new(name, options)?;
-        let service = Some(service::start(Arc::clone(&core))?);
-        Ok(Arc::new(Context { core, service }))
+        let mut context = Context { core: Arc::clone(&core), threads: Vec::new() };
+        context.threads.push(service::start(Arc::clone(&core))?);
+        if let Mode::Async(pace) = core.options.mode {
+            context.threads.push(pace::start(core, pace)?);
+        }
+        Ok(Arc::new(context))
     }
 
     fn port(&self, port: u8) -> Result<()> {
@@ -58,8 +60,9 @@ impl Drop for Context {
     fn drop(&mut self) {
         self.core.stop.store(true, Ordering::Release);
         self.core.wake();
-        if let Some(service) = self.service.take() {
-            let _ = service.join();
+        self.core.work.stop();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
         }
         // Closing the sockets tells the peers.
         self.core.links.write().clear();

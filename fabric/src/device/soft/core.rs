@@ -13,6 +13,7 @@ use super::lock::{Lock, Table};
 use super::node::{Node, random};
 use super::numbers::Numbers;
 use super::options::{Mode, Options};
+use super::pace::Work;
 use super::peer::{self, Peer};
 use super::qp::Qp;
 use super::region::{MAGIC, Region};
@@ -29,7 +30,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What a thread does once it holds no lock.
 pub(super) enum Deferred {
@@ -67,6 +68,8 @@ pub(super) struct Core {
     pub(super) qps: Table<Vec<Option<Arc<Qp>>>>,
     pub(super) numbers: Lock<Numbers>,
     pub(super) stalled: Lock<Vec<Stalled>>,
+    /// What the engine of the asynchronous mode has to look at.
+    pub(super) work: Work,
     deferred: Lock<Vec<Deferred>>,
     has_deferred: AtomicBool,
     /// Requests of all links that await an answer.
@@ -156,6 +159,7 @@ impl Core {
             qps: Table::default(),
             numbers: Lock::new(Numbers::new()),
             stalled: Lock::default(),
+            work: Work::default(),
             deferred: Lock::default(),
             has_deferred: AtomicBool::new(false),
             unanswered: AtomicU32::new(0),
@@ -174,8 +178,17 @@ impl Core {
             .map_err(|errno| Error::os(&errno.into(), "watching a descriptor"))
     }
 
+    #[inline]
     pub(super) fn is_sync(&self) -> bool {
         self.options.mode == Mode::Sync
+    }
+
+    /// The latency of the asynchronous mode; none in the synchronous one.
+    pub(super) fn latency(&self) -> Option<Duration> {
+        match &self.options.mode {
+            Mode::Sync => None,
+            Mode::Async(pace) => Some(pace.latency),
+        }
     }
 
     /// Wakes the service thread.

@@ -65,3 +65,84 @@ pub(super) fn end(region: &Region) {
         libc::syscall(libc::SYS_set_robust_list, head, size_of::<Head>());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    fn dies(region: &Region) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while region.alive() {
+            assert!(Instant::now() < deadline, "the word still lives");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// A process that begins and then does `end`; the word lives until it does.
+    fn child(region: &Region, end: fn()) {
+        let mut pipe = [0i32; 2];
+        // SAFETY: room for two descriptors.
+        assert_eq!(unsafe { libc::pipe2(pipe.as_mut_ptr(), libc::O_CLOEXEC) }, 0);
+        // SAFETY: the child calls little, and ends by exec or _exit.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            begin(region);
+            let mut byte = [0u8];
+            // SAFETY: one writable byte; returns when the parent closes its end, or writes.
+            unsafe { libc::read(pipe[0], byte.as_mut_ptr().cast(), 1) };
+            end();
+            // SAFETY: ends the child without running the test harness.
+            unsafe { libc::_exit(1) };
+        }
+        assert!(pid > 0);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !region.alive() {
+            assert!(Instant::now() < deadline, "the word never lives");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // SAFETY: one readable byte; our descriptors, closed once.
+        unsafe {
+            libc::write(pipe[1], [0u8].as_ptr().cast(), 1);
+            libc::close(pipe[0]);
+            libc::close(pipe[1]);
+        }
+        dies(region);
+        // SAFETY: our own child.
+        unsafe {
+            libc::kill(pid, libc::SIGKILL);
+            libc::waitpid(pid, std::ptr::null_mut(), 0);
+        }
+    }
+
+    /// The word dies when the process exits, is killed, and when it execs while it lives on.
+    #[test]
+    fn the_word_dies_with_the_program() {
+        let fresh = || Region::create().unwrap().1;
+        // SAFETY: each ends the child, or replaces its program.
+        child(&fresh(), || unsafe { libc::_exit(0) });
+        // SAFETY: as above.
+        child(&fresh(), || unsafe {
+            libc::raise(libc::SIGKILL);
+        });
+        // SAFETY: as above.
+        child(&fresh(), || unsafe {
+            let arguments = [c"sleep".as_ptr(), c"60".as_ptr(), std::ptr::null()];
+            libc::execv(c"/bin/sleep".as_ptr(), arguments.as_ptr());
+        });
+    }
+
+    /// It dies with an orderly end of the thread as well, which leaves the thread's list empty.
+    #[test]
+    fn the_word_dies_with_the_context() {
+        let (_, region) = Region::create().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                assert!(begin(&region));
+                assert!(region.alive());
+                end(&region);
+            });
+        });
+        assert!(!region.alive());
+    }
+}

@@ -15,7 +15,8 @@
 //! | `region` | what a context shows to its peers: QPs, keys, posted receives |
 //! | `ring`, `records` | what travels: a ring for each direction of each pair |
 //! | `inflight`, `life` | why a killed, stopped or replaced peer writes nowhere it must not |
-//! | `core`, `service` | the opened device, and its one thread |
+//! | `core`, `service` | the opened device, and its thread |
+//! | `pace` | the asynchronous mode: packet by packet |
 //! | `qp` | queue pairs: who executes what |
 //!
 //! Between processes of one machine the initiator of a request copies by one
@@ -39,6 +40,7 @@ mod mr;
 mod node;
 mod numbers;
 mod options;
+mod pace;
 mod pd;
 mod peer;
 mod qp;

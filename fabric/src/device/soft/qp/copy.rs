@@ -66,7 +66,7 @@ pub(super) fn copy<'a>(
         if total == 0 {
             return Ok(slot);
         }
-        stop_point();
+        stop_point("before-copy");
         let (iov, count) = slot.iov();
         let (mine, n) = (vec.as_ptr().cast::<libc::iovec>(), local.len() as libc::c_ulong);
         let pid = peer.pid() as libc::pid_t;
@@ -125,20 +125,20 @@ fn readable(local: &Pieces) -> bool {
     true
 }
 
-/// Where tests stop a process between its checks and the system call:
-/// `SOJOURN_SOFT_TEST_STOP=before-copy`. Not in release builds.
+/// Where tests stop a process between its checks and what they guard:
+/// `SOJOURN_SOFT_TEST_STOP=before-copy` or `before-publish`. Not in release builds.
 #[inline]
-fn stop_point() {
+pub(super) fn stop_point(name: &str) {
     #[cfg(debug_assertions)]
     {
         use std::sync::OnceLock;
-        static STOP: OnceLock<bool> = OnceLock::new();
-        let stop = STOP.get_or_init(|| {
-            std::env::var_os("SOJOURN_SOFT_TEST_STOP").is_some_and(|v| v == "before-copy")
-        });
-        if *stop {
+        static STOP: OnceLock<Option<String>> = OnceLock::new();
+        let stop = STOP.get_or_init(|| std::env::var("SOJOURN_SOFT_TEST_STOP").ok());
+        if stop.as_deref() == Some(name) {
             // SAFETY: stops this process; whoever tests continues it.
             unsafe { libc::raise(libc::SIGSTOP) };
         }
     }
+    #[cfg(not(debug_assertions))]
+    let _ = name;
 }

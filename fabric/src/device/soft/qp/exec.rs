@@ -645,6 +645,7 @@ impl Step<'_> {
             imm: request.imm,
             flags,
         };
+        super::copy::stop_point("before-publish");
         let link = &self.path.link;
         let mut tx = link.tx.lock();
         // Looked up under the ring's lock, for which `dereg` waits.

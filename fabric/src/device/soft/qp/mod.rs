@@ -22,6 +22,7 @@ mod state;
 mod ud;
 
 pub(super) use recv::{RecvQueue, Taken};
+pub(super) use send::Turn;
 
 use super::core::{Core, Deferred};
 use super::cq::Cq;
@@ -278,6 +279,7 @@ impl Drop for QpHandle {
             *slot = None;
         }
         core.stalled.lock().retain(|stalled| !Arc::ptr_eq(&stalled.qp, qp));
+        core.work.remove(qp);
         core.events.forget(|event| event.element == EventElement::Qp(qp.num));
         // No ring's reader still fills one of its receives once each lock was free.
         core.drain_all_requests();

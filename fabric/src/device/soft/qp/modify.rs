@@ -57,6 +57,11 @@ impl Qp {
             sq.restart();
             self.run(&mut sq);
         }
+        if to == qp_state::SQD && from != to {
+            let wanted = mask & m::EN_SQD_ASYNC_NOTIFY != 0 && attr.en_sqd_async_notify != 0;
+            sq.tell_drained = wanted;
+            self.check_drained(&mut sq);
+        }
         drop(sq);
         if to == qp_state::RTR && self.kind != qp_type::UD {
             // Made now, so that the first message finds it. Whoever is not there yet is looked
@@ -181,7 +186,7 @@ impl Qp {
             rq_psn: self.entry().taken.0.epsn.load(Ordering::Acquire) & MASK_24,
             sq_psn: sq.flow.psn,
             cap: self.cap,
-            sq_draining: u8::from(state == qp_state::SQD && !sq.is_idle()),
+            sq_draining: u8::from(state == qp_state::SQD && !sq.is_drained()),
             ..sq.attr
         }
     }

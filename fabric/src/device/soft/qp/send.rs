@@ -4,8 +4,8 @@
 //! the queue. Once something blocks, requests queue up behind it, and whoever removes the cause
 //! (the service thread after a time, a thread that reads answers) goes on with [`Qp::run`].
 //!
-//! The queue holds first the requests that were sent and await an answer, then those not begun
-//! (`next`): completions leave at its front only, so they are in order.
+//! The queue holds first the requests that were executed or sent and have not completed, then those
+//! not begun or not done (`next`): completions leave at its front only, so they are in order.
 
 use super::super::link::Outbound;
 use super::super::records::{Answer, DROPPED, RNR};
@@ -14,9 +14,10 @@ use super::Qp;
 use super::exec::{Outcome, Wait};
 use super::request::{Admits, Kept, Request, take};
 use crate::abi::{
-    MASK_24, QpAttr, SendWr, Wc, qp_state, qp_type, send_flags, wc_opcode, wc_status, wr_opcode,
+    MASK_24, QpAttr, SendWr, Wc, event_type, mtu_bytes, qp_state, qp_type, send_flags, wc_opcode,
+    wc_status, wr_opcode,
 };
-use crate::device::{PostError, PostSend};
+use crate::device::{EventElement, PostError, PostSend};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -64,10 +65,25 @@ impl Flow {
     }
 }
 
+#[derive(Clone, Copy)]
 enum Stage {
     /// Not begun, or begun and to go on.
     Waiting,
     /// In the ring; the answer names this.
+    Sent(u32),
+    /// Executed; completes at its turn, and not before this.
+    Done(Option<Instant>),
+    /// Fails with this status at its turn; nothing behind it is begun.
+    Doomed(u32),
+}
+
+/// What a queue pair did with its turn (asynchronous mode).
+pub(in super::super) enum Turn {
+    /// It has nothing to do until it is told.
+    Idle,
+    /// It has something to do at this time.
+    At(Instant),
+    /// It has sent a packet with this many bytes.
     Sent(u32),
 }
 
@@ -76,6 +92,8 @@ struct Wqe {
     stage: Stage,
     /// Bytes executed.
     done: u32,
+    /// Not begun before (asynchronous mode).
+    ready: Option<Instant>,
 }
 
 /// See the module's documentation.
@@ -86,11 +104,24 @@ pub(super) struct SendQueue {
     queue: VecDeque<Wqe>,
     /// The first that is [`Stage::Waiting`].
     next: usize,
+    /// The program wants to hear when the queue is drained.
+    pub(super) tell_drained: bool,
 }
 
 impl SendQueue {
-    pub(super) fn is_idle(&self) -> bool {
-        self.queue.is_empty()
+    /// Whether no request is between its begin and its completion.
+    pub(super) fn is_drained(&self) -> bool {
+        self.next == 0 && self.queue.front().is_none_or(|wqe| wqe.done == 0)
+    }
+
+    /// The first request that the target has been asked for, and has not answered in full:
+    /// answers come in order.
+    fn asked(&self) -> Option<usize> {
+        self.queue.iter().position(|wqe| match wqe.stage {
+            Stage::Sent(_) => true,
+            Stage::Waiting => wqe.done > 0,
+            Stage::Done(_) | Stage::Doomed(_) => false,
+        })
     }
 
     /// A QP that begins to send has all its retries.
@@ -99,6 +130,8 @@ impl SendQueue {
     }
 }
 
+/// Bytes that a packet without payload takes on the wire: LRH, BTH, RETH and CRCs, about.
+const HEADER: u32 = 42;
 /// How often a peer that is not there, or not ready, is looked for.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// How often a full ring is looked at, in case nobody says that there is room.
@@ -134,7 +167,13 @@ impl Qp {
                 qp_state::RTS if sq.queue.is_empty() && self.core.is_sync() => {
                     self.start(&mut sq, &request);
                 }
-                _ => sq.queue.push_back(Wqe::new(&request)),
+                _ => {
+                    let ready = self.core.latency().map(|latency| Instant::now() + latency);
+                    sq.queue.push_back(Wqe { ready, ..Wqe::new(&request) });
+                    if ready.is_some() {
+                        self.core.work.add(Arc::clone(self));
+                    }
+                }
             }
             wr = head.next;
         }
@@ -156,19 +195,92 @@ impl Qp {
         }
     }
 
-    /// Goes on with the queue as far as it goes.
+    /// Goes on with the queue as far as it goes; in the asynchronous mode the engine does.
     pub(super) fn run(self: &Arc<Self>, sq: &mut SendQueue) {
-        if sq.flow.not_before.is_some_and(|at| at > Instant::now()) {
+        if !self.core.is_sync() {
+            self.core.work.add(Arc::clone(self));
+            return;
+        }
+        if let Some(at) = sq.flow.not_before.filter(|at| *at > Instant::now()) {
+            // Whoever runs it too soon sees to it that it runs again.
+            self.stall(sq, at, false);
             return;
         }
         sq.flow.not_before = None;
-        while self.state() == qp_state::RTS && sq.next < sq.queue.len() {
-            let SendQueue { attr, flow, queue, next } = sq;
-            let wqe = &mut queue[*next];
-            let request = wqe.kept.get();
-            let outcome = self.exec(flow, attr, &request, &mut wqe.done, u32::MAX);
-            if !self.outcome(sq, outcome) {
-                break;
+        while self.may_begin(sq) && self.step(sq, u32::MAX) {}
+        self.check_drained(sq);
+    }
+
+    /// Whether the request at `next` may be begun, or gone on with: in SQD only the latter.
+    fn may_begin(&self, sq: &SendQueue) -> bool {
+        let Some(wqe) = sq.queue.get(sq.next) else { return false };
+        let doomed = sq.next > 0 && matches!(sq.queue[sq.next - 1].stage, Stage::Doomed(_));
+        match self.state() {
+            qp_state::RTS => !doomed,
+            qp_state::SQD => !doomed && wqe.done > 0,
+            _ => false,
+        }
+    }
+
+    /// Executes the next part of the request at `next`; whether to go on.
+    fn step(self: &Arc<Self>, sq: &mut SendQueue, chunk: u32) -> bool {
+        let SendQueue { attr, flow, queue, next, .. } = sq;
+        let Some(wqe) = queue.get_mut(*next) else { return false };
+        let request = wqe.kept.get();
+        let outcome = self.exec(flow, attr, &request, &mut wqe.done, chunk);
+        self.outcome(sq, outcome)
+    }
+
+    /// One turn of the engine: completes what is due, and sends at most one packet.
+    pub(in super::super) fn turn(self: &Arc<Self>, latency: Duration) -> Turn {
+        let mut sq = self.sq.lock();
+        self.release(&mut sq);
+        self.check_drained(&mut sq);
+        let due = match sq.queue.front().map(|wqe| wqe.stage) {
+            Some(Stage::Done(at)) => at,
+            _ => None,
+        };
+        let idle = due.map_or(Turn::Idle, Turn::At);
+        if !self.may_begin(&sq) {
+            return idle;
+        }
+        let now = Instant::now();
+        let wqe = &sq.queue[sq.next];
+        let begin = [wqe.ready, sq.flow.not_before].into_iter().flatten().max();
+        if let Some(at) = begin.filter(|at| *at > now) {
+            return Turn::At(due.map_or(at, |due| due.min(at)));
+        }
+        sq.flow.not_before = None;
+        let (at, done) = (sq.next, sq.queue[sq.next].done);
+        let mtu = mtu_bytes(sq.attr.path_mtu).unwrap_or(4096);
+        if self.step(&mut sq, mtu) {
+            let Some(wqe) = sq.queue.get_mut(at) else { return Turn::Sent(0) };
+            if let Stage::Done(when) = &mut wqe.stage {
+                *when = Some(now + latency);
+            }
+            // A header's worth, even where there is no payload.
+            return Turn::Sent((wqe.done - done).max(HEADER));
+        }
+        match sq.flow.not_before {
+            Some(at) => Turn::At(due.map_or(at, |due| due.min(at))),
+            None => idle,
+        }
+    }
+
+    /// Completes from the front what is executed and due.
+    fn release(self: &Arc<Self>, sq: &mut SendQueue) {
+        while let Some(wqe) = sq.queue.front() {
+            match wqe.stage {
+                Stage::Done(at) if at.is_none_or(|at| at <= Instant::now()) => {
+                    self.complete(&wqe.kept.get(), wc_status::SUCCESS);
+                    sq.queue.pop_front();
+                    sq.next -= 1;
+                }
+                Stage::Doomed(status) => {
+                    self.fail_front(sq, status);
+                    return;
+                }
+                _ => return,
             }
         }
     }
@@ -177,11 +289,12 @@ impl Qp {
     fn outcome(self: &Arc<Self>, sq: &mut SendQueue, outcome: Outcome) -> bool {
         match outcome {
             Outcome::Done => {
-                // Executed here, so nothing before it awaits an answer (`exec`).
-                if let Some(wqe) = sq.queue.remove(sq.next) {
-                    self.complete(&wqe.kept.get(), wc_status::SUCCESS);
-                }
+                sq.queue[sq.next].stage = Stage::Done(None);
+                sq.next += 1;
                 sq.restart();
+                if self.core.is_sync() {
+                    self.release(sq);
+                }
                 true
             }
             Outcome::More => true,
@@ -192,16 +305,30 @@ impl Qp {
                 true
             }
             Outcome::Failed(status) => {
-                // What was sent before it is answered first; then this is met again.
-                if sq.next == 0 {
-                    self.fail_front(sq, status);
-                }
+                self.doom(sq, status);
                 false
             }
             Outcome::Wait(wait) => {
                 self.wait(sq, wait);
                 false
             }
+        }
+    }
+
+    /// The request at `next` fails, as soon as those before it have completed.
+    fn doom(self: &Arc<Self>, sq: &mut SendQueue, status: u32) {
+        if let Some(wqe) = sq.queue.get_mut(sq.next) {
+            wqe.stage = Stage::Doomed(status);
+            sq.next += 1;
+            self.release(sq);
+        }
+    }
+
+    /// Reports a drained queue once, where that was asked for.
+    pub(super) fn check_drained(&self, sq: &mut SendQueue) {
+        if sq.tell_drained && self.state() == qp_state::SQD && sq.is_drained() {
+            sq.tell_drained = false;
+            self.core.raise(event_type::SQ_DRAINED, EventElement::Qp(self.num));
         }
     }
 
@@ -217,16 +344,16 @@ impl Qp {
                 if let Some(path) = &sq.flow.path {
                     path.link.peer.urge();
                 }
-                self.stall(sq, ROOM_AGAIN, true);
+                self.stall(sq, Instant::now() + ROOM_AGAIN, true);
             }
             Wait::Rnr(timer) => self.rnr(sq, timer),
             Wait::Silence => {
                 let since = *sq.flow.silent_since.get_or_insert_with(Instant::now);
                 match patience(&sq.attr) {
-                    Some(patience) if since.elapsed() >= patience && sq.next == 0 => {
-                        self.fail_front(sq, wc_status::RETRY_EXC_ERR);
+                    Some(patience) if since.elapsed() >= patience => {
+                        self.doom(sq, wc_status::RETRY_EXC_ERR);
                     }
-                    _ => self.stall(sq, LOOK_AGAIN, true),
+                    _ => self.stall(sq, Instant::now() + LOOK_AGAIN, true),
                 }
             }
         }
@@ -237,21 +364,23 @@ impl Qp {
         // Seven means without end (IBTA 9.7.5.2.8).
         if sq.attr.rnr_retry != 7 {
             if sq.flow.rnr_used >= sq.attr.rnr_retry {
-                if sq.next == 0 {
-                    self.fail_front(sq, wc_status::RNR_RETRY_EXC_ERR);
-                }
+                self.doom(sq, wc_status::RNR_RETRY_EXC_ERR);
                 return;
             }
             sq.flow.rnr_used += 1;
         }
-        let pause = rnr_time(timer);
-        sq.flow.not_before = Some(Instant::now() + pause);
-        self.stall(sq, pause, false);
+        let at = Instant::now() + rnr_time(timer);
+        sq.flow.not_before = Some(at);
+        self.stall(sq, at, false);
     }
 
-    fn stall(self: &Arc<Self>, sq: &mut SendQueue, pause: Duration, on_ring: bool) {
-        if !std::mem::replace(&mut sq.flow.stalled, true) {
-            self.core.stall(Arc::clone(self), Instant::now() + pause, on_ring);
+    /// Has the queue run again at `at`.
+    fn stall(self: &Arc<Self>, sq: &mut SendQueue, at: Instant, on_ring: bool) {
+        if !self.core.is_sync() {
+            sq.flow.not_before = Some(at);
+            self.core.work.add(Arc::clone(self));
+        } else if !std::mem::replace(&mut sq.flow.stalled, true) {
+            self.core.stall(Arc::clone(self), at, on_ring);
         }
     }
 
@@ -291,16 +420,21 @@ impl Qp {
                 self.accomplished(&mut sq, answer, data);
             }
             status => {
-                self.fail_front(&mut sq, status);
+                if let Some(at) = sq.asked() {
+                    sq.queue[at].stage = Stage::Doomed(status);
+                    self.release(&mut sq);
+                }
                 return;
             }
         }
+        self.release(&mut sq);
         self.run(&mut sq);
     }
 
     /// A request, or a part of one, was executed by the target.
     fn accomplished(self: &Arc<Self>, sq: &mut SendQueue, answer: &Answer, data: &[u8]) {
-        let Some(wqe) = sq.queue.front() else { return };
+        let Some(at) = sq.asked() else { return };
+        let wqe = &mut sq.queue[at];
         let request = wqe.kept.get();
         let landed = match request.opcode {
             wr_opcode::ATOMIC_CMP_AND_SWP | wr_opcode::ATOMIC_FETCH_AND_ADD => {
@@ -310,11 +444,9 @@ impl Qp {
             _ => true,
         };
         if !landed {
-            self.fail_front(sq, wc_status::LOC_PROT_ERR);
+            wqe.stage = Stage::Doomed(wc_status::LOC_PROT_ERR);
         } else if matches!(wqe.stage, Stage::Sent(last) if last == answer.seq) {
-            self.complete(&request, wc_status::SUCCESS);
-            sq.queue.pop_front();
-            sq.next -= 1;
+            wqe.stage = Stage::Done(None);
             sq.flow.unanswered -= 1;
             sq.restart();
         }
@@ -341,12 +473,16 @@ impl Qp {
         let mut sq = self.sq.lock();
         let ours = sq.flow.path.as_ref().is_some_and(|path| Arc::ptr_eq(&path.link, link));
         if ours && !sq.queue.is_empty() && self.state() == qp_state::RTS {
-            if sq.next > 0 {
-                self.fail_front(&mut sq, wc_status::RETRY_EXC_ERR);
-            } else {
-                sq.flow.not_before = None;
-                self.run(&mut sq);
+            match sq.asked() {
+                // No answer will come.
+                Some(at) => {
+                    sq.queue[at].stage = Stage::Doomed(wc_status::RETRY_EXC_ERR);
+                    sq.next = sq.next.max(at + 1);
+                    self.release(&mut sq);
+                }
+                None => sq.flow.not_before = None,
             }
+            self.run(&mut sq);
         }
     }
 
@@ -394,7 +530,7 @@ impl Qp {
 
 impl Wqe {
     fn new(request: &Request<'_>) -> Wqe {
-        Wqe { kept: Kept::new(request), stage: Stage::Waiting, done: 0 }
+        Wqe { kept: Kept::new(request), stage: Stage::Waiting, done: 0, ready: None }
     }
 }
 
