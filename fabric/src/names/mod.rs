@@ -16,6 +16,7 @@
 //! | `key`, `session` | the job key; the Noise channel, without IO |
 //! | `message` | what is said, and its limits |
 //! | `stream`, `links` | sockets; all connections of one thread |
+//! | `conversation` | one blocking connection between two commands |
 //! | `timers`, `poller` | what happens later; sleeping and being woken |
 //! | `directory` | the trait, the server (state machine and shell), the client, the local one |
 //! | `service` | answers peers, and fetches from them |
@@ -23,6 +24,7 @@
 //!
 //! Called by [`virt`](crate::virt), by the launcher and by the command. Knows nothing of devices.
 
+mod conversation;
 pub mod directory;
 pub mod env;
 mod error;
@@ -36,6 +38,7 @@ mod stream;
 mod timers;
 mod types;
 
+pub use conversation::{Conversation, Reception};
 pub use error::Error;
 pub use key::{JobKey, KEY_LEN};
 pub use links::HANDSHAKE_TIME;

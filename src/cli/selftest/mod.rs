@@ -1,0 +1,163 @@
+//! `sojourn selftest`: the conformance cases on one device, against itself or another machine's.
+
+mod choose;
+mod nodes;
+mod print;
+mod remote;
+
+use super::{Failure, Outcome, While, print as say};
+use nodes::Nodes;
+use remote::{Answer, Question, Wire};
+use sojourn_conformance::{Case, Layer, Options, cases, follow, lead, loopback};
+use sojourn_fabric::names::{Conversation, Endpoint, JobKey, Reception};
+use std::net::ToSocketAddrs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long one side may come later than the other.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Check that a device does what the verbs promise
+///
+/// Each case is a small program over the device. With --listen on one machine and --connect on
+/// another, the two sides of a case run on both.
+///
+/// A line for each case: ok; n/a with the reason, where the device lacks what it is about; FAIL
+/// with what was found. The status is 1 where a case fails.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SelftestArgs {
+    /// The device to check
+    #[arg(long, value_name = "NAME", required_unless_present = "list")]
+    device: Option<String>,
+    /// Be the other side for a selftest on another machine: wait for it at this address (host:port)
+    #[arg(long, value_name = "ADDR", requires = "key_file", conflicts_with_all = ["connect", "only"])]
+    listen: Option<String>,
+    /// Run the other side of each case on the machine that listens at this address (host:port)
+    #[arg(long, value_name = "ADDR", requires = "key_file")]
+    connect: Option<String>,
+    /// File with the key that both sides hold, mode 0600; with --listen it is made where there is none
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Only list the cases, and what each guards
+    #[arg(long)]
+    list: bool,
+    /// Only cases whose name has this in it, or matches it (with *)
+    #[arg(long, value_name = "PATTERN")]
+    only: Option<String>,
+}
+
+/// Runs the cases.
+pub(crate) fn run(args: &SelftestArgs) -> Outcome {
+    let chosen = choose::cases(&cases(), args.only.as_deref())?;
+    if args.list {
+        return print::list(&chosen, args.json);
+    }
+    let Some(device) = &args.device else {
+        return Err(Failure::usage("--device is needed"));
+    };
+    match (&args.listen, &args.connect, &args.key_file) {
+        (Some(at), _, Some(key)) => serve(device, at, key),
+        (_, Some(to), Some(key)) => {
+            let key = JobKey::read(key).doing("--key-file")?;
+            let to = tcp("--connect", to)?;
+            let talk =
+                Conversation::connect(&to, &key, Instant::now() + PATIENCE).doing("--connect")?;
+            let mut wire = Wire::over(talk);
+            let report = all(args, device, &chosen, Some(&mut wire))?;
+            wire.ask(&Question::End)?;
+            report.finish()
+        }
+        _ => all(args, device, &chosen, None)?.finish(),
+    }
+}
+
+/// What the cases run over.
+const LAYERS: [Layer; 1] = [Layer::Raw];
+
+/// Runs the cases on every layer that is asked for, against the other side where there is one.
+fn all(
+    args: &SelftestArgs,
+    device: &str,
+    cases: &[Case],
+    mut other: Option<&mut Wire>,
+) -> Outcome<print::Report> {
+    let options = Options::default();
+    let place = other.as_ref().map(|wire| wire.place());
+    let mut report = print::Report::new(device, place, args.json);
+    for layer in LAYERS {
+        let progress = |case: &sojourn_conformance::Report| report.case(layer, case);
+        let summary = match &mut other {
+            None => {
+                let nodes = Nodes::both(device, layer)?;
+                loopback(nodes.a(), nodes.b(), cases, &options, progress)
+            }
+            Some(wire) => {
+                wire.begin(layer)?;
+                lead(wire.clone(), &nodes::open(device, layer)?, cases, &options, progress)
+            }
+        };
+        let stopped = summary.stopped.is_some();
+        report.layer(layer, summary);
+        if stopped {
+            break;
+        }
+    }
+    Ok(report)
+}
+
+/// Is side B for whoever connects, until it says that it is done.
+fn serve(device: &str, at: &str, key_file: &Path) -> Outcome {
+    if !key_file.exists() {
+        JobKey::generate().and_then(|key| key.write(key_file)).doing("--key-file")?;
+    }
+    let key = JobKey::read(key_file).doing("--key-file")?;
+    // Before anybody is let in: a device that is not there is told at once.
+    sojourn::device::open(device)?;
+    let reception = Reception::listen(&tcp("--listen", at)?, &key).doing("--listen")?;
+    say(&format!("waiting for the other side at {}\n", reception.endpoint()))?;
+    let talk = reception.accept(Instant::now() + PATIENCE).doing("--listen")?;
+    let mut wire = Wire::over(talk);
+    loop {
+        let layer = match wire.question()? {
+            Question::End => {
+                wire.answer(&Answer::Ended)?;
+                return Ok(());
+            }
+            Question::Begin { version, .. } if version != remote::VERSION => {
+                let why = format!("this side is version {}", remote::VERSION);
+                wire.answer(&Answer::Refused(why.clone()))?;
+                return Err(Failure::new(format!("the other side is version {version}; {why}")));
+            }
+            Question::Begin { layer, .. } => remote::layer(&layer)?,
+        };
+        let node = match nodes::open(device, layer) {
+            Ok(node) => node,
+            Err(failure) => {
+                let why = failure.message.clone().unwrap_or_default();
+                wire.answer(&Answer::Refused(why))?;
+                return Err(failure);
+            }
+        };
+        wire.answer(&Answer::Ready)?;
+        say(&format!("the other side runs the {} cases\n", layer.as_str()))?;
+        follow(wire.clone(), &node, &cases(), &Options::default()).doing("serving the cases")?;
+    }
+}
+
+/// The endpoint that `option` names. What others are told must be an address that they can reach.
+fn tcp(option: &str, at: &str) -> Outcome<Endpoint> {
+    let problem = |what: &str| Failure::new(format!("{option} {at}: {what}"));
+    let mut found = at.to_socket_addrs().map_err(|error| {
+        problem(&format!("{error}; host:port is needed, such as 10.0.0.1:7000"))
+    })?;
+    match found.next() {
+        Some(address) if address.ip().is_unspecified() => {
+            Err(problem("name the address under which the other machine reaches this one"))
+        }
+        Some(address) => Ok(Endpoint::Tcp(address)),
+        None => Err(problem("no such host")),
+    }
+}
