@@ -118,6 +118,22 @@ fn a_signal_to_the_launcher_ends_all_ranks_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_signal_that_the_launcher_was_told_to_ignore_does_not_end_the_job() {
+    let place = Place::new();
+    let mut shell = std::process::Command::new("sh");
+    let job = "echo ready; while [ ! -e go ]; do sleep 0.02; done; echo done";
+    shell
+        .args(["-c", "trap '' HUP; exec \"$0\" run -n 1 -- sh -c \"$1\""])
+        .args([env!("CARGO_BIN_EXE_sojourn"), job]);
+    place.dress(&mut shell);
+    let job = start(shell);
+    assert_eq!(job.line(), "[0] ready");
+    job.signal("HUP");
+    fs::write(place.path("go"), "").unwrap();
+    assert_eq!(job.finish().ok(), "[0] ready\n[0] done\n");
+}
+
+#[test]
 fn ranks_die_with_a_launcher_that_is_killed_and_the_next_one_tidies_up() {
     let place = Place::new();
     let script = "echo $$; exec sleep 1000";

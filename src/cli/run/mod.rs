@@ -36,7 +36,7 @@ const DESCRIPTORS_PER_RANK: u64 = 3;
 /// Start the processes of a job
 ///
 /// Every process gets its rank and the size of the job, finds the others by the job's directory,
-/// and has its output prefixed with its rank. When one fails, the rest is ended, and its status
+/// and has its output prefixed with its rank; its input is empty. When one fails, the rest is ended, and its status
 /// passed on (128 + the signal's number for one that died by a signal).
 ///
 /// A job over several machines has one launcher on each: the first with --listen, the others with

@@ -57,7 +57,11 @@ pub(crate) struct Signals(SignalFd);
 impl Signals {
     /// Blocks them in this thread, and so in every thread that it starts from here on.
     pub(crate) fn block() -> Outcome<Self> {
-        let mut set = SigSet::from_iter(ENDING);
+        // Under nohup, or in the background of a script, some are to be ignored; but a blocked
+        // signal is queued even so.
+        let ignored = ignored_mask().doing("reading /proc/self/status")?;
+        let heard = ENDING.into_iter().filter(|signal| ignored >> (*signal as u32 - 1) & 1 == 0);
+        let mut set = SigSet::from_iter(heard);
         set.add(Signal::SIGCHLD);
         set.thread_block().doing("blocking signals")?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
@@ -90,6 +94,15 @@ impl Signals {
             Some((signal, Pid::from_raw(info.ssi_pid.cast_signed())))
         }))
     }
+}
+
+/// The signals that this process ignores: bit n - 1 for signal n.
+fn ignored_mask() -> std::io::Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let digits = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    digits
+        .and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok())
+        .ok_or_else(|| std::io::Error::other("it has no SigIgn"))
 }
 
 struct Rank {
