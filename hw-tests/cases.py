@@ -92,6 +92,20 @@ def heat(c):
     return "\n".join(log)
 
 
+@case
+def pagerank(c):
+    """PageRank on timely, over byte streams between the guests, ranks as one process does."""
+    problem = ["--graph", "dpkg", "--iterations", "10"]
+    alone = host.run([c.programs.folder / "pagerank", *problem], 120)
+    checksum = re.search(r"^checksum: .*$", alone, re.MULTILINE).group()
+    program = " ".join([c.programs.binary("pagerank"), *problem, "--check"])
+    log = job(c, program, 4 if c.full else 2, 120)
+    for expected in ("over verbs (rxe0)", checksum, "check: ok"):
+        if expected not in log:
+            raise Failed(f"no `{expected}` in:\n{log}")
+    return log
+
+
 def job(c, program, size, seconds):
     """Runs a program as a job over both guests, half of the ranks in each."""
     key = secrets.token_hex(32)

@@ -14,7 +14,7 @@ from .errors import Unusable
 BUILD_SECONDS = 1200
 
 # Packages whose programs run in the guests.
-PACKAGES = ["sojourn"]
+PACKAGES = ["sojourn", "sojourn-pagerank"]
 # Integration tests that run in the guests, by name, with their packages.
 TESTS = {"hca_loopback": "sojourn-fabric"}
 
