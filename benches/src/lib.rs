@@ -1,1 +1,11 @@
-//! Benchmarks.
+//! What the benchmarks share.
+//!
+//! | module | what it is |
+//! | --- | --- |
+//! | [`null`] | a device that completes at once: what stands above a device is all that costs |
+//! | [`hot`] | the hot loops over it, raw and virtual |
+//! | [`peer`] | a second process to measure against: bare system calls, shared memory, soft verbs |
+
+pub mod hot;
+pub mod null;
+pub mod peer;

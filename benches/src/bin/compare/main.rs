@@ -1,0 +1,44 @@
+//! `compare`: Sojourn against a reference measured in the same run, one line per measure.
+//!
+//! ```text
+//! MEASURE   OURS   REFERENCE   RATIO   GOAL   ok | short
+//! ```
+//!
+//! Ours and the reference are measured in turns, and the best of each counts: on a machine that
+//! does other things too, the best run is the one least disturbed. It ends with 1 where a goal
+//! was missed. `compare PART…` runs only those measures whose names contain a PART.
+
+mod callgrind;
+mod hot;
+mod programs;
+mod report;
+mod soft;
+
+use report::Report;
+use std::process::ExitCode;
+
+type Measure = fn(&mut Report) -> Result<(), Box<dyn std::error::Error>>;
+
+fn run() -> Result<bool, Box<dyn std::error::Error>> {
+    if callgrind::serve()? || sojourn_benches::peer::serve()? {
+        return Ok(true);
+    }
+    let mut report = Report::new(std::env::args().skip(1).collect());
+    report.header();
+    let parts: [Measure; 4] = [hot::measure, callgrind::measure, soft::measure, programs::measure];
+    for part in parts {
+        part(&mut report)?;
+    }
+    Ok(report.all_met())
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("compare: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

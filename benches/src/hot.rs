@@ -1,0 +1,155 @@
+//! The hot loops: post and poll of 64 bytes over the device that completes at once.
+
+use crate::null::NullDevice;
+use sojourn_fabric::Result;
+use sojourn_fabric::abi::{RdmaWr, RecvWr, SendWr, Sge, Wc, access, send_flags, wr_opcode};
+use sojourn_fabric::device::{DeviceCq, DeviceQp};
+use sojourn_fabric::virt::{
+    CompletionQueue, ConnectOptions, Context, MemoryRegion, Process, QpOptions, QueuePair,
+};
+use std::hint::black_box;
+use std::sync::Arc;
+
+/// Which verbs are called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layer {
+    /// The device's own.
+    Raw,
+    /// Virtual ones over it.
+    Virtual,
+}
+
+/// Whether locks are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Threads {
+    /// Single-threaded objects: no lock anywhere.
+    One,
+    /// As verbs are by default.
+    Many,
+}
+
+/// The request that is posted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// RDMA WRITE of 64 bytes.
+    Write,
+    /// SEND of 64 bytes.
+    Send,
+    /// RDMA READ of 64 bytes.
+    Read,
+    /// A receive of 64 bytes.
+    Recv,
+}
+
+impl Verb {
+    /// All of them.
+    pub const ALL: [Verb; 4] = [Verb::Write, Verb::Send, Verb::Read, Verb::Recv];
+
+    /// Its name in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Verb::Write => "WRITE",
+            Verb::Send => "SEND",
+            Verb::Read => "READ",
+            Verb::Recv => "RECV",
+        }
+    }
+}
+
+/// A queue pair connected to itself, ready to post and poll.
+pub struct Stage {
+    qp: Arc<dyn DeviceQp>,
+    cq: Arc<dyn DeviceCq>,
+    sge: Sge,
+    remote: (u64, u32),
+    // What the above refers to, dropped after it.
+    _owners: (QueuePair, CompletionQueue, MemoryRegion, Context, Option<Process>),
+}
+
+impl Stage {
+    /// Sets up a queue pair of `layer`.
+    ///
+    /// # Errors
+    /// Where any of it cannot be created.
+    pub fn new(layer: Layer, threads: Threads) -> Result<Self> {
+        let device = NullDevice::open()?;
+        let (context, process) = match layer {
+            Layer::Raw => (Context::over(device), None),
+            Layer::Virtual => {
+                let process = Process::standalone()?;
+                (process.open_over(device)?, Some(process))
+            }
+        };
+        let (pd, cq) = match threads {
+            Threads::Many => (context.alloc_pd()?, context.create_cq(1024)?),
+            // SAFETY: a stage is used by the one thread that calls its loops (`&mut self`).
+            Threads::One => unsafe {
+                (context.alloc_pd_single_threaded()?, context.create_cq_single_threaded(1024)?)
+            },
+        };
+        let memory =
+            pd.register(4096, access::LOCAL_WRITE | access::REMOTE_WRITE | access::REMOTE_READ)?;
+        let qp = pd.create_qp(&QpOptions::rc(&cq))?;
+        qp.connect(&qp.endpoint()?, &ConnectOptions::default())?;
+        let remote = memory.remote(0);
+        let mut stage = Stage {
+            qp: Arc::clone(qp.device()),
+            cq: Arc::clone(cq.device()),
+            sge: memory.slice(64..128),
+            remote: (remote.addr, remote.rkey),
+            _owners: (qp, cq, memory, context, process),
+        };
+        // Whatever is fetched on first use is fetched here.
+        for verb in Verb::ALL {
+            stage.run(verb, 64);
+        }
+        Ok(stage)
+    }
+
+    /// Posts and polls `n` requests, one at a time.
+    ///
+    /// # Panics
+    /// Where a post is refused or a completion is not a success.
+    #[inline(never)]
+    pub fn run(&mut self, verb: Verb, n: u64) {
+        let mut wc = [Wc::default()];
+        let mut sge = self.sge;
+        let mut send = SendWr::empty();
+        send.opcode = match verb {
+            Verb::Write => wr_opcode::RDMA_WRITE,
+            Verb::Read => wr_opcode::RDMA_READ,
+            Verb::Send | Verb::Recv => wr_opcode::SEND,
+        };
+        send.send_flags = send_flags::SIGNALED;
+        send.sg_list = &raw mut sge;
+        send.num_sge = 1;
+        let (remote_addr, rkey) = self.remote;
+        send.wr.rdma = RdmaWr { remote_addr, rkey };
+        let mut recv =
+            RecvWr { wr_id: 0, next: std::ptr::null_mut(), sg_list: &raw mut sge, num_sge: 1 };
+        for i in 0..n {
+            let posted = if verb == Verb::Recv {
+                recv.wr_id = i;
+                // SAFETY: a list of one whose element lives through the call.
+                unsafe { self.qp.post_recv(black_box(&raw mut recv)) }.is_ok()
+            } else {
+                send.wr_id = i;
+                // SAFETY: as above.
+                unsafe { self.qp.post_send(black_box(&raw mut send)) }.is_ok()
+            };
+            assert!(posted, "{} {i} was refused", verb.name());
+            while self.cq.poll(black_box(&mut wc)) == Ok(0) {
+                std::hint::spin_loop();
+            }
+            assert!(wc[0].status == 0 && wc[0].wr_id == i, "{} {i}: {:?}", verb.name(), wc[0]);
+        }
+    }
+}
+
+/// The time stamp counter.
+#[must_use]
+pub fn cycles() -> u64 {
+    // SAFETY: every x86-64 has it.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
