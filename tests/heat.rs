@@ -48,6 +48,21 @@ fn without_virtual_verbs_it_is_the_same_too() {
 }
 
 #[test]
+fn it_is_the_same_where_messages_are_long_on_their_way_or_go_another_way() {
+    let place = Place::new();
+    let args = "--size 40x40 --steps 100 --checksum";
+    let one = alone(&place, args);
+    for mode in [
+        "SOJOURN_SOFT_MODE=async:seed=1,latency_us=50,gbps=10",
+        "SOJOURN_SOFT_MODE=async:seed=2,latency_us=0,gbps=0.5",
+        "SOJOURN_SOFT_COPY=ring",
+    ] {
+        let done = place.run("-n 4", &format!("export {mode}; exec {SOJOURN} heat {args}"));
+        assert_eq!(done.ok(), format!("[0] {one}\n"), "{mode}");
+    }
+}
+
+#[test]
 fn the_step_at_which_it_stops_does_not_depend_on_the_number_of_ranks() {
     let place = Place::new();
     let args = "--size 48x32 --steps 100000 --tolerance 1e-4 --json";

@@ -51,6 +51,18 @@ fn a_rank_that_dies_by_a_signal_is_reported_with_it() {
 }
 
 #[test]
+fn a_death_by_a_signal_counts_before_the_failures_that_it_brings_about() {
+    // Rank 0 fails first; but rank 1 was dying then, as a process whose connections close before
+    // its end is told.
+    let place = Place::new();
+    let script = "[ $SOJOURN_RANK = 0 ] && { touch failed; exit 1; }
+                  [ $SOJOURN_RANK = 1 ] && { while [ ! -e failed ]; do :; done; kill -KILL $$; }
+                  exec sleep 1000";
+    let said = place.run("-n 3", script).failed(137);
+    assert!(said.contains("rank 1 ended by signal 9 (SIGKILL)"), "{said}");
+}
+
+#[test]
 fn a_rank_that_does_not_want_to_end_is_killed_with_all_that_it_started() {
     let place = Place::new();
     let script = r#"

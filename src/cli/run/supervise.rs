@@ -21,6 +21,11 @@ use std::time::{Duration, Instant};
 /// Time between SIGTERM and SIGKILL for ranks that must end.
 const GRACE: Duration = Duration::from_secs(3);
 
+/// How long a rank's exit status waits for another rank's death by a signal, which is then the
+/// cause: the connections of a dying process close before its parent hears of its end, so that its
+/// peers may fail, and be heard of, first.
+const SETTLE: Duration = Duration::from_millis(250);
+
 /// Signals that end a job, and pass their number on as its status.
 const ENDING: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
 
@@ -218,7 +223,6 @@ fn watch(signals: &Signals, ranks: &mut Ranks, timeout: Option<Duration>) -> Out
     let mut end = End::Success;
     let mut phase = Phase::Running;
     loop {
-        // Only the first reason counts; the rest follows from it.
         let mut reason = None;
         let mut first = None;
         while let Some((signal, pid)) = signals.next()? {
@@ -226,7 +230,7 @@ fn watch(signals: &Signals, ranks: &mut Ranks, timeout: Option<Duration>) -> Out
                 // Pending signals of one number merge into the first, which names the rank that
                 // ended first.
                 first.get_or_insert(pid);
-            } else if phase == Phase::Running {
+            } else if matches!(phase, Phase::Running | Phase::Settling) {
                 reason.get_or_insert(End::Interrupted(signal));
             } else {
                 // Asked twice: no more patience.
@@ -240,29 +244,43 @@ fn watch(signals: &Signals, ranks: &mut Ranks, timeout: Option<Duration>) -> Out
                 WaitStatus::Signaled(_, signal, _) => End::Killed(rank, signal),
                 _ => continue,
             };
-            reason.get_or_insert(failed);
+            match (reason, failed) {
+                (None, _) | (Some(End::Rank(..)), End::Killed(..)) => reason = Some(failed),
+                _ => {}
+            }
         }
         let due = deadline.is_some_and(|at| Instant::now() >= at);
+        if due && phase == Phase::Running && ranks.running() > 0 {
+            reason.get_or_insert(End::TimedOut);
+        }
+        // Only the first reason counts, and before it what may have brought it about; the rest
+        // follows from it.
+        match (phase, reason) {
+            (Phase::Running, Some(reason)) => {
+                (end, phase) = (reason, Phase::Settling);
+                deadline = Some(Instant::now() + SETTLE);
+            }
+            (Phase::Settling, Some(reason @ (End::Killed(..) | End::Interrupted(_)))) => {
+                end = reason;
+            }
+            _ => {}
+        }
+        let settled = due || !matches!(end, End::Rank(..)) || ranks.running() == 0;
         match phase {
-            Phase::Running => {
-                if due && ranks.running() > 0 {
-                    reason.get_or_insert(End::TimedOut);
-                }
-                if let Some(reason) = reason {
-                    (end, phase) = (reason, Phase::Asked);
-                    tell(end, ranks.running(), timeout);
-                    ranks.signal(Signal::SIGTERM);
-                    // A stopped rank takes its SIGTERM only when it goes on.
-                    ranks.signal(Signal::SIGCONT);
-                    deadline = Some(Instant::now() + GRACE);
-                }
+            Phase::Settling if settled => {
+                phase = Phase::Asked;
+                tell(end, ranks.running(), timeout);
+                ranks.signal(Signal::SIGTERM);
+                // A stopped rank takes its SIGTERM only when it goes on.
+                ranks.signal(Signal::SIGCONT);
+                deadline = Some(Instant::now() + GRACE);
             }
             Phase::Asked if due => {
                 phase = Phase::Killed;
                 deadline = None;
                 ranks.signal(Signal::SIGKILL);
             }
-            Phase::Asked | Phase::Killed => {}
+            _ => {}
         }
         if ranks.running() == 0 {
             return Ok(end);
@@ -276,6 +294,8 @@ fn watch(signals: &Signals, ranks: &mut Ranks, timeout: Option<Duration>) -> Out
 enum Phase {
     /// Nothing has failed.
     Running,
+    /// One has failed; the cause may be another.
+    Settling,
     /// The ranks were asked to end.
     Asked,
     /// They were made to.
