@@ -31,11 +31,11 @@ fn json(text: &str) -> serde_json::Value {
 #[test]
 fn the_field_is_the_same_bit_for_bit_for_any_number_of_ranks() {
     let place = Place::new();
-    let args = "--size 61x47 --steps 200 --checksum";
+    let args = "--size 61x47 --steps 64 --checksum";
     let one = alone(&place, args);
     assert_eq!(one.len(), 16, "{one}");
-    assert_ne!(one, alone(&place, "--size 61x47 --steps 199 --checksum"));
-    for ranks in [1, 2, 3, 4, 5, 9] {
+    assert_ne!(one, alone(&place, "--size 61x47 --steps 63 --checksum"));
+    for ranks in [1, 2, 3, 4, 5, 7] {
         assert_eq!(heat(&place, ranks, args), one, "{ranks} ranks");
     }
 }
@@ -65,11 +65,11 @@ fn it_is_the_same_where_messages_are_long_on_their_way_or_go_another_way() {
 #[test]
 fn the_step_at_which_it_stops_does_not_depend_on_the_number_of_ranks() {
     let place = Place::new();
-    let args = "--size 48x32 --steps 100000 --tolerance 1e-4 --json";
+    let args = "--size 48x32 --steps 100000 --tolerance 1e-3 --json";
     let one = json(&alone(&place, args));
     let steps = one["steps"].as_u64().unwrap();
     assert!(steps > 8 && steps < 100_000, "{one}");
-    assert!(one["residual"].as_f64().unwrap() <= 1e-4, "{one}");
+    assert!(one["residual"].as_f64().unwrap() <= 1e-3, "{one}");
     for ranks in [2, 3, 4] {
         let many = json(&heat(&place, ranks, args));
         for what in ["steps", "residual", "checksum"] {
@@ -165,7 +165,7 @@ fn two_launchers_make_one_job() {
 #[test]
 fn the_demo_is_quiet_in_a_pipe_writes_its_picture_and_ends_with_ok() {
     let place = Place::new();
-    let done = finish(place.sojourn(["demo", "--steps", "100", "--output", "plate.png"]));
+    let done = finish(place.sojourn(["demo", "--steps", "40", "--output", "plate.png"]));
     assert_eq!(done.err, "");
     let out = done.ok();
     assert!(out.ends_with("\ndemo: ok\n"), "{out}");
