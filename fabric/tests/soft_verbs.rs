@@ -1,6 +1,6 @@
 //! The soft device behaves as the verbs' man pages say: every case runs over copies between
-//! processes, as where the kernel forbids those through the ring alone, and in the asynchronous
-//! mode.
+//! processes, as where the kernel forbids those through the ring alone, in the asynchronous mode,
+//! and over the network.
 
 mod soft_util;
 
@@ -44,6 +44,32 @@ cases! {
     datagrams_say_where_they_come_from,
     datagrams_that_nobody_takes_are_dropped,
     unreliable_connections_drop_silently,
+    errors_flush_in_order,
+    the_responders_psn_is_live,
+    events_come_once,
+}
+
+/// The same over a network, for what does not depend on the moment at which an unreliable message
+/// arrives.
+macro_rules! far_cases {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        mod far { $($(#[$doc])* #[test] fn $name() { super::$name(super::far()) })* }
+    };
+}
+
+far_cases! {
+    lists_scatter_and_gather,
+    one_context_talks_to_itself,
+    atomics_return_what_was_there,
+    atomics_that_are_not_allowed_fail,
+    writes_with_immediate_take_a_receive,
+    a_receiver_that_is_not_ready_is_waited_for,
+    rnr_retries_run_out,
+    a_message_too_long_fails_on_both_sides,
+    access_that_is_not_allowed_fails_on_both_sides,
+    local_keys_are_checked,
+    a_shared_queue_serves_many,
+    an_empty_shared_queue_is_not_ready,
     errors_flush_in_order,
     the_responders_psn_is_live,
     events_come_once,

@@ -8,7 +8,7 @@
 //! a refusal of one byte from the side that listens. A refusal is not authenticated: it chooses
 //! the words of an error and nothing else.
 //!
-//! Used by [`links`](super::links) alone.
+//! Used by [`links`](super::links), and by the soft device to open its connections between machines.
 
 use snow::{HandshakeState, TransportState};
 
@@ -30,6 +30,10 @@ const TAG: usize = 16;
 const MAX_FRAME: usize = MAX_MESSAGE + TAG;
 /// A handshake message: a public key, and the version with its tag.
 const HANDSHAKE_FRAME: usize = 32 + 1 + TAG;
+/// Bytes that each side writes before the session is open, its refusal excepted, which is shorter.
+pub(crate) const OPENING: usize = PREFIX + HANDSHAKE_FRAME;
+/// Bytes that a message takes on the wire beyond its own.
+pub(crate) const OVERHEAD: usize = PREFIX + TAG;
 
 /// What an idle connection keeps of each buffer: one large note must not hold its memory for the
 /// life of the connection.

@@ -123,18 +123,72 @@ pub(crate) struct Address {
     pub(crate) lid: u16,
     pub(crate) addr: u64,
     pub(crate) rkey: u32,
+    pub(crate) gid: abi::Gid,
 }
 
 impl Address {
     pub(crate) fn text(&self) -> String {
-        format!("{} {} {} {}", self.qpn, self.lid, self.addr, self.rkey)
+        let gid = u128::from_be_bytes(self.gid.0);
+        format!("{} {} {} {} {gid}", self.qpn, self.lid, self.addr, self.rkey)
     }
 
     pub(crate) fn parse(text: &str) -> Address {
-        let mut parts = text.split_whitespace().map(|p| p.parse::<u64>().unwrap());
+        let mut parts = text.split_whitespace().map(|p| p.parse::<u128>().unwrap());
         let mut next = || parts.next().unwrap();
-        Address { qpn: next() as u32, lid: next() as u16, addr: next(), rkey: next() as u32 }
+        Address {
+            qpn: next() as u32,
+            lid: next() as u16,
+            addr: next() as u64,
+            rkey: next() as u32,
+            gid: abi::Gid(next().to_be_bytes()),
+        }
     }
+
+    /// The address vector that leads there: over the network if it has an address on one.
+    pub(crate) fn vector(&self) -> abi::AhAttr {
+        let mut attr = abi::AhAttr { dlid: self.lid, port_num: 1, ..Default::default() };
+        attr.is_global = u8::from(self.gid.0[8..10] != [0, 0]);
+        attr.grh.dgid = self.gid;
+        attr
+    }
+}
+
+/// Options of a context that others reach over this machine's own network only, as if it were on
+/// another machine: each has a LID of its own.
+pub(crate) fn far() -> Options {
+    use std::sync::atomic::{AtomicU16, Ordering};
+    static LID: AtomicU16 = AtomicU16::new(100);
+    job_key();
+    Options {
+        lid: LID.fetch_add(1, Ordering::Relaxed),
+        addr: Some("127.0.0.1:0".parse().unwrap()),
+        ..Options::default()
+    }
+}
+
+/// A key file without a name; child processes may read it too.
+pub(crate) fn key_file(key: &str) -> String {
+    // SAFETY: a C string, and plain calls on the new descriptor, which stays open for good.
+    let fd = unsafe {
+        let fd = libc::memfd_create(c"job-key".as_ptr(), libc::MFD_CLOEXEC);
+        assert!(fd >= 0);
+        assert_eq!(libc::fchmod(fd, 0o600), 0);
+        assert_eq!(libc::write(fd, key.as_ptr().cast(), key.len()), key.len() as isize);
+        fd
+    };
+    format!("/proc/{}/fd/{fd}", std::process::id())
+}
+
+/// The job key of this process and its children, made once.
+pub(crate) fn job_key() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        if std::env::var_os("SOJOURN_KEY_FILE").is_none() {
+            let file = key_file(&"5a".repeat(32));
+            // SAFETY: here the environment is read through the standard library only, which locks.
+            unsafe { std::env::set_var("SOJOURN_KEY_FILE", file) };
+        }
+    });
 }
 
 /// Attributes of a connection; tests change what they are about.
@@ -153,7 +207,7 @@ pub(crate) fn attributes(to: &Address) -> QpAttr {
         port_num: 1,
         qp_access_flags: ALL,
         qkey: 0x1111,
-        ah_attr: abi::AhAttr { dlid: to.lid, port_num: 1, ..Default::default() },
+        ah_attr: to.vector(),
         ..QpAttr::default()
     }
 }
@@ -188,7 +242,11 @@ pub(crate) fn bring_up(qp: &dyn DeviceQp, attr: &QpAttr) {
 
 impl End {
     pub(crate) fn new(setup: &Setup) -> End {
-        let context = open_with("soft0", setup.options).unwrap();
+        let mut options = setup.options;
+        if options.addr.is_some() {
+            options.lid = far().lid;
+        }
+        let context = open_with("soft0", options).unwrap();
         End::in_context(context, setup)
     }
 
@@ -212,7 +270,7 @@ impl End {
         // SAFETY: the memory is never unmapped, and accessed as `Memory` does.
         let mr =
             unsafe { Arc::clone(&pd).reg_mr(memory.at.cast(), memory.len, setup.access).unwrap() };
-        let nobody = Address { qpn: 0, lid: 0, addr: 0, rkey: 0 };
+        let nobody = Address { qpn: 0, lid: 0, addr: 0, rkey: 0, gid: abi::Gid::default() };
         to_init(&*qp, &attributes(&nobody));
         End { context, pd, cq, srq, qp, mr, memory }
     }
@@ -223,6 +281,7 @@ impl End {
             lid: self.context.query_port(1).unwrap().lid,
             addr: self.memory.addr(),
             rkey: self.mr.rkey(),
+            gid: self.context.query_gid(1, 0).unwrap(),
         }
     }
 

@@ -3,7 +3,8 @@
 use super::context::{GIDS, PORT, gid_of};
 use super::core::Core;
 use super::pd::Pd;
-use crate::abi::{AhAttr, Gid};
+use super::tcp;
+use crate::abi::AhAttr;
 use crate::device::DeviceAh;
 use crate::{Error, Result};
 use std::ffi::c_void;
@@ -60,13 +61,24 @@ pub(super) fn check(core: &Core, attr: &AhAttr) -> Result<()> {
     if attr.dlid == 0 && attr.is_global == 0 {
         return Err(Error::invalid("an address needs a LID, or a GID"));
     }
+    if !is_local(core, attr) {
+        tcp::destination(core, attr)?;
+    }
     Ok(())
 }
 
-/// Whether an address is on this machine.
+/// Whether an address is on this machine: by its LID, and where it names a context on a network
+/// by that context's address too, since nodes that were given no LID share one.
 pub(super) fn is_local(core: &Core, attr: &AhAttr) -> bool {
-    let own: Gid = gid_of(core);
-    attr.dlid == core.options.lid || (attr.is_global != 0 && attr.grh.dgid == own)
+    let (lid, gid) = (attr.dlid, attr.grh.dgid);
+    let same_node = || tcp::node(gid) == tcp::node(gid_of(core));
+    if attr.is_global == 0 {
+        lid == core.options.lid
+    } else if lid == 0 {
+        same_node()
+    } else {
+        lid == core.options.lid && (tcp::endpoint(gid).is_none() || same_node())
+    }
 }
 
 impl DeviceAh for Ah {

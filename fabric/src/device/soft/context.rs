@@ -10,6 +10,7 @@ use super::options::{Mode, Options};
 use super::pace;
 use super::pd::Pd;
 use super::service;
+use super::tcp;
 use crate::abi::{self, Gid, atomic_cap, device_cap, link_layer, mtu, port_state};
 use crate::device::{
     AsyncEvent, CqInit, DeviceChannel, DeviceContext, DeviceCq, DevicePd, Kind, PdInit,
@@ -64,20 +65,17 @@ impl Drop for Context {
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
+        if let Some(tcp) = &self.core.tcp {
+            tcp.close();
+        }
         // Closing the sockets tells the peers.
         self.core.links.write().clear();
     }
 }
 
-/// The GID of a context: link-local prefix, then what identifies the node (port and IPv4 address
-/// of its end of a network, once there is one).
+/// The GID of a context: it says where on the network the context is, if anywhere.
 pub(super) fn gid_of(core: &Core) -> Gid {
-    let _ = core;
-    let mut gid = [0u8; 16];
-    gid[0] = 0xfe;
-    gid[1] = 0x80;
-    gid[12..].copy_from_slice(&[127, 0, 0, 1]);
-    Gid(gid)
+    tcp::gid(core.tcp.as_ref().map(|tcp| tcp.endpoint()))
 }
 
 impl DeviceContext for Context {

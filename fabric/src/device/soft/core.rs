@@ -1,7 +1,7 @@
 //! The shared heart of an opened soft device: everything that outlives single calls, and that
 //! the program's threads and the service thread both use.
 //!
-//! Locks, in the order in which a thread may take them: a link's `rx`, a QP's `sq`, a receive
+//! Locks, in the order in which a thread may take them: a link's `rx` or a connection's, a QP's `sq`, a receive
 //! queue, a link's `tx`, a CQ; the tables here are leaves (taken last, held briefly), except that
 //! `qps` and `links` are read while records are handled. What must not run under those locks (settling a
 //! QP that went to ERR, which drains rings) is *deferred* and run by whoever holds none.
@@ -17,6 +17,7 @@ use super::pace::Work;
 use super::peer::{self, Peer};
 use super::qp::Qp;
 use super::region::{MAGIC, Region};
+use super::tcp::Tcp;
 use super::{link, shm};
 use crate::abi;
 use crate::device::{AsyncEvent, EventElement};
@@ -61,6 +62,8 @@ pub(super) struct Core {
     pub(super) region_fd: OwnedFd,
     pub(super) doorbell: OwnedFd,
     pub(super) listener: OwnedFd,
+    /// Its end of the network, if it has one.
+    pub(super) tcp: Option<Arc<Tcp>>,
     pub(super) epoll: Epoll,
     pub(super) links: Table<Vec<Option<Entered>>>,
     outbound: Table<HashMap<u32, Arc<Outbound>>>,
@@ -90,6 +93,8 @@ pub(super) enum Token {
     Socket(u32),
     /// The process behind a link.
     Process(u32),
+    /// Connections with other machines.
+    Tcp,
 }
 
 impl Token {
@@ -100,6 +105,7 @@ impl Token {
             Token::Caller(n) => 2 << 32 | u64::from(n),
             Token::Socket(n) => 3 << 32 | u64::from(n),
             Token::Process(n) => 4 << 32 | u64::from(n),
+            Token::Tcp => 5 << 32,
         }
     }
 
@@ -111,6 +117,7 @@ impl Token {
             2 => Token::Caller(n),
             3 => Token::Socket(n),
             4 => Token::Process(n),
+            5 => Token::Tcp,
             _ => return None,
         })
     }
@@ -119,6 +126,8 @@ impl Token {
 impl Core {
     pub(super) fn new(name: &str, options: Options) -> Result<Arc<Core>> {
         let node = Node::open(name)?;
+        let tcp =
+            options.addr.map(|addr| Tcp::open(addr, options.lid).map(Arc::new)).transpose()?;
         let (region_fd, region) = Region::create()?;
         let id = [random(), random()];
         let header = region.header();
@@ -152,6 +161,7 @@ impl Core {
             region_fd,
             doorbell,
             listener,
+            tcp,
             epoll,
             links: Table::default(),
             outbound: Table::default(),
@@ -169,6 +179,9 @@ impl Core {
         };
         core.watch(&core.doorbell, Token::Doorbell)?;
         core.watch(&core.listener, Token::Listener)?;
+        if let Some(tcp) = &core.tcp {
+            core.watch(&tcp.fd(), Token::Tcp)?;
+        }
         Ok(Arc::new(core))
     }
 

@@ -17,6 +17,7 @@
 //! | `inflight`, `life` | why a killed, stopped or replaced peer writes nowhere it must not |
 //! | `core`, `service` | the opened device, and its thread |
 //! | `pace` | the asynchronous mode: packet by packet |
+//! | `tcp` | contexts on other machines |
 //! | `qp` | queue pairs: who executes what |
 //!
 //! Between processes of one machine the initiator of a request copies by one
@@ -50,6 +51,7 @@ mod ring;
 mod service;
 mod shm;
 mod srq;
+mod tcp;
 
 pub use options::{Mode, Options, Pace};
 

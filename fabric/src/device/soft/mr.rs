@@ -155,6 +155,9 @@ impl Core {
                 }
             }
         }
+        if let Some(tcp) = &self.tcp {
+            tcp.fence();
+        }
         Ok(())
     }
 }

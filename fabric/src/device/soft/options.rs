@@ -5,10 +5,12 @@
 //! | `SOJOURN_SOFT_DEVICES` | which devices there are: a count (`2`), or names (`soft0,soft1`) |
 //! | `SOJOURN_SOFT_DIR` | the runtime directory; default `$XDG_RUNTIME_DIR/sojourn-soft`, else `/tmp/sojourn-soft-UID` |
 //! | `SOJOURN_SOFT_LID` | this node's LID; default 1 |
+//! | `SOJOURN_SOFT_ADDR` | `ip` or `ip:port` (IPv4): where other machines reach this context; default: nowhere. Each context needs a port of its own: leave it out to have one chosen. Needs `SOJOURN_KEY_FILE`, the job's key |
 //! | `SOJOURN_SOFT_MODE` | `sync` (default) or `async:seed=7,latency_us=20,gbps=25` |
 //! | `SOJOURN_SOFT_COPY` | `direct` (default) or `ring`: act as if the kernel forbade copies between processes |
 
 use crate::{Error, Result};
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 /// When work is executed.
@@ -44,13 +46,15 @@ pub struct Options {
     pub mode: Mode,
     /// The node's LID.
     pub lid: u16,
+    /// Where other machines reach the context; port 0: any.
+    pub addr: Option<SocketAddrV4>,
     /// Never copy between processes by system call: act as if the kernel forbade it.
     pub ring_only: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { mode: Mode::Sync, lid: 1, ring_only: false }
+        Options { mode: Mode::Sync, lid: 1, addr: None, ring_only: false }
     }
 }
 
@@ -72,6 +76,9 @@ impl Options {
                 lid.parse().ok().filter(|lid| (1..=MAX_LID).contains(lid)).ok_or_else(|| {
                     Error::invalid(format!("SOJOURN_SOFT_LID is \"{lid}\": want 1 to {MAX_LID}"))
                 })?;
+        }
+        if let Some(addr) = var("SOJOURN_SOFT_ADDR")? {
+            options.addr = Some(parse_addr(&addr)?);
         }
         match var("SOJOURN_SOFT_COPY")?.as_deref() {
             None | Some("direct") => {}
@@ -128,6 +135,16 @@ fn var(name: &str) -> Result<Option<String>> {
     }
 }
 
+fn parse_addr(text: &str) -> Result<SocketAddrV4> {
+    let ip = || text.parse::<Ipv4Addr>().map(|ip| SocketAddrV4::new(ip, 0));
+    text.parse().or_else(|_| ip()).map_err(|_| {
+        Error::invalid(format!(
+            "SOJOURN_SOFT_ADDR is \"{text}\": want an IPv4 address of this machine, or one with a \
+             port, like 10.0.0.1:4791"
+        ))
+    })
+}
+
 fn parse_mode(text: &str) -> Result<Mode> {
     let wrong = || {
         Error::invalid(format!(
@@ -169,6 +186,17 @@ fn parse_mode(text: &str) -> Result<Mode> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// An address may leave out the port, and nothing else.
+    #[test]
+    fn addresses_parse_or_are_refused() {
+        let at = |port| SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 1), port);
+        assert_eq!(parse_addr("10.0.0.1").unwrap(), at(0));
+        assert_eq!(parse_addr("10.0.0.1:4791").unwrap(), at(4791));
+        for bad in ["", "10.0.0", "host", "10.0.0.1:", "10.0.0.1:70000", "::1"] {
+            assert!(parse_addr(bad).unwrap_err().to_string().contains("SOJOURN_SOFT_ADDR"));
+        }
+    }
 
     /// Every part of a mode is read, and anything else is refused with the variable's name.
     #[test]

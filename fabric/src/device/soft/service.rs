@@ -80,6 +80,9 @@ impl Service<'_> {
                     Some(Token::Socket(number) | Token::Process(number)) => {
                         self.core.bury_link(number);
                     }
+                    Some(Token::Tcp) => {
+                        rung |= self.core.tcp.as_ref().is_some_and(|tcp| tcp.serve(self.core));
+                    }
                     None => {}
                 }
             }
@@ -96,7 +99,8 @@ impl Service<'_> {
         let now = Instant::now();
         self.callers.retain(|_, (_, until)| *until > now);
         let caller = self.callers.values().map(|(_, until)| *until).min();
-        let next = [self.due(), caller].into_iter().flatten().min()?;
+        let tcp = self.core.tcp.as_ref().and_then(|tcp| tcp.due());
+        let next = [self.due(), caller, tcp].into_iter().flatten().min()?;
         Some(next.saturating_duration_since(now))
     }
 

@@ -20,7 +20,7 @@ use super::copy::{Trouble, Way, copy};
 use super::recv::{Pieces, pieces};
 use super::request::{Data, Request};
 use super::send::{Flow, Path};
-use super::{Qp, ud};
+use super::{Qp, remote, ud};
 use crate::abi::{
     MASK_24, QpAttr, access, mtu_bytes, qp_state, qp_type, send_flags, wc_status, wr_opcode,
 };
@@ -107,10 +107,13 @@ impl Qp {
         if self.kind == qp_type::UD {
             return ud::send(self, flow, attr, request);
         }
-        if flow.path.is_none()
-            && let Err(outcome) = self.bind(flow, attr)
-        {
-            return outcome;
+        if flow.path.is_none() {
+            if !super::super::ah::is_local(&self.core, &attr.ah_attr) {
+                return remote::exec(self, flow, attr, request, done, chunk);
+            }
+            if let Err(outcome) = self.bind(flow, attr) {
+                return outcome;
+            }
         }
         let Some(path) = &mut flow.path else { return Outcome::Wait(Wait::Silence) };
         if !path.link.usable() {
@@ -167,9 +170,6 @@ impl Qp {
     #[cold]
     fn bind(self: &Arc<Self>, flow: &mut Flow, attr: &QpAttr) -> Result<(), Outcome> {
         let silence = || Err(self.silent());
-        if !super::super::ah::is_local(&self.core, &attr.ah_attr) {
-            return silence();
-        }
         let Some(link) = self.core.link_to(attr.dest_qp_num) else {
             self.core.dial_later(attr.dest_qp_num);
             return silence();
@@ -200,7 +200,7 @@ impl Qp {
     }
 
     /// A peer that does not respond: UC does not notice.
-    fn silent(&self) -> Outcome {
+    pub(super) fn silent(&self) -> Outcome {
         if self.kind == qp_type::UC { Outcome::Done } else { Outcome::Wait(Wait::Silence) }
     }
 
@@ -287,7 +287,7 @@ fn takes_receive(opcode: u32) -> bool {
     is_send(opcode) || opcode == wr_opcode::RDMA_WRITE_WITH_IMM
 }
 
-fn is_send(opcode: u32) -> bool {
+pub(super) fn is_send(opcode: u32) -> bool {
     matches!(opcode, wr_opcode::SEND | wr_opcode::SEND_WITH_IMM)
 }
 
@@ -801,6 +801,6 @@ impl Step<'_> {
     }
 }
 
-fn is_atomic(opcode: u32) -> bool {
+pub(super) fn is_atomic(opcode: u32) -> bool {
     matches!(opcode, wr_opcode::ATOMIC_CMP_AND_SWP | wr_opcode::ATOMIC_FETCH_AND_ADD)
 }

@@ -8,6 +8,7 @@
 //! | `exec` | the executor: what an initiator does for one request |
 //! | `copy` | one copy between processes, fenced |
 //! | `recv` | receive queues |
+//! | `remote` | the same with a peer on another machine |
 //! | `respond` | what a target does with what comes in the rings |
 //! | this | creation, `modify`, `query`, errors |
 
@@ -15,6 +16,7 @@ mod copy;
 mod exec;
 mod modify;
 mod recv;
+mod remote;
 mod request;
 mod respond;
 mod send;
@@ -117,6 +119,9 @@ impl Qp {
             return Ok(());
         }
         rq.flushing = true;
+        if let Some(held) = rq.held.take() {
+            self.recv_cq.push(self.flushed(held.wr_id, wc_opcode::RECV), false);
+        }
         while let Some(receive) = rq.front() {
             rq.done += 1;
             self.recv_cq.push(self.flushed(receive.wr_id, wc_opcode::RECV), false);
@@ -140,6 +145,9 @@ impl Qp {
                     "taking a queue pair out of service",
                 )?;
             }
+        }
+        if let Some(tcp) = &self.core.tcp {
+            tcp.fence();
         }
         Ok(())
     }

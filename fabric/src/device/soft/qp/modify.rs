@@ -20,6 +20,7 @@ const QP_ACCESS: u32 = access::LOCAL_WRITE
 
 impl Qp {
     pub(super) fn modify(self: &Arc<Self>, attr: &QpAttr, mask: u32) -> Result<()> {
+        self.dial(attr, mask)?;
         let mut sq = self.sq.lock();
         let now = self.state();
         let from = if mask & m::CUR_STATE != 0 { attr.cur_qp_state } else { now };
@@ -72,6 +73,28 @@ impl Qp {
         }
         self.core.run_deferred();
         Ok(())
+    }
+
+    /// Connects to the peer's machine, before anything is changed or locked. Whoever cannot be
+    /// reached yet is dialed again when there is something to send; one that holds another key
+    /// never will be.
+    fn dial(&self, attr: &QpAttr, mask: u32) -> Result<()> {
+        let to_rtr = mask & m::STATE != 0 && attr.qp_state == qp_state::RTR && mask & m::AV != 0;
+        let Some(tcp) = self.core.tcp.as_ref().filter(|_| to_rtr && self.kind != qp_type::UD)
+        else {
+            return Ok(());
+        };
+        if self.is_local(attr.ah_attr) {
+            return Ok(());
+        }
+        match tcp.dial(&self.core, super::super::tcp::destination(&self.core, &attr.ah_attr)?) {
+            Err(error) if error.errno() == libc::EACCES => Err(error),
+            Err(error) => {
+                tracing::warn!(%error, qp = self.num, "the peer cannot be reached now");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     fn is_local(&self, attr: crate::abi::AhAttr) -> bool {

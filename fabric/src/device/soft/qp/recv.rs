@@ -24,6 +24,8 @@ pub(in super::super) struct RecvQueue {
     pub(in super::super) done: u64,
     /// Bytes of a message that has come in part.
     pub(in super::super) filled: u32,
+    /// The receive of the SRQ that a message from another machine is filling.
+    pub(in super::super) held: Option<Held>,
     /// The parts that have come of a message to an SRQ (where copies are forbidden).
     pub(in super::super) parts: Vec<u8>,
     /// The QP is at ERR: receives end as they are posted.
@@ -58,6 +60,7 @@ impl RecvQueue {
             posted: 0,
             done: 0,
             filled: 0,
+            held: None,
             parts: Vec::new(),
             flushing: false,
         })
@@ -74,6 +77,7 @@ impl RecvQueue {
     pub(in super::super) fn reset(&mut self) {
         (self.posted, self.done, self.filled, self.flushing) = (0, 0, 0, false);
         self.parts = Vec::new();
+        self.held = None;
     }
 
     /// Receives that are posted and have not ended.
@@ -152,17 +156,49 @@ impl RecvQueue {
         skip: u32,
         bytes: &[u8],
     ) -> Option<()> {
-        let mut rest = bytes;
-        for (addr, len) in self.pieces(region, number, pd, skip, bytes.len() as u32)?.iter() {
-            let (now, later) = rest.split_at(len as usize);
-            // SAFETY: the range lies in a region that is registered now, and `dereg` waits for
-            // the ring's lock, which the caller holds, before it lets go of the memory. A
-            // registered region stays mapped (`DevicePd::reg_mr`). Raw copy, no reference.
-            unsafe {
-                std::ptr::copy_nonoverlapping(now.as_ptr(), addr as *mut u8, now.len());
-            }
-            rest = later;
-        }
+        let pieces = self.pieces(region, number, pd, skip, bytes.len() as u32)?;
+        // SAFETY: the pieces lie in regions that are registered now, and `dereg` waits for the
+        // ring's lock, which the caller holds, before it lets go of the memory. A registered
+        // region stays mapped (`DevicePd::reg_mr`).
+        unsafe { spread(&pieces, bytes) };
+        Some(())
+    }
+}
+
+/// A receive that was taken from an SRQ, and is filled part by part.
+pub(in super::super) struct Held {
+    pub(in super::super) wr_id: u64,
+    sges: Vec<Sge>,
+    /// Bytes that have come.
+    pub(in super::super) filled: u32,
+}
+
+impl Held {
+    pub(in super::super) fn of(queue: &RecvQueue, region: &Region, receive: Taken) -> Held {
+        let count = queue.ring.head(region, receive.number).map_or(0, |head| head.num_sge);
+        let sges = (0..count).filter_map(|i| queue.ring.sge(region, receive.number, i)).collect();
+        Held { wr_id: receive.wr_id, sges, filled: 0 }
+    }
+
+    pub(in super::super) fn capacity(&self) -> u64 {
+        self.sges.iter().map(|sge| u64::from(sge.length)).sum()
+    }
+
+    /// Copies bytes behind those that have come. `None` where the memory is not registered (any
+    /// more), or too short.
+    pub(in super::super) fn scatter(
+        &mut self,
+        region: &Region,
+        pd: u32,
+        bytes: &[u8],
+    ) -> Option<()> {
+        let at = |i: u32| self.sges.get(i as usize).copied();
+        let len = bytes.len() as u32;
+        let pieces = select(region, self.sges.len() as u32, at, pd, self.filled, len)?;
+        // SAFETY: checked just now, and `dereg` waits for the connection's lock, which the caller
+        // holds.
+        unsafe { spread(&pieces, bytes) };
+        self.filled += len;
         Some(())
     }
 }
@@ -208,14 +244,41 @@ pub(in super::super) fn pieces(
     skip: u32,
     len: u32,
 ) -> Option<Pieces> {
+    let count = ring.head(region, number)?.num_sge;
+    select(region, count, |i| ring.sge(region, number, i), pd, skip, len)
+}
+
+/// Copies `bytes` to pieces of this process's memory, one after the other.
+///
+/// # Safety
+/// The pieces hold as many bytes, and may be written. Raw copies, no references.
+unsafe fn spread(pieces: &Pieces, bytes: &[u8]) {
+    let mut rest = bytes;
+    for (addr, len) in pieces.iter() {
+        let (now, later) = rest.split_at(len as usize);
+        // SAFETY: the caller's promise.
+        unsafe { std::ptr::copy_nonoverlapping(now.as_ptr(), addr as *mut u8, now.len()) };
+        rest = later;
+    }
+}
+
+/// The pieces of a scatter list of `count` elements that hold the bytes `skip .. skip + len`.
+#[inline]
+fn select(
+    region: &Region,
+    count: u32,
+    at: impl Fn(u32) -> Option<Sge>,
+    pd: u32,
+    skip: u32,
+    len: u32,
+) -> Option<Pieces> {
     let mut pieces = Pieces::new();
     let (mut skip, mut left) = (u64::from(skip), u64::from(len));
-    let count = ring.head(region, number)?.num_sge;
     for i in 0..count {
         if left == 0 {
             break;
         }
-        let sge = ring.sge(region, number, i)?;
+        let sge = at(i)?;
         let size = u64::from(sge.length);
         if skip >= size {
             skip -= size;

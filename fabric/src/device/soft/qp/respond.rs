@@ -107,7 +107,7 @@ impl Core {
             kind::ASK => {
                 let Some((ask, payload)) = Ask::take(body) else { return false };
                 let reply = match self.qp(ask.qpn) {
-                    Some(qp) => qp.asked(link, &ask, payload),
+                    Some(qp) => qp.asked(Some(link), &ask, payload),
                     None => Reply::status(wc_status::RETRY_EXC_ERR),
                 };
                 answer(responses, &ask, &reply);
@@ -157,18 +157,18 @@ impl Core {
 }
 
 /// What a target answers.
-struct Reply {
-    status: u32,
-    value: u64,
-    data: Pieces,
+pub(super) struct Reply {
+    pub(super) status: u32,
+    pub(super) value: u64,
+    pub(super) data: Pieces,
 }
 
 impl Reply {
-    fn status(status: u32) -> Reply {
+    pub(super) fn status(status: u32) -> Reply {
         Reply { status, value: 0, data: Pieces::new() }
     }
 
-    fn value(status: u32, value: u64) -> Reply {
+    pub(super) fn value(status: u32, value: u64) -> Reply {
         Reply { value, ..Reply::status(status) }
     }
 }
@@ -243,14 +243,14 @@ impl Qp {
 
     /// Ends the receive whose turn it is.
     #[inline]
-    fn end(&self, rq: &mut RecvQueue, receive: Taken, status: u32, message: &Message) {
+    pub(super) fn end(&self, rq: &mut RecvQueue, receive: Taken, status: u32, message: &Message) {
         rq.done += 1;
         rq.filled = 0;
         self.received(receive.wr_id, status, message);
     }
 
     #[inline]
-    fn received(&self, wr_id: u64, status: u32, message: &Message) {
+    pub(super) fn received(&self, wr_id: u64, status: u32, message: &Message) {
         let imm = message.flags & flag::IMM != 0;
         let opcode = if message.flags & flag::WRITE != 0 {
             wc_opcode::RECV_RDMA_WITH_IMM
@@ -289,8 +289,13 @@ impl Qp {
         self.fail(event_type::QP_FATAL);
     }
 
-    /// A request that we execute.
-    fn asked(self: &Arc<Self>, link: &Arc<Inbound>, ask: &Ask, payload: &[u8]) -> Reply {
+    /// A request that we execute; it came over a link, or else from another machine.
+    pub(super) fn asked(
+        self: &Arc<Self>,
+        link: Option<&Arc<Inbound>>,
+        ask: &Ask,
+        payload: &[u8],
+    ) -> Reply {
         let word = self.entry().word.load(Ordering::Acquire);
         if QpEntry::incarnation(word) != ask.incarnation
             || !matches!(QpEntry::state(word), qp_state::RTR | qp_state::RTS | qp_state::SQD)
@@ -311,7 +316,10 @@ impl Qp {
                 self.part_of_write(ask, payload)
             }
             wr_opcode::RDMA_WRITE_WITH_IMM => self.immediate(ask, payload),
-            _ => self.shared_receive(link, ask, payload),
+            _ => match link {
+                Some(link) => self.shared_receive(link, ask, payload),
+                None => self.part_of_message(ask, payload),
+            },
         };
         match reply.status {
             wc_status::SUCCESS => {
@@ -331,6 +339,13 @@ impl Qp {
     fn grants(&self, rkey: u32, addr: u64, len: u64, need: u32) -> bool {
         self.entry().traits.load(Ordering::Relaxed) & need == need
             && (len == 0 || self.core.region.permits(rkey, self.pd, addr, len, need))
+    }
+
+    /// The same for all of the message that `ask` is a part of: nothing of a message lands that is
+    /// not allowed as a whole.
+    fn grants_whole(&self, ask: &Ask, need: u32) -> bool {
+        let first = ask.addr.wrapping_sub(ask.offset.into());
+        self.grants(ask.rkey, first, ask.total.into(), need)
     }
 
     fn atomic(&self, ask: &Ask) -> Reply {
@@ -360,7 +375,7 @@ impl Qp {
 
     /// A part of a READ, where copies are forbidden.
     fn part_of_read(&self, ask: &Ask) -> Reply {
-        if !self.grants(ask.rkey, ask.addr, ask.len.into(), access::REMOTE_READ) {
+        if !self.grants_whole(ask, access::REMOTE_READ) {
             return Reply::status(wc_status::REM_ACCESS_ERR);
         }
         let mut reply = Reply::status(wc_status::SUCCESS);
@@ -372,7 +387,8 @@ impl Qp {
 
     /// A part of a WRITE, where copies are forbidden.
     fn part_of_write(&self, ask: &Ask, payload: &[u8]) -> Reply {
-        if !self.grants(ask.rkey, ask.addr, payload.len() as u64, access::REMOTE_WRITE) {
+        let fits = u64::from(ask.offset) + payload.len() as u64 <= u64::from(ask.total);
+        if !fits || !self.grants_whole(ask, access::REMOTE_WRITE) {
             return Reply::status(wc_status::REM_ACCESS_ERR);
         }
         // SAFETY: registered for remote writing now; `dereg` waits for the ring's lock. Raw copy.
@@ -413,7 +429,7 @@ impl Qp {
         if taken.is_some() { Reply::status(wc_status::SUCCESS) } else { self.not_ready(ask) }
     }
 
-    fn not_ready(&self, ask: &Ask) -> Reply {
+    pub(super) fn not_ready(&self, ask: &Ask) -> Reply {
         let timer = self.entry().traits.load(Ordering::Relaxed) >> 24;
         Reply::value(RNR, u64::from(ask.psn) << 32 | u64::from(timer))
     }

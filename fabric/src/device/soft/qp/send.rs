@@ -10,8 +10,10 @@
 use super::super::link::Outbound;
 use super::super::records::{Answer, DROPPED, RNR};
 use super::super::region::RecvRing;
+use super::super::tcp::Conn;
 use super::Qp;
 use super::exec::{Outcome, Wait};
+use super::remote::Remote;
 use super::request::{Admits, Kept, Request, take};
 use crate::abi::{
     MASK_24, QpAttr, SendWr, Wc, event_type, mtu_bytes, qp_state, qp_type, send_flags, wc_opcode,
@@ -43,6 +45,8 @@ pub(super) struct Flow {
     /// Next packet sequence number.
     pub(super) psn: u32,
     pub(super) path: Option<Path>,
+    /// The same where the peer is on another machine.
+    pub(super) remote: Remote,
     /// Requests that await an answer.
     pub(super) unanswered: u32,
     /// Of the last request that was asked.
@@ -422,6 +426,7 @@ impl Qp {
             status => {
                 if let Some(at) = sq.asked() {
                     sq.queue[at].stage = Stage::Doomed(status);
+                    sq.next = sq.next.max(at + 1);
                     self.release(&mut sq);
                 }
                 return;
@@ -445,6 +450,7 @@ impl Qp {
         };
         if !landed {
             wqe.stage = Stage::Doomed(wc_status::LOC_PROT_ERR);
+            sq.next = sq.next.max(at + 1);
         } else if matches!(wqe.stage, Stage::Sent(last) if last == answer.seq) {
             wqe.stage = Stage::Done(None);
             sq.flow.unanswered -= 1;
@@ -455,8 +461,8 @@ impl Qp {
     /// The target had no receive for the request that the answer names: it and all behind it
     /// are sent again.
     fn go_back(self: &Arc<Self>, sq: &mut SendQueue, answer: &Answer) {
-        let named = |wqe: &Wqe| matches!(wqe.stage, Stage::Sent(seq) if seq == answer.seq);
-        let Some(at) = sq.queue.iter().position(named) else { return };
+        // Answers come in order, so it is the first that has not been answered in full.
+        let Some(at) = sq.asked() else { return };
         sq.flow.psn = (answer.value >> 32) as u32 & MASK_24;
         for wqe in sq.queue.range_mut(at..sq.next) {
             wqe.stage = Stage::Waiting;
@@ -472,18 +478,38 @@ impl Qp {
     pub(in super::super) fn peer_died(self: &Arc<Self>, link: &Arc<Outbound>) {
         let mut sq = self.sq.lock();
         let ours = sq.flow.path.as_ref().is_some_and(|path| Arc::ptr_eq(&path.link, link));
-        if ours && !sq.queue.is_empty() && self.state() == qp_state::RTS {
-            match sq.asked() {
-                // No answer will come.
-                Some(at) => {
-                    sq.queue[at].stage = Stage::Doomed(wc_status::RETRY_EXC_ERR);
-                    sq.next = sq.next.max(at + 1);
-                    self.release(&mut sq);
-                }
-                None => sq.flow.not_before = None,
-            }
-            self.run(&mut sq);
+        if ours {
+            self.deserted(&mut sq);
         }
+    }
+
+    /// The connection to another machine is lost.
+    pub(in super::super) fn connection_lost(self: &Arc<Self>, conn: &Arc<Conn>) {
+        let mut sq = self.sq.lock();
+        if sq.flow.remote.is_over(conn) {
+            sq.flow.remote = Remote::Unbound;
+            self.deserted(&mut sq);
+        }
+    }
+
+    /// No answer will come any more.
+    fn deserted(self: &Arc<Self>, sq: &mut SendQueue) {
+        if sq.queue.is_empty() || !matches!(self.state(), qp_state::RTS | qp_state::SQD) {
+            return;
+        }
+        match sq.asked() {
+            Some(at) => {
+                sq.queue[at].stage = if self.kind == qp_type::UC {
+                    Stage::Done(None)
+                } else {
+                    Stage::Doomed(wc_status::RETRY_EXC_ERR)
+                };
+                sq.next = sq.next.max(at + 1);
+                self.release(sq);
+            }
+            None => sq.flow.not_before = None,
+        }
+        self.run(sq);
     }
 
     /// Completes a request, if it is to be heard of.
@@ -536,7 +562,7 @@ impl Wqe {
 
 /// How long a silent peer is waited for: 4.096 µs × 2^timeout for each try; `None` without end
 /// (IBTA 9.7.6.1.3).
-fn patience(attr: &QpAttr) -> Option<Duration> {
+pub(super) fn patience(attr: &QpAttr) -> Option<Duration> {
     if attr.timeout == 0 {
         return None;
     }

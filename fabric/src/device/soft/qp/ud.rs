@@ -8,7 +8,7 @@ use super::exec::{Outcome, Wait, announce, gather};
 use super::recv::{RecvQueue, Taken};
 use super::request::Request;
 use super::send::Flow;
-use super::{super::ah, super::context, Qp};
+use super::{super::ah, super::context, Qp, remote};
 use crate::abi::{
     GRH_BYTES, Gid, QpAttr, Wc, qp_state, qp_type, send_flags, wc_flags, wc_opcode, wc_status,
     wr_opcode,
@@ -30,18 +30,6 @@ pub(super) fn send(qp: &Arc<Qp>, flow: &mut Flow, attr: &QpAttr, request: &Reque
     if request.len > MAX_DATAGRAM {
         return Outcome::Failed(wc_status::LOC_LEN_ERR);
     }
-    if !ah::is_local(&qp.core, &address) {
-        return Outcome::Done;
-    }
-    let Some(link) = qp.core.link_to(qpn) else {
-        let nobody = qp.core.node.owner(qpn).is_none();
-        if nobody || overdue(flow) {
-            flow.silent_since = None;
-            return Outcome::Done;
-        }
-        qp.core.dial_later(qpn);
-        return Outcome::Wait(Wait::Room);
-    };
     // With the top bit set the QP's own key is used (IBTA 10.2.5).
     let qkey = if qkey >> 31 != 0 { attr.qkey } else { qkey };
     let global = address.is_global != 0;
@@ -67,7 +55,17 @@ pub(super) fn send(qp: &Arc<Qp>, flow: &mut Flow, attr: &QpAttr, request: &Reque
         sgid: gid(own),
         dgid: if global { gid(address.grh.dgid) } else { 0 },
     };
-    match put(qp, &link, request, &record) {
+    let outcome = if !ah::is_local(&qp.core, &address) {
+        remote::datagram(qp, &address, request, &record)
+    } else if let Some(link) = qp.core.link_to(qpn) {
+        put(qp, &link, request, &record)
+    } else if qp.core.node.owner(qpn).is_none() {
+        Outcome::Done
+    } else {
+        qp.core.dial_later(qpn);
+        Outcome::Wait(Wait::Room)
+    };
+    match outcome {
         Outcome::Wait(Wait::Room) if overdue(flow) => {
             flow.silent_since = None;
             Outcome::Done
