@@ -56,6 +56,14 @@ impl Receives {
     }
 
     #[inline]
+    pub(crate) fn store_one(&self, at: usize, wr_id: u64, element: Element) {
+        let slot = &self.slots[at];
+        slot.wr_id.store(wr_id, Ordering::Relaxed);
+        slot.elements.store(1, Ordering::Relaxed);
+        store_element(&slot.first_addr, &slot.first_rest, element);
+    }
+
+    #[inline]
     pub(crate) fn wr_id(&self, at: usize) -> u64 {
         self.slots[at].wr_id.load(Ordering::Relaxed)
     }
@@ -110,6 +118,18 @@ impl RecvWindow {
         Ok(seq)
     }
 
+    /// Producer: the same for a receive of exactly one element: the common case.
+    ///
+    /// # Errors
+    /// [`Refused::Full`]; nothing has changed then.
+    #[inline]
+    pub fn append_one(&self, wr_id: u64, element: Element) -> Result<u64, Refused> {
+        let seq = self.counters.claim().ok_or(Refused::Full)?;
+        self.receives.store_one(self.counters.slot(seq), wr_id, element);
+        self.counters.publish(seq);
+        Ok(seq)
+    }
+
     /// The receive `seq`, which must be in the window.
     #[inline]
     #[must_use]
@@ -150,6 +170,16 @@ impl RecvWindow {
     #[inline]
     pub fn retire(&self, seq: u64) {
         self.counters.retire(seq);
+    }
+
+    /// Consumer: the completion of the receive whose sequence has the low 31 bits `low` was
+    /// taken: [`RecvWindow::expand`], [`RecvWindow::wr_id`] and [`RecvWindow::retire`] in one.
+    #[inline]
+    pub fn take(&self, low: u32) -> Option<u64> {
+        let seq = self.counters.expand(low)?;
+        let wr_id = self.wr_id(seq);
+        self.counters.retire(seq);
+        Some(wr_id)
     }
 
     /// Consumer: the sequence in the window whose low 31 bits are `low`, if there is one.

@@ -64,17 +64,18 @@ impl Counters {
     #[inline]
     pub(crate) fn claim(&self) -> Option<u64> {
         let seq = self.producer.appended.load(Ordering::Relaxed);
-        if seq < self.producer.free_until.load(Ordering::Relaxed) {
-            return Some(seq);
+        if seq < self.producer.free_until.load(Ordering::Relaxed) || self.look_for_room(seq) {
+            Some(seq)
+        } else {
+            None
         }
-        self.look_for_room(seq)
     }
 
     #[cold]
-    fn look_for_room(&self, seq: u64) -> Option<u64> {
+    fn look_for_room(&self, seq: u64) -> bool {
         let free_until = self.consumer.retired.load(Ordering::Acquire) + self.depth;
         self.producer.free_until.store(free_until, Ordering::Relaxed);
-        (seq < free_until).then_some(seq)
+        seq < free_until
     }
 
     /// Producer: the entry `seq`, claimed before, is complete.

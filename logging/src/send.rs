@@ -35,6 +35,13 @@ pub struct SendWindow {
 /// `IBV_SEND_SIGNALED`.
 const SIGNALED: u16 = 2;
 
+/// The word of a slot that holds what every request has.
+#[inline]
+fn head(entry: &SendEntry, elements: u8) -> u64 {
+    let low = entry.opcode as u32 | u32::from(elements) << 8 | u32::from(entry.flags) << 16;
+    pair(low, entry.imm)
+}
+
 impl SendWindow {
     /// A window for `depth` requests of at most `max_elements` elements and `max_inline` bytes.
     ///
@@ -93,6 +100,24 @@ impl SendWindow {
         Ok(seq)
     }
 
+    /// Producer: the same for the common case: exactly one element, and neither a datagram nor an
+    /// atomic (the entry's `qkey`, `compare_add` and `swap` are not kept).
+    ///
+    /// # Errors
+    /// [`Refused::Full`]; nothing has changed then.
+    #[inline(always)]
+    pub fn append_plain(&self, entry: &SendEntry, element: Element) -> Result<u64, Refused> {
+        let seq = self.counters.claim().ok_or(Refused::Full)?;
+        let slot = &self.slots[self.counters.slot(seq)];
+        slot.wr_id.store(entry.wr_id, Ordering::Relaxed);
+        slot.head.store(head(entry, 1), Ordering::Relaxed);
+        slot.remote_addr.store(entry.remote_addr, Ordering::Relaxed);
+        slot.key.store(pair(entry.rkey, 0), Ordering::Relaxed);
+        store_element(&slot.first_addr, &slot.first_rest, element);
+        self.counters.publish(seq);
+        Ok(seq)
+    }
+
     /// Producer: adds a request whose payload is copied: the program may reuse its buffers at
     /// once. Pieces are joined in order.
     ///
@@ -118,12 +143,8 @@ impl SendWindow {
     #[inline]
     fn store(&self, at: usize, entry: &SendEntry, elements: u8, inline: u32) {
         let slot = &self.slots[at];
-        let head = pair(
-            entry.opcode as u32 | u32::from(elements) << 8 | u32::from(entry.flags) << 16,
-            entry.imm,
-        );
         slot.wr_id.store(entry.wr_id, Ordering::Relaxed);
-        slot.head.store(head, Ordering::Relaxed);
+        slot.head.store(head(entry, elements), Ordering::Relaxed);
         slot.remote_addr.store(entry.remote_addr, Ordering::Relaxed);
         slot.key.store(pair(entry.rkey, inline), Ordering::Relaxed);
         if entry.opcode.is_atomic() {
@@ -261,6 +282,16 @@ impl SendWindow {
     #[inline]
     pub fn retire(&self, seq: u64) {
         self.counters.retire(seq);
+    }
+
+    /// Consumer: the completion of the request whose sequence has the low 31 bits `low` was taken:
+    /// [`SendWindow::expand`], [`SendWindow::wr_id`] and [`SendWindow::retire`] in one.
+    #[inline]
+    pub fn take(&self, low: u32) -> Option<u64> {
+        let seq = self.counters.expand(low)?;
+        let wr_id = self.wr_id(seq);
+        self.counters.retire(seq);
+        Some(wr_id)
     }
 
     /// Consumer: the sequence in the window whose low 31 bits are `low`, as a physical

@@ -26,7 +26,11 @@ pub(super) fn readable_with(fds: &[BorrowedFd<'_>], what: &str) -> Result<Epoll>
     };
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
     for fd in fds {
-        epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, 0)).map_err(failed)?;
+        match epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, 0)) {
+            // What cannot be waited for announces nothing (a device without events).
+            Ok(()) | Err(nix::errno::Errno::EPERM) => {}
+            Err(errno) => return Err(failed(errno)),
+        }
     }
     Ok(epoll)
 }

@@ -9,8 +9,9 @@
 //! program's own size bounds nothing physical.
 
 use super::channel::ChannelCore;
+use super::direct::Direct;
 use super::local::{Local, QpTable};
-use super::lock::{Guard, Side};
+use super::lock::Side;
 use super::qp::{HIDDEN_SENDS, QpCore};
 use super::srq::SrqCore;
 use super::underlay::Underlay;
@@ -36,7 +37,7 @@ pub(super) struct Held {
 
 /// A physical CQ, and the device that it is on.
 struct Harvest {
-    cq: Arc<dyn DeviceCq>,
+    cq: Direct<dyn DeviceCq>,
     underlay: Arc<Underlay>,
     /// What it holds at most.
     cqe: u32,
@@ -105,7 +106,8 @@ impl CqCore {
             user: u64::from(number),
         };
         let cq = Arc::clone(&underlay.device).create_cq(physical)?;
-        let harvest = Harvest { cqe: cq.cqe(), cq, underlay: Arc::clone(underlay) };
+        let harvest =
+            Harvest { cqe: cq.cqe(), cq: Direct::new(cq), underlay: Arc::clone(underlay) };
         Ok(CqCore {
             number,
             user: init.user,
@@ -134,12 +136,32 @@ impl CqCore {
     #[inline]
     fn poll(&self, wcs: &mut [Wc]) -> std::result::Result<usize, i32> {
         let on = self.on.enter();
-        let mut n = 0;
-        if self.attention.load(Ordering::Acquire) != 0 {
-            n = self.attend(&on, wcs)?;
-            if n == wcs.len() {
-                return Ok(n);
+        if self.attention.load(Ordering::Acquire) == 0
+            && let [harvest] = &on[..]
+        {
+            let got = harvest.cq.poll(wcs)?;
+            for i in 0..got {
+                if !self.translate(harvest, &mut wcs[i]) {
+                    // This one is not for the program, and there may be more for it behind.
+                    let kept = i + self.translate_rest(harvest, &mut wcs[i..got], 1);
+                    return self.poll_more(&on, wcs, kept);
+                }
             }
+            return Ok(got);
+        }
+        self.poll_more(&on, wcs, 0)
+    }
+
+    /// Fills `wcs` from its entry `n` on: from the backlog, then from the devices.
+    #[cold]
+    fn poll_more(
+        &self,
+        on: &[Harvest],
+        wcs: &mut [Wc],
+        mut n: usize,
+    ) -> std::result::Result<usize, i32> {
+        if self.attention.load(Ordering::Acquire) != 0 {
+            n += self.attend(on, &mut wcs[n..]);
         }
         for harvest in on.iter() {
             while n < wcs.len() {
@@ -148,9 +170,8 @@ impl CqCore {
                     Err(errno) if n == 0 => return Err(errno),
                     Err(_) => break,
                 };
-                let kept = self.translate_all(harvest, &mut wcs[n..n + got]);
+                let kept = self.translate_rest(harvest, &mut wcs[n..n + got], 0);
                 n += kept;
-                // Where some were not for the program there may be more for it behind them.
                 if kept == got {
                     break;
                 }
@@ -159,15 +180,14 @@ impl CqCore {
         Ok(n)
     }
 
-    /// Makes completions virtual in place, and returns how many of them are the program's.
-    #[inline]
-    fn translate_all(&self, harvest: &Harvest, wcs: &mut [Wc]) -> usize {
+    /// Makes completions virtual in place, from the entry `from` on, and moves those that are the
+    /// program's to the front; returns how many they are.
+    #[cold]
+    fn translate_rest(&self, harvest: &Harvest, wcs: &mut [Wc], from: usize) -> usize {
         let mut kept = 0;
-        for i in 0..wcs.len() {
+        for i in from..wcs.len() {
             if self.translate(harvest, &mut wcs[i]) {
-                if kept != i {
-                    wcs[kept] = wcs[i];
-                }
+                wcs[kept] = wcs[i];
                 kept += 1;
             }
         }
@@ -175,36 +195,44 @@ impl CqCore {
     }
 
     /// False where the completion is not the program's.
-    #[inline]
+    #[inline(always)]
     fn translate(&self, harvest: &Harvest, wc: &mut Wc) -> bool {
         let id = wc.wr_id;
         if id >> KIND_SHIFT != 0 {
             return self.translate_special(harvest, wc);
         }
+        let qpn = (id >> QPN_SHIFT) as u32;
         // SAFETY: we hold this CQ, alone.
-        let Some(qp) = (unsafe { self.qps.get((id >> QPN_SHIFT) as u32) }) else { return false };
+        let Some(qp) = (unsafe { self.qps.get(qpn) }) else { return false };
         let (low, recv) = ((id & LOW_31) as u32, id & RECV != 0);
-        if recv {
-            let Some(seq) = qp.recv.expand(low) else { return false };
-            wc.wr_id = qp.recv.wr_id(seq);
+        let wr_id = if recv {
             if qp.qp_type == qp_type::UD {
-                let elements = qp.recv.entry(seq).elements;
-                let elements = (0..elements).map(|i| qp.recv.element(seq, i.into()));
-                arrived::rename(&self.local, wc, elements);
+                self.rename_sender(qp, low, wc);
             } else {
                 name_peer(qp, wc);
             }
-            qp.recv.retire(seq);
+            qp.recv.take(low)
         } else {
-            let Some(seq) = qp.send.expand(low) else { return false };
-            wc.wr_id = qp.send.wr_id(seq);
-            qp.send.retire(seq);
-        }
-        wc.qp_num = qp.qpn;
-        if wc.status != wc_status::SUCCESS || qp.watch.load(Ordering::Relaxed) != 0 {
+            qp.send.take(low)
+        };
+        let Some(wr_id) = wr_id else { return false };
+        wc.wr_id = wr_id;
+        wc.qp_num = qpn;
+        // One branch for both: SUCCESS is 0.
+        if wc.status | qp.watch.load(Ordering::Relaxed) != 0 {
             return qp.look_closer(wc, recv);
         }
         true
+    }
+
+    /// A datagram's completion, before its receive leaves the window.
+    #[inline(never)]
+    fn rename_sender(&self, qp: &QpCore, low: u32, wc: &mut Wc) {
+        if let Some(seq) = qp.recv.expand(low) {
+            let elements = qp.recv.entry(seq).elements;
+            let elements = (0..elements).map(|i| qp.recv.element(seq, i.into()));
+            arrived::rename(&self.local, wc, elements);
+        }
     }
 
     /// Completions that do not name their queue pair's window entry: the marker, and receives of
@@ -249,11 +277,7 @@ impl CqCore {
 
     /// Gives out the backlog, and buries the dead.
     #[cold]
-    fn attend(
-        &self,
-        on: &Guard<'_, Vec<Harvest>>,
-        wcs: &mut [Wc],
-    ) -> std::result::Result<usize, i32> {
+    fn attend(&self, on: &[Harvest], wcs: &mut [Wc]) -> usize {
         if !lock_mutex(&self.backlog).graves.is_empty() {
             self.empty_graves(on);
         }
@@ -269,7 +293,7 @@ impl CqCore {
         }
         let more = !backlog.held.is_empty() || !backlog.graves.is_empty();
         self.attention.store(u32::from(more), Ordering::Release);
-        Ok(n)
+        n
     }
 
     /// Lets the entry of a held completion leave its window. False where it has left already.
@@ -286,11 +310,11 @@ impl CqCore {
     }
 
     /// Moves everything that the devices have into the backlog.
-    fn harvest_all(&self, on: &Guard<'_, Vec<Harvest>>) {
+    fn harvest_all(&self, on: &[Harvest]) {
         let mut wcs = [Wc::default(); HARVEST];
         for harvest in on.iter() {
             while let Ok(got @ 1..) = harvest.cq.poll(&mut wcs) {
-                let kept = self.translate_all(harvest, &mut wcs[..got]);
+                let kept = self.translate_rest(harvest, &mut wcs[..got], 0);
                 let mut backlog = lock_mutex(&self.backlog);
                 for wc in &wcs[..kept] {
                     backlog.held.push_back(Held { recv: false, seq: None, wc: *wc });
@@ -300,7 +324,7 @@ impl CqCore {
         }
     }
 
-    fn empty_graves(&self, on: &Guard<'_, Vec<Harvest>>) {
+    fn empty_graves(&self, on: &[Harvest]) {
         let graves = std::mem::take(&mut lock_mutex(&self.backlog).graves);
         self.harvest_all(on);
         let mut load = lock_mutex(&self.load);
@@ -337,7 +361,7 @@ impl CqCore {
     pub(super) fn physical_on(&self, device: DeviceId) -> Option<Arc<dyn DeviceCq>> {
         let on = self.on.enter();
         let harvest = on.iter().find(|harvest| harvest.underlay.id == device)?;
-        Some(Arc::clone(&harvest.cq))
+        Some(Arc::clone(harvest.cq.arc()))
     }
 
     /// Keeps pollers out for as long as the guard lives.

@@ -46,12 +46,15 @@ pub(super) struct Region {
 
 /// The queue pairs by index, for pollers.
 pub(super) struct QpTable {
-    slots: Box<[AtomicPtr<QpCore>]>,
+    // Of a size that is known where it is indexed.
+    slots: Box<[AtomicPtr<QpCore>; MAX_QPS as usize]>,
 }
 
 impl QpTable {
     fn new() -> Self {
-        QpTable { slots: (0..MAX_QPS).map(|_| AtomicPtr::new(ptr::null_mut())).collect() }
+        let slots: Box<[_]> = (0..MAX_QPS).map(|_| AtomicPtr::new(ptr::null_mut())).collect();
+        let slots = slots.try_into().unwrap_or_else(|_| unreachable!("as many as were made"));
+        QpTable { slots }
     }
 
     /// The queue pair `qpn` of this very generation.

@@ -101,6 +101,18 @@ impl<T> Side<T> {
         Guard { side: self, locked: !bare }
     }
 
+    /// Enters as the user where no bit of the gate is set; else `None`.
+    #[inline]
+    pub(super) fn enter_open(&self) -> Option<Guard<'_, T>> {
+        if self.single_threaded {
+            let open = self.gate.load(Ordering::Acquire) == 0;
+            return open.then_some(Guard { side: self, locked: false });
+        }
+        self.lock.lock();
+        let guard = Guard { side: self, locked: true };
+        (guard.gate() == 0).then_some(guard)
+    }
+
     /// Enters as somebody else: `None` where the side is its user's alone.
     pub(super) fn enter_shared(&self) -> Option<Guard<'_, T>> {
         self.lock.lock();

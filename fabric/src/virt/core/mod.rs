@@ -13,7 +13,9 @@
 //! | `srq`, `ah`, `mr`, `pd`, `context` | the other objects, each with its physical side |
 //! | `underlay` | a device in use |
 //! | `arrived`, `grh`, `reverse` | who sent a datagram |
-//! | `tables`, `deal`, `lock`, `resolve` | name tables, dealing names, locks, the control path as a trait |
+//! | `tables`, `deal` | name tables, dealing names |
+//! | `lock`, `direct` | locks of the data path; device objects at hand |
+//! | `resolve` | the control path as a trait |
 //!
 //! # The way of a request
 //!
@@ -33,6 +35,7 @@ mod channel;
 mod context;
 mod cq;
 mod deal;
+mod direct;
 mod grh;
 mod local;
 mod lock;

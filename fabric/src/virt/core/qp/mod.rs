@@ -29,7 +29,7 @@ use super::lock_mutex;
 use super::peer::{Missing, Outcome, Peer, Wanted};
 use super::srq::SrqCore;
 use super::underlay::Underlay;
-use crate::abi::{self, QpAttr, QpCap, qp_type};
+use crate::abi::{self, QpAttr, QpCap, qp_type, send_flags, wr_opcode};
 use crate::device::{DevicePd, DeviceQp, PostRecv, PostSend};
 use crate::error::{Error, Result};
 use crate::names::PhysicalEnd;
@@ -87,7 +87,10 @@ pub(super) struct QpCore {
     pub(super) recv: RecvWindow,
     send_side: Side<SendSide>,
     recv_side: Side<RecvSide>,
-    sig_all: bool,
+    /// Flags that every request gets.
+    always: u16,
+    /// Requests of opcodes below this one take the short way, see `is_plain`.
+    plain_opcodes: u8,
     cap: QpCap,
     pub(super) srq: Option<Arc<SrqCore>>,
     pub(super) local: Arc<Local>,
@@ -124,7 +127,12 @@ impl QpCore {
             recv: RecvWindow::new(recv_depth, recv_sges),
             send_side: Side::new(SendSide::new(attachment, send_sges), parts.single_threaded),
             recv_side: Side::new(RecvSide::new(attachment, recv_sges), parts.single_threaded),
-            sig_all: parts.sig_all,
+            always: if parts.sig_all { send_flags::SIGNALED as u16 } else { 0 },
+            plain_opcodes: if parts.qp_type == qp_type::UD || cap.max_send_sge == 0 {
+                0
+            } else {
+                wr_opcode::RDMA_READ as u8 + 1
+            },
             cap,
             srq,
             local: Arc::clone(&parts.local),

@@ -3,7 +3,8 @@
 use super::{Attachment, Ending, QpCore};
 use crate::abi::{RecvWr, Sge};
 use crate::device::{DeviceQp, PostError, PostRecv};
-use crate::virt::core::lock::{Guard, gate};
+use crate::virt::core::direct::Direct;
+use crate::virt::core::lock::gate;
 use crate::virt::core::qp::send::{element, sges};
 use crate::virt::core::tables::KeyTable;
 use crate::virt::core::underlay::NO_SUCH_KEY;
@@ -17,7 +18,7 @@ const CHAIN: usize = 16;
 
 /// What a poster of receives needs, behind the side's lock.
 pub(in crate::virt::core) struct RecvSide {
-    qp: Option<Arc<dyn DeviceQp>>,
+    qp: Option<Direct<dyn DeviceQp>>,
     lowering: RecvLowering,
     pub(super) ending: Ending,
 }
@@ -25,7 +26,7 @@ pub(in crate::virt::core) struct RecvSide {
 impl RecvSide {
     pub(super) fn new(attachment: &Attachment, max_sges: u8) -> Self {
         RecvSide {
-            qp: Some(Arc::clone(&attachment.qp)),
+            qp: Some(Direct::new(Arc::clone(&attachment.qp))),
             lowering: RecvLowering::new(Arc::clone(&attachment.underlay.keys), max_sges),
             ending: Ending::default(),
         }
@@ -39,7 +40,7 @@ impl RecvSide {
 /// Where physical receives are put together, of queue pairs and of shared receive queues.
 pub(in crate::virt::core) struct RecvLowering {
     keys: Arc<KeyTable>,
-    wrs: Box<[RecvWr]>,
+    wrs: Box<[RecvWr; CHAIN]>,
     sges: Box<[Sge]>,
     max_sges: usize,
 }
@@ -51,15 +52,11 @@ impl RecvLowering {
     pub(in crate::virt::core) fn new(keys: Arc<KeyTable>, max_sges: u8) -> Self {
         let max_sges = usize::from(max_sges).max(1);
         let mut sges = vec![Sge::default(); CHAIN * max_sges].into_boxed_slice();
-        let wrs = sges
-            .chunks_exact_mut(max_sges)
-            .map(|part| RecvWr {
-                wr_id: 0,
-                next: ptr::null_mut(),
-                sg_list: part.as_mut_ptr(),
-                num_sge: 0,
-            })
-            .collect();
+        let (next, sg_list) = (ptr::null_mut(), ptr::null_mut());
+        let mut wrs = Box::new([RecvWr { wr_id: 0, next, sg_list, num_sge: 0 }; CHAIN]);
+        for (wr, part) in wrs.iter_mut().zip(sges.chunks_exact_mut(max_sges)) {
+            wr.sg_list = part.as_mut_ptr();
+        }
         RecvLowering { keys, wrs, sges, max_sges }
     }
 
@@ -73,6 +70,17 @@ impl RecvLowering {
         }
         let wr = &mut self.wrs[at];
         (wr.wr_id, wr.num_sge) = (wr_id, from.len() as i32);
+    }
+
+    /// Puts a receive of one element in place 0, to be handed alone.
+    #[inline]
+    fn lower_one(&mut self, wr_id: u64, sge: Sge) -> *mut RecvWr {
+        let lkey = self.keys.get(sge.lkey).unwrap_or(NO_SUCH_KEY);
+        let wr = &mut self.wrs[0];
+        // SAFETY: it points to our own elements, of which there is at least one.
+        unsafe { *wr.sg_list = Sge { lkey, ..sge } };
+        (wr.wr_id, wr.num_sge) = (wr_id, 1);
+        wr
     }
 
     /// Hands the first `n` with `post`. With an error: how many of them were taken.
@@ -104,24 +112,40 @@ impl QpCore {
     pub(super) unsafe fn post_recv(&self, list: *mut RecvWr) -> PostRecv {
         // SAFETY: the caller's list is valid during the call.
         let Some(wr) = (unsafe { list.as_ref() }) else { return Ok(()) };
-        let mut side = self.recv_side.enter();
-        if !wr.next.is_null() || side.gate() != 0 {
-            // SAFETY: the caller's promise.
-            return unsafe { self.post_recv_list(side, list) };
+        let plain = wr.next.is_null() && wr.num_sge == 1 && self.cap.max_recv_sge > 0;
+        if plain && let Some(mut side) = self.recv_side.enter_open() {
+            // SAFETY: the caller's promise; it has one element.
+            return unsafe { self.post_one_recv(&mut side, wr) }
+                .map_err(|errno| PostError { errno, bad_wr: list });
         }
         // SAFETY: the caller's promise.
-        match unsafe { self.stage_recv(&mut side, 0, wr) } {
-            Ok(seq) => match self.hand_recvs(&mut side, 1) {
-                Ok(()) => {
-                    self.recv.mark_handed(seq + 1);
-                    Ok(())
-                }
-                Err((_, errno)) => {
-                    self.recv.take_back(seq);
-                    Err(PostError { errno, bad_wr: list })
-                }
-            },
-            Err(errno) => Err(PostError { errno, bad_wr: list }),
+        unsafe { self.post_recv_list(list) }
+    }
+
+    /// What [`Self::post_recv_list`] does, in fewer steps.
+    ///
+    /// # Safety
+    /// As [`DeviceQp::post_recv`], of one receive with one element.
+    #[inline(always)]
+    unsafe fn post_one_recv(&self, side: &mut RecvSide, wr: &RecvWr) -> Result<(), i32> {
+        let Some(qp) = &side.qp else { return Err(libc::EINVAL) };
+        // SAFETY: the caller's promise.
+        let sge = unsafe { *wr.sg_list };
+        let Ok(seq) = self.recv.append_one(wr.wr_id, element(&sge)) else {
+            return Err(if self.srq.is_some() { libc::EINVAL } else { libc::ENOMEM });
+        };
+        let wr_id = u64::from(self.qpn) << QPN_SHIFT | RECV | seq & LOW_31;
+        let physical = side.lowering.lower_one(wr_id, sge);
+        // SAFETY: one receive of ours, with one element, which names what the program's named.
+        match unsafe { qp.post_recv(physical) } {
+            Ok(()) => {
+                self.recv.mark_handed(seq + 1);
+                Ok(())
+            }
+            Err(error) => {
+                self.recv.take_back(seq);
+                Err(error.errno)
+            }
         }
     }
 
@@ -166,7 +190,8 @@ impl QpCore {
     /// # Safety
     /// As [`DeviceQp::post_recv`].
     #[inline(never)]
-    unsafe fn post_recv_list(&self, mut side: Guard<'_, RecvSide>, list: *mut RecvWr) -> PostRecv {
+    unsafe fn post_recv_list(&self, list: *mut RecvWr) -> PostRecv {
+        let mut side = self.recv_side.enter();
         let mut next = list;
         while side.gate() == 0 && !next.is_null() {
             let first = self.recv.appended();

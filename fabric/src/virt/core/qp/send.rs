@@ -4,6 +4,7 @@ use super::{Attachment, Blocked, Ending, QpCore};
 use crate::abi::{self, AtomicWr, RdmaWr, SendWr, Sge, UdWr, qp_type, send_flags, wr_opcode};
 use crate::device::{DeviceAh, DeviceQp, PostError, PostSend};
 use crate::virt::core::ah::{AhCore, AhPd, Destination};
+use crate::virt::core::direct::Direct;
 use crate::virt::core::lock::{Guard, gate};
 use crate::virt::core::peer::{Missing, Peer, Wanted};
 use crate::virt::core::tables::{KeyTable, MAX_KEYS, PagedTable, key_index};
@@ -36,11 +37,11 @@ pub(super) enum Target {
 
 /// What a poster needs, behind the side's lock.
 pub(in crate::virt::core) struct SendSide {
-    qp: Option<Arc<dyn DeviceQp>>,
+    qp: Option<Direct<dyn DeviceQp>>,
     keys: Arc<KeyTable>,
     pub(super) target: Target,
     /// Where physical requests are put together; each points to its own elements.
-    wrs: Box<[SendWr]>,
+    wrs: Box<[SendWr; CHAIN]>,
     sges: Box<[Sge]>,
     max_sges: usize,
     /// Datagrams: peers that know of this queue pair, by their index.
@@ -53,6 +54,15 @@ pub(in crate::virt::core) struct SendSide {
 // SAFETY: the pointers are to this struct's own boxes, and null otherwise.
 unsafe impl Send for SendSide {}
 
+/// What came of a plain request.
+enum Plain {
+    Posted,
+    /// With this errno.
+    Refused(i32),
+    /// Nothing has changed: it has to go the long way.
+    NameMissing,
+}
+
 /// A request in the window: what stands in the way of handing it, if anything.
 type Staged = std::result::Result<u64, Missing>;
 
@@ -61,14 +71,14 @@ impl SendSide {
         // Inline data takes an element even where the program has asked for none.
         let max_sges = usize::from(max_sges).max(1);
         let mut sges = vec![Sge::default(); CHAIN * max_sges].into_boxed_slice();
-        let wrs = sges
-            .chunks_exact_mut(max_sges)
-            .map(|part| SendWr { sg_list: part.as_mut_ptr(), ..SendWr::empty() })
-            .collect();
+        let mut wrs = Box::new([SendWr::empty(); CHAIN]);
+        for (wr, part) in wrs.iter_mut().zip(sges.chunks_exact_mut(max_sges)) {
+            wr.sg_list = part.as_mut_ptr();
+        }
         let on =
             AhPd { underlay: Arc::clone(&attachment.underlay), pd: Arc::clone(&attachment.pd) };
         SendSide {
-            qp: Some(Arc::clone(&attachment.qp)),
+            qp: Some(Direct::new(Arc::clone(&attachment.qp))),
             keys: Arc::clone(&attachment.underlay.keys),
             target: Target::Nobody,
             wrs,
@@ -85,8 +95,8 @@ impl SendSide {
         self.qp = None;
     }
 
-    pub(super) fn physical(&self) -> Option<&Arc<dyn DeviceQp>> {
-        self.qp.as_ref()
+    pub(super) fn physical(&self) -> Option<&dyn DeviceQp> {
+        self.qp.as_deref()
     }
 
     pub(super) fn knows_key(&self, peer: &Peer, key: u32) -> bool {
@@ -280,28 +290,82 @@ impl QpCore {
     pub(super) unsafe fn post_send(&self, list: *mut SendWr) -> PostSend {
         // SAFETY: the caller's list is valid during the call.
         let Some(wr) = (unsafe { list.as_ref() }) else { return Ok(()) };
-        let mut side = self.send_side.enter();
-        if !wr.next.is_null() || side.gate() != 0 {
-            // SAFETY: the caller's promise.
-            return unsafe { self.post_list(side, list) };
+        if self.is_plain(wr)
+            && let Some(mut side) = self.send_side.enter_open()
+        {
+            // SAFETY: the caller's promise; it is plain.
+            match unsafe { self.post_plain(&mut side, wr) } {
+                Plain::Posted => return Ok(()),
+                Plain::Refused(errno) => return Err(PostError { errno, bad_wr: list }),
+                Plain::NameMissing => {}
+            }
         }
         // SAFETY: the caller's promise.
-        match unsafe { self.stage(&mut side, 0, wr) } {
-            Ok(Ok(seq)) => match side.hand(1) {
-                Ok(()) => {
-                    self.send.mark_handed(seq + 1);
-                    Ok(())
-                }
-                Err((_, errno)) => {
-                    self.send.take_back(seq);
-                    Err(PostError { errno, bad_wr: list })
-                }
-            },
-            Ok(Err(missing)) => {
-                self.block(side, missing);
-                Ok(())
+        unsafe { self.post_list(list) }
+    }
+
+    /// Whether a request is one of those that programs post by the million: alone, connected, one
+    /// element of registered memory, no atomic.
+    #[inline]
+    fn is_plain(&self, wr: &SendWr) -> bool {
+        wr.next.is_null()
+            && wr.num_sge == 1
+            && wr.opcode < u32::from(self.plain_opcodes)
+            && wr.send_flags & !(FLAGS & !send_flags::INLINE) == 0
+    }
+
+    /// What [`Self::post_list`] does, in fewer steps.
+    ///
+    /// # Safety
+    /// As [`DeviceQp::post_send`], of a request that [`Self::is_plain`].
+    #[inline(always)]
+    unsafe fn post_plain(&self, side: &mut SendSide, wr: &SendWr) -> Plain {
+        let (Some(opcode), Some(qp)) = (Opcode::plain_from_verbs(wr.opcode), &side.qp) else {
+            return Plain::NameMissing;
+        };
+        // SAFETY: plain requests have one element.
+        let sge = unsafe { *wr.sg_list };
+        // SAFETY: every byte of these unions is initialised in a verbs request, and for a SEND
+        // they mean nothing.
+        let (imm, RdmaWr { remote_addr, rkey }) = unsafe { (wr.imm.imm_data, wr.wr.rdma) };
+        let mut physical_rkey = 0;
+        if opcode.is_one_sided() {
+            let Target::Peer(_, keys) = &side.target else { return Plain::NameMissing };
+            let Some(known) = keys.get(key_index(rkey), rkey) else { return Plain::NameMissing };
+            physical_rkey = known;
+        }
+        let entry = SendEntry {
+            wr_id: wr.wr_id,
+            opcode,
+            flags: wr.send_flags as u16 | self.always,
+            imm,
+            remote_addr,
+            rkey,
+            ..SendEntry::empty()
+        };
+        let Ok(seq) = self.send.append_plain(&entry, element(&sge)) else {
+            return Plain::Refused(libc::ENOMEM);
+        };
+        let lkey = side.keys.get(sge.lkey).unwrap_or(NO_SUCH_KEY);
+        let physical = &mut side.wrs[0];
+        // SAFETY: it points to the side's own elements, of which there is at least one.
+        unsafe { *physical.sg_list = Sge { lkey, ..sge } };
+        physical.wr_id = u64::from(self.qpn) << QPN_SHIFT | seq & LOW_31;
+        physical.num_sge = 1;
+        physical.opcode = wr.opcode;
+        physical.send_flags = u32::from(entry.flags);
+        physical.imm.imm_data = imm;
+        physical.wr.rdma = RdmaWr { remote_addr, rkey: physical_rkey };
+        // SAFETY: one request of ours, with one element, which names what the program's named.
+        match unsafe { qp.post_send(physical) } {
+            Ok(()) => {
+                self.send.mark_handed(seq + 1);
+                Plain::Posted
             }
-            Err(errno) => Err(PostError { errno, bad_wr: list }),
+            Err(error) => {
+                self.send.take_back(seq);
+                Plain::Refused(error.errno)
+            }
         }
     }
 
@@ -317,7 +381,8 @@ impl QpCore {
     /// # Safety
     /// As [`DeviceQp::post_send`].
     #[inline(never)]
-    unsafe fn post_list(&self, mut side: Guard<'_, SendSide>, list: *mut SendWr) -> PostSend {
+    unsafe fn post_list(&self, list: *mut SendWr) -> PostSend {
+        let mut side = self.send_side.enter();
         let mut next = list;
         while side.gate() == 0 && !next.is_null() {
             let first = self.send.appended();
@@ -429,9 +494,7 @@ impl QpCore {
             imm: unsafe { wr.imm.imm_data },
             ..SendEntry::empty()
         };
-        if self.sig_all {
-            entry.flags |= send_flags::SIGNALED as u16;
-        }
+        entry.flags |= self.always;
         if opcode.is_one_sided() {
             if self.qp_type == qp_type::UD {
                 return Err(libc::EINVAL);
