@@ -40,7 +40,7 @@ pub struct StreamOptions {
 }
 
 impl Default for StreamOptions {
-    /// 32 messages of 32 KiB: 2 MiB registered. A peer is given up after some seconds, since a
+    /// 16 messages of 64 KiB: 2 MiB registered. A peer is given up after some seconds, since a
     /// stream should outlast a machine that is busy.
     fn default() -> Self {
         let connect = ConnectOptions {
@@ -49,7 +49,7 @@ impl Default for StreamOptions {
             timeout: 17,
             ..ConnectOptions::default()
         };
-        StreamOptions { message_bytes: 32 << 10, depth: 32, connect }
+        StreamOptions { message_bytes: 64 << 10, depth: 16, connect }
     }
 }
 

@@ -313,9 +313,13 @@ impl Connection {
         // Rounded up, so that a wait of less than a millisecond is not a busy loop.
         let left =
             PollTimeout::try_from(left + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX);
-        let fds = [self.channel.fd(), self.wake.as_fd()];
+        let mut fds =
+            [self.channel.fd(), self.wake.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         // An interrupted wait is one that ended early; the caller looks, and comes back.
-        let _ = poll(&mut fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)), left);
+        let _ = poll(&mut fds, left);
+        if fds[1].any() == Some(true) {
+            let _ = self.wake.read();
+        }
         let mut state = self.lock();
         state.sleeper = false;
         self.forget_events(&mut state);
@@ -338,8 +342,6 @@ impl Connection {
 
     /// Takes the events that have brought us here.
     fn forget_events(&self, state: &mut State) {
-        // It is non-blocking: nothing to read is no error.
-        let _ = self.wake.read();
         loop {
             match self.channel.device().get_event() {
                 Ok(Some(_)) => {}
