@@ -1,40 +1,34 @@
-//! The byte stream over the soft device: what a program that expects a socket relies on.
+//! The byte stream over the soft device, raw and through virtual verbs: what a program that
+//! expects a socket relies on.
 
+mod rig;
+
+use rig::{PATIENCE, Peer, Rig};
 use sojourn::stream::{StreamOptions, Unconnected, VerbsStream};
-use sojourn_fabric::virt::Context;
 use std::io::{BufReader, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::process::{Child, Command, Stdio};
+use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What any wait here may take on a busy machine before it counts as a hang.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-fn context() -> Context {
-    Context::open_raw("soft0").expect("every machine has soft0")
+rig::over_raw_and_virtual_verbs! {
+    a_hundred_megabytes_arrive_intact_in_pieces_of_any_size,
+    both_directions_flow_at_once_through_queues_of_any_size,
+    after_one_half_has_ended_the_other_goes_on,
+    what_was_written_before_a_stream_was_dropped_arrives_and_then_the_end,
+    reads_and_writes_keep_to_their_deadlines,
+    a_nonblocking_stream_says_when_to_try_again,
+    shutting_down_reads_wakes_a_blocked_reader,
+    sizes_out_of_bounds_are_refused_by_name,
+    a_bootstrap_peer_that_speaks_something_else_is_refused,
+    a_killed_peer_is_an_error_that_names_the_status_and_not_a_hang,
+    processes_stream_to_each_other_through_buffered_readers,
 }
 
 /// Small queues and messages, so that credits and slots run out all the time.
 fn tiny() -> StreamOptions {
     StreamOptions { message_bytes: 64, depth: 4, ..StreamOptions::default() }
-}
-
-fn patient(stream: VerbsStream) -> VerbsStream {
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.set_write_timeout(Some(PATIENCE)).unwrap();
-    stream
-}
-
-/// Two ends of a stream, each over a context of its own.
-fn pair(a: StreamOptions, b: StreamOptions) -> (VerbsStream, VerbsStream) {
-    let (mut left, mut right) = UnixStream::pair().unwrap();
-    let other =
-        thread::spawn(move || VerbsStream::over(&context(), &mut right, &b).map(patient).unwrap());
-    let this = VerbsStream::over(&context(), &mut left, &a).map(patient).unwrap();
-    (this, other.join().unwrap())
 }
 
 /// Random numbers that the two ends agree on.
@@ -94,9 +88,8 @@ fn receive(mut stream: VerbsStream, seed: u64, blocks: usize, longest: u64) {
     assert_eq!(stream.read(&mut got).unwrap(), 0, "the end is not the end");
 }
 
-#[test]
-fn a_hundred_megabytes_arrive_intact_in_pieces_of_any_size() {
-    let (a, b) = pair(StreamOptions::default(), StreamOptions::default());
+fn a_hundred_megabytes_arrive_intact_in_pieces_of_any_size(rig: Rig) {
+    let (a, b) = rig.pair(StreamOptions::default(), StreamOptions::default());
     let blocks = (100 << 20) / BLOCK;
     let start = Instant::now();
     let sender = thread::spawn(move || send(a, 1, blocks, 100_000));
@@ -105,13 +98,12 @@ fn a_hundred_megabytes_arrive_intact_in_pieces_of_any_size() {
     println!("100 MiB in {:?}", start.elapsed());
 }
 
-#[test]
-fn both_directions_flow_at_once_through_queues_of_any_size() {
+fn both_directions_flow_at_once_through_queues_of_any_size(rig: Rig) {
     let odd = StreamOptions { message_bytes: 999, depth: 5, ..StreamOptions::default() };
     for (options_a, options_b) in
         [(tiny(), tiny()), (tiny(), StreamOptions::default()), (odd, tiny())]
     {
-        let (a, b) = pair(options_a, options_b);
+        let (a, b) = rig.pair(options_a, options_b);
         let (a2, b2) = (a.try_clone().unwrap(), b.try_clone().unwrap());
         let threads = [
             thread::spawn(move || send(a, 3, 20, 3000)),
@@ -123,9 +115,8 @@ fn both_directions_flow_at_once_through_queues_of_any_size() {
     }
 }
 
-#[test]
-fn after_one_half_has_ended_the_other_goes_on() {
-    let (mut a, mut b) = pair(tiny(), tiny());
+fn after_one_half_has_ended_the_other_goes_on(rig: Rig) {
+    let (mut a, mut b) = rig.pair(tiny(), tiny());
     a.write_all(b"question").unwrap();
     a.shutdown(Shutdown::Write).unwrap();
     a.shutdown(Shutdown::Write).expect("ending twice is no error");
@@ -139,9 +130,8 @@ fn after_one_half_has_ended_the_other_goes_on() {
     reader.join().unwrap();
 }
 
-#[test]
-fn what_was_written_before_a_stream_was_dropped_arrives_and_then_the_end() {
-    let (mut a, mut b) = pair(tiny(), tiny());
+fn what_was_written_before_a_stream_was_dropped_arrives_and_then_the_end(rig: Rig) {
+    let (mut a, mut b) = rig.pair(tiny(), tiny());
     let writer = thread::spawn(move || a.write_all(&[7; 5000]).unwrap());
     let mut all = Vec::new();
     b.read_to_end(&mut all).unwrap();
@@ -149,9 +139,8 @@ fn what_was_written_before_a_stream_was_dropped_arrives_and_then_the_end() {
     assert_eq!(all, [7; 5000]);
 }
 
-#[test]
-fn reads_and_writes_keep_to_their_deadlines() {
-    let (mut a, b) = pair(tiny(), tiny());
+fn reads_and_writes_keep_to_their_deadlines(rig: Rig) {
+    let (mut a, b) = rig.pair(tiny(), tiny());
     let short = Some(Duration::from_millis(30));
     a.set_read_timeout(short).unwrap();
     a.set_write_timeout(short).unwrap();
@@ -176,9 +165,8 @@ fn becomes_ready(stream: &VerbsStream) -> bool {
     poll(&mut [PollFd::new(stream.as_fd(), PollFlags::POLLIN)], limit).unwrap() == 1
 }
 
-#[test]
-fn a_nonblocking_stream_says_when_to_try_again() {
-    let (mut a, mut b) = pair(tiny(), tiny());
+fn a_nonblocking_stream_says_when_to_try_again(rig: Rig) {
+    let (mut a, mut b) = rig.pair(tiny(), tiny());
     a.set_nonblocking(true).unwrap();
     assert_eq!(a.read(&mut [0; 8]).unwrap_err().kind(), ErrorKind::WouldBlock);
     b.write_all(b"x").unwrap();
@@ -199,9 +187,8 @@ fn a_nonblocking_stream_says_when_to_try_again() {
     assert!(a.write(&[1; 50]).is_ok());
 }
 
-#[test]
-fn shutting_down_reads_wakes_a_blocked_reader() {
-    let (a, _b) = pair(tiny(), tiny());
+fn shutting_down_reads_wakes_a_blocked_reader(rig: Rig) {
+    let (a, _b) = rig.pair(tiny(), tiny());
     let mut reader = a.try_clone().unwrap();
     let reader = thread::spawn(move || reader.read(&mut [0; 8]).unwrap());
     // Wherever the reader is by then: before, in, or on the way to its sleep.
@@ -210,10 +197,9 @@ fn shutting_down_reads_wakes_a_blocked_reader() {
     assert_eq!(reader.join().unwrap(), 0);
 }
 
-#[test]
-fn sizes_out_of_bounds_are_refused_by_name() {
+fn sizes_out_of_bounds_are_refused_by_name(rig: Rig) {
     let refused = |options: StreamOptions| {
-        Unconnected::new(&context(), &options).err().expect("a refusal").to_string()
+        Unconnected::new(&rig.context(0), &options).err().expect("a refusal").to_string()
     };
     let error = refused(StreamOptions { depth: 3, ..tiny() });
     assert_eq!(error, "a stream of 3 messages in flight: 4 to 4096 are possible");
@@ -221,51 +207,21 @@ fn sizes_out_of_bounds_are_refused_by_name() {
     assert!(error.contains("messages of 1073741824 bytes"), "{error}");
 }
 
-#[test]
-fn a_bootstrap_peer_that_speaks_something_else_is_refused() {
+fn a_bootstrap_peer_that_speaks_something_else_is_refused(rig: Rig) {
     let (mut left, mut right) = UnixStream::pair().unwrap();
     right.write_all(&[b'x'; 100]).unwrap();
-    let error = VerbsStream::over(&context(), &mut left, &tiny()).unwrap_err().to_string();
+    let error = VerbsStream::over(&rig.context(0), &mut left, &tiny()).unwrap_err().to_string();
     assert_eq!(error, "the peer's greeting is not that of a byte stream");
 }
 
-/// Where a test that runs as the child of another finds its bootstrap socket.
-const SOCKET: &str = "SOJOURN_TEST_STREAM_SOCKET";
-
-/// Starts this very test program as a process that runs `test` alone, connected to us.
-fn start_peer(test: &str) -> (Child, VerbsStream) {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("bootstrap");
-    let listener = UnixListener::bind(&path).unwrap();
-    let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture"])
-        .env(SOCKET, &path)
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let (mut bootstrap, _) = listener.accept().unwrap();
-    bootstrap.set_read_timeout(Some(PATIENCE)).unwrap();
-    let stream = VerbsStream::over(&context(), &mut bootstrap, &tiny()).unwrap();
-    (child, patient(stream))
-}
-
-/// The stream to the test that started this process; `None` where none did.
-fn stream_to_parent() -> Option<VerbsStream> {
-    let mut bootstrap = UnixStream::connect(std::env::var_os(SOCKET)?).unwrap();
-    bootstrap.set_read_timeout(Some(PATIENCE)).unwrap();
-    Some(patient(VerbsStream::over(&context(), &mut bootstrap, &tiny()).unwrap()))
-}
-
-#[test]
-fn a_killed_peer_is_an_error_that_names_the_status_and_not_a_hang() {
-    if let Some(mut stream) = stream_to_parent() {
+fn a_killed_peer_is_an_error_that_names_the_status_and_not_a_hang(rig: Rig) {
+    if let Some((mut stream, _job)) = rig.to_parent(tiny()) {
         stream.write_all(b"alive").unwrap();
         // Until the parent kills this process.
         let _ = stream.read(&mut [0; 8]);
         return;
     }
-    let (mut child, mut stream) =
-        start_peer("a_killed_peer_is_an_error_that_names_the_status_and_not_a_hang");
+    let Peer { ref mut stream, ref mut child, .. } = rig.start_peer(tiny());
     let mut alive = [0; 5];
     stream.read_exact(&mut alive).unwrap();
     assert_eq!(&alive, b"alive");
@@ -281,19 +237,18 @@ fn a_killed_peer_is_an_error_that_names_the_status_and_not_a_hang() {
     assert!(error.to_string().contains("RETRY_EXC_ERR"), "{error}");
 }
 
-#[test]
-fn processes_stream_to_each_other_through_buffered_readers() {
-    if let Some(stream) = stream_to_parent() {
+fn processes_stream_to_each_other_through_buffered_readers(rig: Rig) {
+    if let Some((stream, _job)) = rig.to_parent(tiny()) {
         let mut reader = BufReader::new(stream.try_clone().unwrap());
         let mut all = Vec::new();
         reader.read_to_end(&mut all).unwrap();
         (&stream).write_all(&all).unwrap();
         return;
     }
-    let (mut child, stream) = start_peer("processes_stream_to_each_other_through_buffered_readers");
+    let Peer { ref stream, ref mut child, .. } = rig.start_peer(tiny());
     let writer = stream.try_clone().unwrap();
     let writer = thread::spawn(move || send(writer, 9, 3, 1000));
     writer.join().unwrap();
-    receive(stream, 9, 3, 1000);
+    receive(stream.clone(), 9, 3, 1000);
     assert!(child.wait().unwrap().success());
 }
