@@ -69,6 +69,7 @@ impl Drop for Context {
             tcp.close();
         }
         // Closing the sockets tells the peers.
+        self.core.direct.lock().clear();
         self.core.links.write().clear();
     }
 }

@@ -1,13 +1,15 @@
 //! The shared heart of an opened soft device: everything that outlives single calls, and that
 //! the program's threads and the service thread both use.
 //!
-//! Locks, in the order in which a thread may take them: a link's `rx` or a connection's, a QP's `sq`, a receive
+//! Locks, in the order in which a thread may take them: `direct`, a link's `rx` or a connection's,
+//! a QP's `sq`, a receive
 //! queue, a link's `tx`, a CQ; the tables here are leaves (taken last, held briefly), except that
 //! `qps` and `links` are read while records are handled. What must not run under those locks (settling a
 //! QP that went to ERR, which drains rings) is *deferred* and run by whoever holds none.
 
 use super::channel::Events;
 use super::cq::Cq;
+use super::limits::DIRECT_LINKS;
 use super::link::{Link, Outbound};
 use super::lock::{Lock, Table};
 use super::node::{Node, random};
@@ -66,6 +68,8 @@ pub(super) struct Core {
     pub(super) tcp: Option<Arc<Tcp>>,
     pub(super) epoll: Epoll,
     pub(super) links: Table<Vec<Option<Entered>>>,
+    /// All links, while they are few enough to look into each ring.
+    pub(super) direct: Lock<Vec<Link>>,
     outbound: Table<HashMap<u32, Arc<Outbound>>>,
     dialing: Lock<HashSet<u32>>,
     pub(super) qps: Table<Vec<Option<Arc<Qp>>>>,
@@ -164,6 +168,7 @@ impl Core {
             tcp,
             epoll,
             links: Table::default(),
+            direct: Lock::default(),
             outbound: Table::default(),
             dialing: Lock::default(),
             qps: Table::default(),
@@ -320,6 +325,7 @@ impl Core {
             }
         }
         self.links.write()[number as usize] = Some((link, sock));
+        self.choose_direct();
         // Answers may have come before the link was entered.
         self.region.mark_active(number);
         Ok(())
@@ -347,6 +353,7 @@ impl Core {
             return;
         };
         link.peer().bury();
+        self.choose_direct();
         if let Some(sock) = &sock {
             let _ = self.epoll.delete(sock);
         }
@@ -424,17 +431,21 @@ impl Core {
 
     // Progress.
 
-    /// Whether some ring may hold records.
-    #[inline]
-    pub(super) fn has_active(&self) -> bool {
-        self.region.header().summary.0.load(Ordering::Acquire) != 0
-    }
-
     /// What a poll does that found its CQ empty.
     #[inline]
     pub(super) fn progress_for_poll(self: &Arc<Self>) {
-        if self.has_active() {
-            self.progress();
+        // Whoever holds it takes what has come.
+        let Some(direct) = self.direct.try_lock() else { return };
+        let mut news = false;
+        for link in direct.iter().filter(|link| link.has_news()) {
+            self.drain(link);
+            news = true;
+        }
+        drop(direct);
+        if self.region.header().summary.0.load(Ordering::Acquire) != 0 {
+            self.progress_marked();
+        } else if news {
+            self.run_deferred();
         } else if self.unanswered.load(Ordering::Relaxed) != 0 {
             self.nudge();
         }
@@ -463,6 +474,16 @@ impl Core {
 
     /// Takes what has arrived in the rings. The caller holds no lock.
     pub(super) fn progress(self: &Arc<Self>) {
+        let direct = self.direct.lock();
+        for link in direct.iter().filter(|link| link.has_news()) {
+            self.drain(link);
+        }
+        drop(direct);
+        self.progress_marked();
+    }
+
+    /// Takes what has arrived in rings that are marked.
+    fn progress_marked(self: &Arc<Self>) {
         let header = self.region.header();
         let mut words = header.summary.0.swap(0, Ordering::SeqCst);
         while words != 0 {
@@ -470,27 +491,45 @@ impl Core {
             words &= words - 1;
             let mut bits = header.active.0[word].swap(0, Ordering::SeqCst);
             while bits != 0 {
-                let number = (word * 64) as u32 + bits.trailing_zeros();
+                let number = word * 64 + bits.trailing_zeros() as usize;
                 bits &= bits - 1;
-                self.drain(number);
+                let link = match self.links.read().get(number) {
+                    Some(Some((link, _))) => link.clone(),
+                    _ => continue,
+                };
+                self.drain(&link);
             }
         }
         self.run_deferred();
     }
 
-    fn drain(self: &Arc<Self>, number: u32) {
-        let links = self.links.read();
-        let Some(Some((link, _))) = links.get(number as usize) else { return };
+    fn drain(self: &Arc<Self>, link: &Link) {
         match link {
-            Link::In(link) => {
-                let link = Arc::clone(link);
-                drop(links);
-                self.drain_requests(&link, false);
-            }
-            Link::Out(link) => {
-                let link = Arc::clone(link);
-                drop(links);
-                self.drain_answers(&link, false);
+            Link::In(link) => self.drain_requests(link, false),
+            Link::Out(link) => self.drain_answers(link, false),
+        }
+    }
+
+    /// Links have come or gone: chooses between looking into each ring and having them marked.
+    fn choose_direct(&self) {
+        let links: Vec<(u32, Link)> = self
+            .links
+            .read()
+            .iter()
+            .enumerate()
+            .filter_map(|(number, entered)| Some((number as u32, entered.as_ref()?.0.clone())))
+            .collect();
+        let mut direct = self.direct.lock();
+        let header = self.region.header();
+        if links.len() <= DIRECT_LINKS {
+            *direct = links.into_iter().map(|(_, link)| link).collect();
+            header.direct.store(1, Ordering::SeqCst);
+        } else {
+            direct.clear();
+            header.direct.store(0, Ordering::SeqCst);
+            // What was published before that is not marked.
+            for (number, _) in links {
+                self.region.mark_active(number);
             }
         }
     }

@@ -197,9 +197,7 @@ impl DeviceCq for CqHandle {
         // From here on initiators see that the CQ is armed and ring. What they put into the rings
         // before is added to the queue now, with its event.
         fence(Ordering::SeqCst);
-        if self.cq.core.has_active() {
-            self.cq.core.progress();
-        }
+        self.cq.core.progress();
         if self.cq.core.unanswered.load(Ordering::Relaxed) != 0 {
             self.cq.core.urge_all();
         }

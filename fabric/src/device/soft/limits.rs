@@ -30,6 +30,9 @@ pub(super) const MAX_MESSAGE: u32 = 1 << 30;
 pub(super) const MAX_RD_ATOMIC: u8 = 16;
 /// Links (one to each peer context, one from each) of one context.
 pub(super) const MAX_LINKS: usize = 4096;
+/// With no more links than this a poll looks into each ring; beyond, a bitmap says which are
+/// worth it.
+pub(super) const DIRECT_LINKS: usize = 8;
 /// Largest SEND that travels in the ring: copying it twice costs less than a system call.
 pub(super) const RING_SEND_MAX: u32 = 1024;
 /// Shared memory for the posted receives of all queue pairs; sparse, so only what is used counts.

@@ -11,7 +11,8 @@
 use super::inflight::{SLOTS_BYTES, Slots};
 use super::lock::Lock;
 use super::peer::Peer;
-use super::ring::{CELL, Consumer, Producer, RingHead, RingPlace};
+use super::qp::Qp;
+use super::ring::{CELL, Consumer, Producer, RingHead, RingPlace, Watch};
 use super::shm::Mapping;
 use crate::Result;
 use std::os::fd::OwnedFd;
@@ -60,6 +61,7 @@ pub(super) struct Outbound {
     pub(super) tx: Lock<Producer>,
     /// The response ring.
     pub(super) rx: Lock<Consumer>,
+    watch: Watch,
     /// Our copies into and out of the target.
     pub(super) push: Slots,
     /// Which of them are in use.
@@ -85,6 +87,7 @@ impl Outbound {
             remote_number,
             tx: Lock::new(Producer::new(Arc::clone(&mapping), REQUESTS)),
             rx: Lock::new(Consumer::new(Arc::clone(&mapping), RESPONSES)),
+            watch: Watch::new(Arc::clone(&mapping), RESPONSES),
             push: Slots::new(Arc::clone(&mapping), PUSH_AT),
             push_busy: AtomicU32::new(0),
             pull: Slots::new(mapping, PULL_AT),
@@ -106,6 +109,8 @@ pub(super) struct Receiver {
     pub(super) requests: Consumer,
     /// The response ring.
     pub(super) responses: Producer,
+    /// The QP that the last request was for.
+    pub(super) last: Option<Arc<Qp>>,
 }
 
 /// The target's end.
@@ -118,6 +123,7 @@ pub(super) struct Inbound {
     pub(super) remote_number: u32,
     /// The rings.
     pub(super) rx: Lock<Receiver>,
+    watch: Watch,
     /// The initiator's copies into and out of our memory.
     pub(super) push: Slots,
     /// Our copies out of its memory.
@@ -142,7 +148,9 @@ impl Inbound {
             rx: Lock::new(Receiver {
                 requests: Consumer::new(Arc::clone(&mapping), REQUESTS),
                 responses: Producer::new(Arc::clone(&mapping), RESPONSES),
+                last: None,
             }),
+            watch: Watch::new(Arc::clone(&mapping), REQUESTS),
             push: Slots::new(Arc::clone(&mapping), PUSH_AT),
             pull: Slots::new(mapping, PULL_AT),
             pull_busy: AtomicU32::new(0),
@@ -161,6 +169,15 @@ pub(super) enum Link {
 }
 
 impl Link {
+    /// Whether its ring holds something for us.
+    #[inline]
+    pub(super) fn has_news(&self) -> bool {
+        match self {
+            Link::Out(link) => link.watch.has_news(),
+            Link::In(link) => link.watch.has_news(),
+        }
+    }
+
     pub(super) fn peer(&self) -> &Arc<Peer> {
         match self {
             Link::Out(link) => &link.peer,

@@ -52,6 +52,8 @@ pub(super) struct Header {
     pub(super) sleeping: Alone<AtomicU32>,
     /// There is work in a ring that must not wait for the program to poll.
     pub(super) urgent: Alone<AtomicU32>,
+    /// The owner looks into all of its rings when it polls: nobody needs to mark one active.
+    pub(super) direct: AtomicU32,
     /// Bit `i`: `active[i]` may be non-zero.
     pub(super) summary: Alone<AtomicU64>,
     /// Bit `i % 64` of word `i / 64`: the ring of link `i` may hold records.
@@ -232,11 +234,13 @@ impl Region {
             && len <= size - (addr - start)
     }
 
-    /// Marks the ring of `link` as having records. The caller has published them with a SeqCst
-    /// fence in between.
+    /// Marks the ring of `link` as having records, which were published by a SeqCst store.
     #[inline]
     pub(super) fn mark_active(&self, link: u32) {
         let header = self.header();
+        if header.direct.load(Ordering::SeqCst) != 0 {
+            return;
+        }
         let (word, bit) = ((link / 64) as usize, 1u64 << (link % 64));
         let Some(active) = header.active.0.get(word) else { return };
         if active.load(Ordering::Relaxed) & bit == 0 {

@@ -9,7 +9,7 @@
 //! | --- | --- | --- |
 //! | mark | producer | stored with Release after body *and* after the mark of the cell behind the record was zeroed: a consumer that loads it with Acquire sees both, so it never takes an old body for a mark |
 //! | `head` | consumer | stored with Release after the body was read; the producer loads it with Acquire before it reuses cells |
-//! | `waiting` | both | a producer that found no room sets it, fences, and looks again; the consumer looks after a fence behind its store of `head` |
+//! | `waiting` | both | a producer that found no room sets it, fences, and looks again; the consumer looks after its store of `head`, without a fence: a producer that it misses looks again by itself after a while |
 //!
 //! No index of the producer is shared: a consumer touches the record's own lines only. A
 //! producer that dies leaves either a whole record or none. What the mark says is checked
@@ -170,7 +170,9 @@ impl Producer {
     pub(super) fn publish(&mut self, kind: u8, len: usize) {
         let next = self.tail + cells_for(len) as u64;
         self.ring.mark(next).store(0, Ordering::Relaxed);
-        self.ring.mark(self.tail).store(mark_of(self.tail, kind, len), Ordering::Release);
+        // SeqCst, because the producer looks at the consumer's words next (does it sleep?), and
+        // the consumer at this one after it has written those.
+        self.ring.mark(self.tail).store(mark_of(self.tail, kind, len), Ordering::SeqCst);
         self.tail = next;
     }
 }
@@ -183,6 +185,25 @@ pub(super) enum Found<'a> {
     Empty,
     /// Something that no sane producer writes: the ring is of no further use.
     Broken,
+}
+
+/// Looks at a ring without reading it.
+pub(super) struct Watch(Ring);
+
+// SAFETY: it only loads atomics.
+unsafe impl Sync for Watch {}
+
+impl Watch {
+    pub(super) fn new(mapping: Arc<Mapping>, place: RingPlace) -> Self {
+        Watch(Ring::new(mapping, place))
+    }
+
+    /// Whether there is something for the consumer.
+    #[inline]
+    pub(super) fn has_news(&self) -> bool {
+        let head = self.0.shared().head.0.load(Ordering::Relaxed);
+        self.0.mark(head).load(Ordering::Acquire) != 0
+    }
 }
 
 /// The reading end.
@@ -236,7 +257,6 @@ impl Consumer {
     /// Whether the producer waits for room, once: the caller wakes it.
     #[inline]
     pub(super) fn wanted(&self) -> bool {
-        fence(Ordering::SeqCst);
         let waiting = &self.ring.shared().waiting.0;
         waiting.load(Ordering::Relaxed) != 0 && waiting.swap(0, Ordering::SeqCst) != 0
     }

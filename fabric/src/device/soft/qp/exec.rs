@@ -26,7 +26,7 @@ use crate::abi::{
 };
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// What became of a request, or of a part of it.
@@ -308,12 +308,12 @@ pub(super) unsafe fn gather(pieces: &Pieces, mut to: NonNull<u8>) {
 /// Tells the target that its ring holds something; `cq` is the one that gets a completion.
 #[inline]
 pub(super) fn announce(link: &Outbound, cq: Option<usize>, solicited: bool) {
-    // Between the record and the looks at the target's words.
-    fence(Ordering::SeqCst);
+    // The record was published by a SeqCst store, and these are SeqCst loads: a target that sleeps,
+    // or has armed the CQ, is seen to, or sees the record.
     let region = &link.peer.region;
     region.mark_active(link.remote_number);
     if let Some(cq) = cq.and_then(|cq| region.cq(cq)) {
-        let armed = cq.armed.load(Ordering::Relaxed);
+        let armed = cq.armed.load(Ordering::SeqCst);
         if armed == ARMED || (armed == ARMED_SOLICITED && solicited) {
             link.peer.ring();
         }

@@ -37,7 +37,7 @@ use crate::abi::{QpAttr, QpCap, RecvWr, Wc, event_type, qp_state, qp_type, wc_op
 use crate::device::{DeviceQp, EventElement, PostError, PostRecv, PostSend, QpInit};
 use crate::{Error, Result};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A queue pair.
 pub(super) struct Qp {
@@ -54,6 +54,8 @@ pub(super) struct Qp {
     srq: Option<Arc<Srq>>,
     sq: Lock<send::SendQueue>,
     rq: Lock<RecvQueue>,
+    /// The program has destroyed it; who still holds it must let go.
+    dead: AtomicBool,
 }
 
 impl Qp {
@@ -70,6 +72,11 @@ impl Qp {
     #[inline]
     fn incarnation(&self) -> u32 {
         QpEntry::incarnation(self.entry().word.load(Ordering::Acquire))
+    }
+
+    #[inline]
+    fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::Acquire)
     }
 
     /// Whether completions of this QP go to `cq`.
@@ -246,6 +253,7 @@ impl QpHandle {
             srq,
             sq: Lock::new(send::SendQueue::default()),
             rq: Lock::new(rq),
+            dead: AtomicBool::new(false),
         });
         qp.publish();
         let mut qps = core.qps.write();
@@ -283,6 +291,7 @@ impl Drop for QpHandle {
             tracing::error!(%error, qp = qp.num, "a queue pair could not be fenced");
         }
         let core = &qp.core;
+        qp.dead.store(true, Ordering::Release);
         if let Some(slot) = core.qps.write().get_mut(qp.index) {
             *slot = None;
         }

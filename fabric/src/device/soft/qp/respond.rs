@@ -13,7 +13,7 @@ use crate::abi::{
     MASK_24, Wc, access, event_type, qp_state, qp_type, wc_flags, wc_opcode, wc_status, wr_opcode,
 };
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Records that one thread takes from one ring before it looks after others.
 const BATCH: u32 = 256;
@@ -33,7 +33,7 @@ impl Core {
         if link.broken.load(Ordering::Relaxed) {
             return;
         }
-        let Receiver { requests, responses } = &mut *rx;
+        let Receiver { requests, responses, last } = &mut *rx;
         let mut answered = false;
         // Even `all` ends: what comes while we drain was not there when it was called.
         let limit = if all { 1 << 16 } else { BATCH };
@@ -44,7 +44,7 @@ impl Core {
             }
             match requests.peek() {
                 Found::Record(kind, body) => {
-                    answered |= self.take(link, kind, body, responses);
+                    answered |= self.take(link, kind, body, responses, last);
                     requests.advance();
                 }
                 Found::Empty => break,
@@ -60,7 +60,6 @@ impl Core {
         }
         drop(rx);
         if answered {
-            fence(Ordering::SeqCst);
             let region = &link.peer.region;
             region.mark_active(link.remote_number);
             // Whoever waits for an answer polls, or has armed a CQ or a stalled queue.
@@ -81,12 +80,16 @@ impl Core {
         what: u8,
         body: &[u8],
         responses: &mut Producer,
+        last: &mut Option<Arc<Qp>>,
     ) -> bool {
         match what {
             kind::RECV => {
-                if let Some((record, payload)) = Recv::take(body)
-                    && let Some(qp) = self.qp(record.qpn)
-                {
+                let Some((record, payload)) = Recv::take(body) else { return false };
+                // A QP that is destroyed says so before it waits for this ring's lock.
+                if last.as_ref().is_none_or(|qp| qp.num != record.qpn || qp.is_dead()) {
+                    *last = self.qp(record.qpn);
+                }
+                if let Some(qp) = last {
                     qp.deliver(&record, payload);
                 }
             }
