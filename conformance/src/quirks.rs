@@ -58,17 +58,13 @@ pub(crate) struct Subject {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Model {
     Rxe,
-    Soft,
     Other,
 }
 
 impl Subject {
     pub(crate) fn of(kind: Kind, vendor_id: u32, layer: Layer) -> Self {
-        let model = match kind {
-            Kind::Soft => Model::Soft,
-            Kind::Hca if vendor_id == RXE_VENDOR => Model::Rxe,
-            Kind::Hca => Model::Other,
-        };
+        let rxe = kind == Kind::Hca && vendor_id == RXE_VENDOR;
+        let model = if rxe { Model::Rxe } else { Model::Other };
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         Subject { model, layer, kernel: version(&release) }
     }
@@ -94,12 +90,9 @@ struct Quirk {
 }
 
 impl Quirk {
-    const fn of(model: Model, feature: Feature, reason: &'static str) -> Self {
-        Quirk { model, feature, reason, raw_only: false, before: (u32::MAX, 0) }
-    }
-
     const fn rxe(feature: Feature, reason: &'static str) -> Self {
-        Quirk::of(Model::Rxe, feature, reason)
+        let before = (u32::MAX, 0);
+        Quirk { model: Model::Rxe, feature, reason, raw_only: false, before }
     }
 
     const fn raw_only(self) -> Self {
@@ -148,11 +141,6 @@ const QUIRKS: &[Quirk] = &[
     .raw_only()
     .before(6, 12),
     Quirk::rxe(Feature::CqOverrunStopsQps, "rxe drops the completion and lets the QPs go on"),
-    Quirk::of(
-        Model::Soft,
-        Feature::SqDrained,
-        "soft does not tell when its send queue has drained",
-    ),
     Quirk::rxe(Feature::ChecksAttributeValues, "rxe stores some attribute values unseen"),
 ];
 

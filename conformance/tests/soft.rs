@@ -9,8 +9,8 @@ use std::time::Duration;
 const OPTIONS: Options =
     Options { limit: Duration::from_secs(60), patience: Duration::from_secs(20) };
 
-/// What the raw soft device lacks.
-const RAW_LACKS: &[&str] = &["qp.drained_event"];
+/// What the raw soft device lacks: nothing.
+const RAW_LACKS: &[&str] = &[];
 
 fn open(options: soft::Options) -> Arc<dyn DeviceContext> {
     soft::open_with("soft0", options).expect("soft0 opens")
@@ -55,4 +55,20 @@ fn two_contexts_of_a_device_pass_every_case() {
 fn without_copies_between_processes_every_case_passes() {
     let options = soft::Options { ring_only: true, ..soft::Options::default() };
     all(&raw(open(options)), &raw(open(options)), RAW_LACKS);
+}
+
+/// A pace at which work is in flight while cases go on.
+fn paced(seed: u64) -> soft::Options {
+    let pace = soft::Pace { seed, latency: Duration::from_micros(50), gbps: 2.0 };
+    soft::Options { mode: soft::Mode::Async(pace), ..soft::Options::default() }
+}
+
+#[test]
+fn packet_by_packet_at_a_pace_every_case_passes() {
+    all(&raw(open(paced(7))), &raw(open(paced(8))), RAW_LACKS);
+}
+
+#[test]
+fn paced_and_immediate_contexts_understand_each_other() {
+    all(&raw(open(paced(9))), &raw(open(soft::Options::default())), RAW_LACKS);
 }
