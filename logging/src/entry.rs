@@ -43,20 +43,6 @@ impl Opcode {
         })
     }
 
-    /// The same for the opcodes that programs use most: those below atomics.
-    #[inline]
-    #[must_use]
-    pub const fn plain_from_verbs(value: u32) -> Option<Self> {
-        Some(match value {
-            0 => Opcode::Write,
-            1 => Opcode::WriteImm,
-            2 => Opcode::Send,
-            3 => Opcode::SendImm,
-            4 => Opcode::Read,
-            _ => return None,
-        })
-    }
-
     /// It names memory of the peer.
     #[inline]
     #[must_use]

@@ -45,5 +45,5 @@ mod sync;
 
 pub use entry::{Element, Opcode, RecvEntry, Refused, SendEntry, State};
 pub use recv::RecvWindow;
-pub use send::SendWindow;
+pub use send::{PlainRequest, SendWindow};
 pub use shared::SharedRecvWindow;

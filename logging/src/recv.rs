@@ -34,6 +34,11 @@ impl Receives {
     }
 
     #[inline]
+    fn slot(&self, at: usize) -> &Slot {
+        &self.slots[at]
+    }
+
+    #[inline]
     pub(crate) fn fits(&self, elements: usize) -> Result<(), Refused> {
         if elements > self.more.max() { Err(Refused::TooManyElements) } else { Ok(()) }
     }
@@ -43,7 +48,7 @@ impl Receives {
     where
         I: ExactSizeIterator<Item = Element>,
     {
-        let slot = &self.slots[at];
+        let slot = self.slot(at);
         slot.wr_id.store(wr_id, Ordering::Relaxed);
         slot.elements.store(elements.len() as u64, Ordering::Relaxed);
         for (i, element) in elements.enumerate() {
@@ -57,7 +62,7 @@ impl Receives {
 
     #[inline]
     pub(crate) fn store_one(&self, at: usize, wr_id: u64, element: Element) {
-        let slot = &self.slots[at];
+        let slot = self.slot(at);
         slot.wr_id.store(wr_id, Ordering::Relaxed);
         slot.elements.store(1, Ordering::Relaxed);
         store_element(&slot.first_addr, &slot.first_rest, element);
@@ -65,19 +70,19 @@ impl Receives {
 
     #[inline]
     pub(crate) fn wr_id(&self, at: usize) -> u64 {
-        self.slots[at].wr_id.load(Ordering::Relaxed)
+        self.slot(at).wr_id.load(Ordering::Relaxed)
     }
 
     #[inline]
     pub(crate) fn entry(&self, at: usize) -> RecvEntry {
-        let elements = self.slots[at].elements.load(Ordering::Relaxed) as u8;
+        let elements = self.slot(at).elements.load(Ordering::Relaxed) as u8;
         RecvEntry { wr_id: self.wr_id(at), elements }
     }
 
     #[inline]
     pub(crate) fn element(&self, at: usize, index: usize) -> Element {
         if index == 0 {
-            load_element(&self.slots[at].first_addr, &self.slots[at].first_rest)
+            load_element(&self.slot(at).first_addr, &self.slot(at).first_rest)
         } else {
             self.more.load(at, index)
         }
@@ -122,7 +127,8 @@ impl RecvWindow {
     ///
     /// # Errors
     /// [`Refused::Full`]; nothing has changed then.
-    #[inline]
+    // Always inlined, so that what the caller has in registers goes straight to its place.
+    #[inline(always)]
     pub fn append_one(&self, wr_id: u64, element: Element) -> Result<u64, Refused> {
         let seq = self.counters.claim().ok_or(Refused::Full)?;
         self.receives.store_one(self.counters.slot(seq), wr_id, element);

@@ -32,6 +32,20 @@ pub struct SendWindow {
     max_inline: u32,
 }
 
+/// A request of the most common kind, see [`SendWindow::append_plain`]; fields as in
+/// [`SendEntry`].
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs, reason = "they are those of SendEntry")]
+pub struct PlainRequest {
+    pub wr_id: u64,
+    pub opcode: u8,
+    pub flags: u16,
+    pub imm: u32,
+    pub remote_addr: u64,
+    pub rkey: u32,
+    pub element: Element,
+}
+
 /// `IBV_SEND_SIGNALED`.
 const SIGNALED: u16 = 2;
 
@@ -101,21 +115,31 @@ impl SendWindow {
     }
 
     /// Producer: the same for the common case: exactly one element, and neither a datagram nor an
-    /// atomic (the entry's `qkey`, `compare_add` and `swap` are not kept).
+    /// atomic (the entry's `qkey`, `compare_add` and `swap` are not kept). `opcode` is a verbs value
+    /// that [`Opcode::from_verbs`] takes.
     ///
     /// # Errors
     /// [`Refused::Full`]; nothing has changed then.
+    // Always inlined, so that what the caller has in registers goes straight to its place.
     #[inline(always)]
-    pub fn append_plain(&self, entry: &SendEntry, element: Element) -> Result<u64, Refused> {
-        let seq = self.counters.claim().ok_or(Refused::Full)?;
-        let slot = &self.slots[self.counters.slot(seq)];
-        slot.wr_id.store(entry.wr_id, Ordering::Relaxed);
-        slot.head.store(head(entry, 1), Ordering::Relaxed);
-        slot.remote_addr.store(entry.remote_addr, Ordering::Relaxed);
-        slot.key.store(pair(entry.rkey, 0), Ordering::Relaxed);
+    pub fn append_plain(&self, request: PlainRequest) -> Result<u64, Refused> {
+        let Some(seq) = self.counters.claim() else { return Err(Refused::Full) };
+        let slot = self.slot(seq);
+        let PlainRequest { wr_id, opcode, flags, imm, remote_addr, rkey, element } = request;
+        let low = u32::from(opcode) | 1 << 8 | u32::from(flags) << 16;
+        slot.wr_id.store(wr_id, Ordering::Relaxed);
+        slot.head.store(pair(low, imm), Ordering::Relaxed);
+        slot.remote_addr.store(remote_addr, Ordering::Relaxed);
+        slot.key.store(pair(rkey, 0), Ordering::Relaxed);
         store_element(&slot.first_addr, &slot.first_rest, element);
         self.counters.publish(seq);
         Ok(seq)
+    }
+
+    #[inline]
+    fn slot(&self, seq: u64) -> &Slot {
+        // As many as the next power of two: the compiler sees that the index is within.
+        &self.slots[seq as usize & (self.slots.len() - 1)]
     }
 
     /// Producer: adds a request whose payload is copied: the program may reuse its buffers at
@@ -188,7 +212,7 @@ impl SendWindow {
     #[inline]
     #[must_use]
     pub fn entry(&self, seq: u64) -> SendEntry {
-        let slot = &self.slots[self.counters.slot(seq)];
+        let slot = self.slot(seq);
         let (low, imm) = unpair(slot.head.load(Ordering::Relaxed));
         let (rkey, inline) = unpair(slot.key.load(Ordering::Relaxed));
         let opcode = Opcode::from_verbs(low & 0xff).expect("a slot holds what append stored");
@@ -253,14 +277,14 @@ impl SendWindow {
     #[inline]
     #[must_use]
     pub fn wr_id(&self, seq: u64) -> u64 {
-        self.slots[self.counters.slot(seq)].wr_id.load(Ordering::Relaxed)
+        self.slot(seq).wr_id.load(Ordering::Relaxed)
     }
 
     /// Whether the program asked for a completion of the request `seq`.
     #[inline]
     #[must_use]
     pub fn is_signaled(&self, seq: u64) -> bool {
-        let (low, _) = unpair(self.slots[self.counters.slot(seq)].head.load(Ordering::Relaxed));
+        let (low, _) = unpair(self.slot(seq).head.load(Ordering::Relaxed));
         (low >> 16) as u16 & SIGNALED != 0
     }
 

@@ -51,6 +51,23 @@ struct Backlog {
     graves: Vec<Arc<QpCore>>,
 }
 
+/// One for each device in use.
+struct Devices {
+    first: Harvest,
+    /// None, as long as nothing moves; else the CQ wants attention at every poll.
+    more: Vec<Harvest>,
+}
+
+impl Devices {
+    fn iter(&self) -> impl Iterator<Item = &Harvest> {
+        std::iter::once(&self.first).chain(&self.more)
+    }
+
+    fn iter_mut(&mut self) -> impl Iterator<Item = &mut Harvest> {
+        std::iter::once(&mut self.first).chain(&mut self.more)
+    }
+}
+
 /// What must fit into the physical CQ.
 #[derive(Default)]
 struct Load {
@@ -76,12 +93,11 @@ mod armed {
 pub(super) struct CqCore {
     number: u32,
     user: u64,
-    qps: Arc<QpTable>,
+    qps: QpTable,
     local: Arc<Local>,
     /// Not 0 where the backlog or the graves hold something.
     attention: AtomicU32,
-    /// One entry for each device in use.
-    on: Side<Vec<Harvest>>,
+    on: Side<Devices>,
     backlog: Mutex<Backlog>,
     load: Mutex<Load>,
     cqe: AtomicU32,
@@ -111,10 +127,10 @@ impl CqCore {
         Ok(CqCore {
             number,
             user: init.user,
-            qps: Arc::clone(&local.qps),
+            qps: local.qps.clone(),
             local: Arc::clone(local),
             attention: AtomicU32::new(0),
-            on: Side::new(vec![harvest], init.single_threaded),
+            on: Side::new(Devices { first: harvest, more: Vec::new() }, init.single_threaded),
             backlog: Mutex::default(),
             load: Mutex::default(),
             cqe: AtomicU32::new(init.cqe.max(1)),
@@ -135,28 +151,50 @@ impl CqCore {
 
     #[inline]
     fn poll(&self, wcs: &mut [Wc]) -> std::result::Result<usize, i32> {
-        let on = self.on.enter();
-        if self.attention.load(Ordering::Acquire) == 0
-            && let [harvest] = &on[..]
-        {
-            let got = harvest.cq.poll(wcs)?;
-            for i in 0..got {
-                if !self.translate(harvest, &mut wcs[i]) {
-                    // This one is not for the program, and there may be more for it behind.
-                    let kept = i + self.translate_rest(harvest, &mut wcs[i..got], 1);
-                    return self.poll_more(&on, wcs, kept);
-                }
-            }
-            return Ok(got);
+        match self.on.enter_bare() {
+            Some(on) => self.poll_inside(&on, wcs),
+            None => self.poll_locked(wcs),
         }
-        self.poll_more(&on, wcs, 0)
+    }
+
+    #[inline(never)]
+    fn poll_locked(&self, wcs: &mut [Wc]) -> std::result::Result<usize, i32> {
+        let on = self.on.enter();
+        self.poll_inside(&on, wcs)
+    }
+
+    #[inline(always)]
+    fn poll_inside(&self, on: &Devices, wcs: &mut [Wc]) -> std::result::Result<usize, i32> {
+        if self.attention.load(Ordering::Acquire) != 0 {
+            return self.poll_more(on, wcs, 0);
+        }
+        let got = on.first.cq.poll(wcs)?;
+        for (i, wc) in wcs[..got].iter_mut().enumerate() {
+            if !self.translate(wc) {
+                return self.look_again(on, wcs, i, got);
+            }
+        }
+        Ok(got)
+    }
+
+    /// Goes on at completion `from`, which is not a plain success; those before it are virtual by now.
+    #[cold]
+    fn look_again(
+        &self,
+        on: &Devices,
+        wcs: &mut [Wc],
+        from: usize,
+        got: usize,
+    ) -> std::result::Result<usize, i32> {
+        let kept = from + self.translate_rest(&on.first, &mut wcs[from..got]);
+        if kept == got { Ok(got) } else { self.poll_more(on, wcs, kept) }
     }
 
     /// Fills `wcs` from its entry `n` on: from the backlog, then from the devices.
     #[cold]
     fn poll_more(
         &self,
-        on: &[Harvest],
+        on: &Devices,
         wcs: &mut [Wc],
         mut n: usize,
     ) -> std::result::Result<usize, i32> {
@@ -170,7 +208,7 @@ impl CqCore {
                     Err(errno) if n == 0 => return Err(errno),
                     Err(_) => break,
                 };
-                let kept = self.translate_rest(harvest, &mut wcs[n..n + got], 0);
+                let kept = self.translate_rest(harvest, &mut wcs[n..n + got]);
                 n += kept;
                 if kept == got {
                     break;
@@ -180,13 +218,13 @@ impl CqCore {
         Ok(n)
     }
 
-    /// Makes completions virtual in place, from the entry `from` on, and moves those that are the
+    /// Makes completions virtual in place, whatever they are, and moves those that are the
     /// program's to the front; returns how many they are.
     #[cold]
-    fn translate_rest(&self, harvest: &Harvest, wcs: &mut [Wc], from: usize) -> usize {
+    fn translate_rest(&self, harvest: &Harvest, wcs: &mut [Wc]) -> usize {
         let mut kept = 0;
-        for i in from..wcs.len() {
-            if self.translate(harvest, &mut wcs[i]) {
+        for i in 0..wcs.len() {
+            if self.translate(&mut wcs[i]) || self.translate_odd(harvest, &mut wcs[i]) {
                 wcs[kept] = wcs[i];
                 kept += 1;
             }
@@ -194,16 +232,41 @@ impl CqCore {
         kept
     }
 
-    /// False where the completion is not the program's.
+    /// Makes the completion of a connected queue pair virtual, if it is a plain success; else
+    /// leaves it as it is, and returns false.
     #[inline(always)]
-    fn translate(&self, harvest: &Harvest, wc: &mut Wc) -> bool {
+    fn translate(&self, wc: &mut Wc) -> bool {
+        let id = wc.wr_id;
+        // The upper half is the queue pair's number, with a kind of 0.
+        let qpn = (id >> QPN_SHIFT) as u32;
+        // SAFETY: we hold this CQ, alone.
+        let Some(qp) = (unsafe { self.qps.get(qpn) }) else { return false };
+        // One branch for both: SUCCESS is 0.
+        if wc.status | qp.watch.load(Ordering::Relaxed) != 0 {
+            return false;
+        }
+        let low = (id & LOW_31) as u32;
+        let wr_id = if id & RECV != 0 {
+            name_peer(qp, wc);
+            qp.recv.take(low)
+        } else {
+            qp.send.take(low)
+        };
+        let Some(wr_id) = wr_id else { return false };
+        wc.wr_id = wr_id;
+        wc.qp_num = qpn;
+        true
+    }
+
+    /// The same for every other completion. False where it is not the program's.
+    #[cold]
+    fn translate_odd(&self, harvest: &Harvest, wc: &mut Wc) -> bool {
         let id = wc.wr_id;
         if id >> KIND_SHIFT != 0 {
             return self.translate_special(harvest, wc);
         }
-        let qpn = (id >> QPN_SHIFT) as u32;
         // SAFETY: we hold this CQ, alone.
-        let Some(qp) = (unsafe { self.qps.get(qpn) }) else { return false };
+        let Some(qp) = (unsafe { self.qps.get((id >> QPN_SHIFT) as u32) }) else { return false };
         let (low, recv) = ((id & LOW_31) as u32, id & RECV != 0);
         let wr_id = if recv {
             if qp.qp_type == qp_type::UD {
@@ -217,16 +280,11 @@ impl CqCore {
         };
         let Some(wr_id) = wr_id else { return false };
         wc.wr_id = wr_id;
-        wc.qp_num = qpn;
-        // One branch for both: SUCCESS is 0.
-        if wc.status | qp.watch.load(Ordering::Relaxed) != 0 {
-            return qp.look_closer(wc, recv);
-        }
-        true
+        wc.qp_num = qp.qpn;
+        qp.look_closer(wc, recv)
     }
 
     /// A datagram's completion, before its receive leaves the window.
-    #[inline(never)]
     fn rename_sender(&self, qp: &QpCore, low: u32, wc: &mut Wc) {
         if let Some(seq) = qp.recv.expand(low) {
             let elements = qp.recv.entry(seq).elements;
@@ -277,7 +335,7 @@ impl CqCore {
 
     /// Gives out the backlog, and buries the dead.
     #[cold]
-    fn attend(&self, on: &[Harvest], wcs: &mut [Wc]) -> usize {
+    fn attend(&self, on: &Devices, wcs: &mut [Wc]) -> usize {
         if !lock_mutex(&self.backlog).graves.is_empty() {
             self.empty_graves(on);
         }
@@ -291,7 +349,7 @@ impl CqCore {
                 n += 1;
             }
         }
-        let more = !backlog.held.is_empty() || !backlog.graves.is_empty();
+        let more = !backlog.held.is_empty() || !backlog.graves.is_empty() || !on.more.is_empty();
         self.attention.store(u32::from(more), Ordering::Release);
         n
     }
@@ -310,11 +368,11 @@ impl CqCore {
     }
 
     /// Moves everything that the devices have into the backlog.
-    fn harvest_all(&self, on: &[Harvest]) {
+    fn harvest_all(&self, on: &Devices) {
         let mut wcs = [Wc::default(); HARVEST];
         for harvest in on.iter() {
             while let Ok(got @ 1..) = harvest.cq.poll(&mut wcs) {
-                let kept = self.translate_rest(harvest, &mut wcs[..got], 0);
+                let kept = self.translate_rest(harvest, &mut wcs[..got]);
                 let mut backlog = lock_mutex(&self.backlog);
                 for wc in &wcs[..kept] {
                     backlog.held.push_back(Held { recv: false, seq: None, wc: *wc });
@@ -324,7 +382,7 @@ impl CqCore {
         }
     }
 
-    fn empty_graves(&self, on: &[Harvest]) {
+    fn empty_graves(&self, on: &Devices) {
         let graves = std::mem::take(&mut lock_mutex(&self.backlog).graves);
         self.harvest_all(on);
         let mut load = lock_mutex(&self.load);

@@ -45,16 +45,16 @@ pub(super) struct Region {
 }
 
 /// The queue pairs by index, for pollers.
+#[derive(Clone)]
 pub(super) struct QpTable {
     // Of a size that is known where it is indexed.
-    slots: Box<[AtomicPtr<QpCore>; MAX_QPS as usize]>,
+    slots: Arc<[AtomicPtr<QpCore>; MAX_QPS as usize]>,
 }
 
 impl QpTable {
     fn new() -> Self {
-        let slots: Box<[_]> = (0..MAX_QPS).map(|_| AtomicPtr::new(ptr::null_mut())).collect();
-        let slots = slots.try_into().unwrap_or_else(|_| unreachable!("as many as were made"));
-        QpTable { slots }
+        let slots: Arc<[_]> = (0..MAX_QPS).map(|_| AtomicPtr::new(ptr::null_mut())).collect();
+        QpTable { slots: slots.try_into().unwrap_or_else(|_| unreachable!("as many as made")) }
     }
 
     /// The queue pair `qpn` of this very generation.
@@ -86,7 +86,7 @@ pub(super) struct Local {
     resolver: OnceLock<Arc<dyn Resolver>>,
     pub(super) grant: OnceLock<Grant>,
     me: Weak<Local>,
-    pub(super) qps: Arc<QpTable>,
+    pub(super) qps: QpTable,
     qpns: Mutex<Dealer>,
     keys: Mutex<Dealer>,
     /// Queue pairs by number, for those who do not poll.
@@ -109,7 +109,7 @@ impl Local {
             resolver: OnceLock::new(),
             grant: OnceLock::new(),
             me: me.clone(),
-            qps: Arc::new(QpTable::new()),
+            qps: QpTable::new(),
             qpns: Mutex::new(Dealer::new(FIRST_QPN, MAX_QPS)),
             keys: Mutex::new(Dealer::new(FIRST_KEY, MAX_KEYS)),
             numbers: RwLock::default(),

@@ -101,12 +101,19 @@ impl<T> Side<T> {
         Guard { side: self, locked: !bare }
     }
 
-    /// Enters as the user where no bit of the gate is set; else `None`.
+    /// Enters as the user without the lock, where that is allowed right now. The short way of
+    /// every request: it has nothing to give back, and keeps no account of whether it has.
     #[inline]
-    pub(super) fn enter_open(&self) -> Option<Guard<'_, T>> {
+    pub(super) fn enter_bare(&self) -> Option<Bare<'_, T>> {
+        let bare = self.single_threaded && self.gate.load(Ordering::Acquire) == 0;
+        bare.then_some(Bare { side: self })
+    }
+
+    /// Enters as the user with the lock, where there is one and no bit of the gate is set.
+    #[inline]
+    pub(super) fn enter_locked(&self) -> Option<Guard<'_, T>> {
         if self.single_threaded {
-            let open = self.gate.load(Ordering::Acquire) == 0;
-            return open.then_some(Guard { side: self, locked: false });
+            return None;
         }
         self.lock.lock();
         let guard = Guard { side: self, locked: true };
@@ -181,6 +188,29 @@ impl<T> DerefMut for Guard<'_, T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut T {
         // SAFETY: guards exclude each other, see `Side`.
+        unsafe { &mut *self.side.data.get() }
+    }
+}
+
+/// Being inside without the lock.
+pub(super) struct Bare<'a, T> {
+    side: &'a Side<T>,
+}
+
+impl<T> Deref for Bare<'_, T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: the user is inside, alone, see `Side`.
+        unsafe { &*self.side.data.get() }
+    }
+}
+
+impl<T> DerefMut for Bare<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: the user is inside, alone, see `Side`.
         unsafe { &mut *self.side.data.get() }
     }
 }

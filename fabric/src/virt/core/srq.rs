@@ -32,7 +32,7 @@ impl SrqCore {
         physical: Arc<dyn DeviceSrq>,
     ) -> Self {
         let max_sge = init.attr.max_sge.min(u32::from(u8::MAX)) as u8;
-        let lowering = RecvLowering::new(Arc::clone(&underlay.keys), max_sge);
+        let lowering = RecvLowering::new(underlay.keys.clone(), max_sge);
         SrqCore {
             number,
             user: init.user,

@@ -1,12 +1,12 @@
 //! Tables of names: virtual name in, physical name out, in a load and a comparison.
 //!
 //! An entry is one word: the whole virtual name in its upper half, the physical one in its lower
-//! half. So a reader needs no lock, and a name of another generation never matches. The word 0 is
-//! an empty entry: no name is 0.
+//! half. So a reader needs no lock, and a name of another generation never matches. An empty entry
+//! holds a name that belongs elsewhere.
 
-use std::ptr;
-use std::sync::Mutex;
+use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// Keys that one process may have at a time. (The format allows 2²⁴.)
 pub(super) const MAX_KEYS: u32 = 1 << 20;
@@ -32,7 +32,13 @@ fn entry(name: u32, value: u32) -> u64 {
 
 #[inline]
 fn matching(entry: u64, name: u32) -> Option<u32> {
-    ((entry >> 32) as u32 == name && entry != 0).then_some(entry as u32)
+    ((entry >> 32) as u32 == name).then_some(entry as u32)
+}
+
+/// The empty entry of an index. It is 0, as fresh memory is, but where the name 0 would be.
+#[inline]
+fn empty(index: usize) -> u64 {
+    if index == 0 { u64::MAX } else { 0 }
 }
 
 /// `n` words of zero that take no memory until they are written: the allocator asks the kernel for
@@ -46,32 +52,57 @@ fn zeroed(n: usize) -> Box<[AtomicU64]> {
 const _: () = assert!(align_of::<AtomicU64>() == align_of::<u64>());
 
 /// Our own keys on one device: flat, because this is looked at for every element of every request.
+/// A clone is another handle of the same table.
+#[derive(Clone)]
 pub(super) struct KeyTable {
-    entries: Box<[AtomicU64]>,
+    at: NonNull<KeyEntries>,
+    #[allow(
+        clippy::redundant_allocation,
+        reason = "an Arc made of the box would copy its 8 MB, and so touch them"
+    )]
+    _owner: Arc<Box<KeyEntries>>,
 }
+
+// Of a size that is known where it is indexed.
+type KeyEntries = [AtomicU64; MAX_KEYS as usize];
+
+// SAFETY: it is an `Arc` of atomics, and where they are.
+unsafe impl Send for KeyTable {}
+// SAFETY: as above.
+unsafe impl Sync for KeyTable {}
 
 impl KeyTable {
     pub(super) fn new() -> Self {
-        KeyTable { entries: zeroed(MAX_KEYS as usize) }
+        let entries: Box<KeyEntries> =
+            zeroed(MAX_KEYS as usize).try_into().unwrap_or_else(|_| unreachable!("of that size"));
+        entries[0].store(empty(0), Ordering::Relaxed);
+        let owner = Arc::new(entries);
+        KeyTable { at: NonNull::from(&**owner), _owner: owner }
+    }
+
+    #[inline]
+    fn entries(&self) -> &KeyEntries {
+        // SAFETY: the owner holds them.
+        unsafe { self.at.as_ref() }
     }
 
     /// What `key` stands for on this device.
     #[inline]
     pub(super) fn get(&self, key: u32) -> Option<u32> {
-        matching(self.entries.get(key_index(key))?.load(Ordering::Acquire), key)
+        matching(self.entries().get(key_index(key))?.load(Ordering::Acquire), key)
     }
 
     /// `key` stands for `value` from now on.
     pub(super) fn set(&self, key: u32, value: u32) {
-        self.entries[key_index(key)].store(entry(key, value), Ordering::Release);
+        self.entries()[key_index(key)].store(entry(key, value), Ordering::Release);
     }
 
     /// `key` stands for nothing any more.
     pub(super) fn unset(&self, key: u32) {
         // Only this very name: another generation may have moved in.
-        let old = &self.entries[key_index(key)];
+        let old = &self.entries()[key_index(key)];
         let _ = old.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
-            matching(word, key).map(|_| 0)
+            matching(word, key).map(|_| empty(key_index(key)))
         });
     }
 }
@@ -114,7 +145,11 @@ impl PagedTable {
         let _writer = super::lock_mutex(&self.writer);
         let mut page = slot.load(Ordering::Acquire);
         if page.is_null() {
-            page = Box::into_raw(Box::new([const { AtomicU64::new(0) }; PAGE]));
+            let fresh = Box::new([const { AtomicU64::new(0) }; PAGE]);
+            if index < PAGE {
+                fresh[0].store(empty(0), Ordering::Relaxed);
+            }
+            page = Box::into_raw(fresh);
             slot.store(page, Ordering::Release);
         }
         // SAFETY: as in `get`; it is not null.
@@ -129,7 +164,7 @@ impl PagedTable {
         let Some(slot) = self.pages.get(index / PAGE) else { return };
         // SAFETY: as in `get`.
         if let Some(page) = unsafe { slot.load(Ordering::Acquire).as_ref() } {
-            let (old, empty) = (entry(name, value), 0);
+            let (old, empty) = (entry(name, value), empty(index));
             let slot = &page[index % PAGE];
             let _ = slot.compare_exchange(old, empty, Ordering::AcqRel, Ordering::Acquire);
         }

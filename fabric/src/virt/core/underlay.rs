@@ -20,19 +20,14 @@ pub(super) struct Underlay {
     pub(super) id: DeviceId,
     pub(super) device: Arc<dyn DeviceContext>,
     /// Our virtual keys, as this device has them.
-    pub(super) keys: Arc<KeyTable>,
+    pub(super) keys: KeyTable,
     /// This device's queue pair numbers, as we call them.
     pub(super) qpns: PagedTable,
 }
 
 impl Underlay {
     pub(super) fn new(id: DeviceId, device: Arc<dyn DeviceContext>) -> Self {
-        Underlay {
-            id,
-            device,
-            keys: Arc::new(KeyTable::new()),
-            qpns: PagedTable::new(abi::MASK_24 + 1),
-        }
+        Underlay { id, device, keys: KeyTable::new(), qpns: PagedTable::new(abi::MASK_24 + 1) }
     }
 
     /// How peers reach queue pair `qpn` over `port` of this device.

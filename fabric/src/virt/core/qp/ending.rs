@@ -14,7 +14,7 @@ use crate::virt::core::cq::Held;
 use crate::virt::core::lock::{Guard, gate};
 use crate::virt::core::qp::recv::RecvSide;
 use crate::virt::core::qp::send::SendSide;
-use crate::virt::core::{LOW_31, MARKER, QPN_SHIFT};
+use crate::virt::core::{LOW_31, MARKER};
 use sojourn_logging::Opcode;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -71,7 +71,7 @@ impl QpCore {
     /// Behind everything that was handed.
     fn post_marker(&self, side: &mut SendSide) {
         let mut wr = SendWr::empty();
-        wr.wr_id = MARKER | u64::from(self.qpn) << QPN_SHIFT | self.send.handed() & LOW_31;
+        wr.wr_id = MARKER | self.tag | self.send.handed() & LOW_31;
         wr.send_flags = send_flags::SIGNALED;
         if self.qp_type == qp_type::UD {
             wr.wr.ud = side.lost_datagram(0);

@@ -25,10 +25,10 @@ pub(super) use send::sges;
 use super::cq::CqCore;
 use super::local::Local;
 use super::lock::Side;
-use super::lock_mutex;
 use super::peer::{Missing, Outcome, Peer, Wanted};
 use super::srq::SrqCore;
 use super::underlay::Underlay;
+use super::{QPN_SHIFT, lock_mutex};
 use crate::abi::{self, QpAttr, QpCap, qp_type, send_flags, wr_opcode};
 use crate::device::{DevicePd, DeviceQp, PostRecv, PostSend};
 use crate::error::{Error, Result};
@@ -51,6 +51,8 @@ pub(super) mod watch {
     pub(in super::super) const DEAD: u32 = 1;
     /// Requests are being completed by us once the handed ones are through.
     pub(in super::super) const ENDING: u32 = 2;
+    /// Its receives are datagrams, whose senders have to be looked up.
+    pub(in super::super) const DATAGRAM: u32 = 4;
 }
 
 /// The physical side of a queue pair.
@@ -87,10 +89,14 @@ pub(super) struct QpCore {
     pub(super) recv: RecvWindow,
     send_side: Side<SendSide>,
     recv_side: Side<RecvSide>,
+    /// The queue pair's part of a physical `wr_id`.
+    tag: u64,
     /// Flags that every request gets.
     always: u16,
     /// Requests of opcodes below this one take the short way, see `is_plain`.
     plain_opcodes: u8,
+    /// Receives of so many elements take the short way: 1, or a number that none has.
+    plain_recv_sges: i32,
     cap: QpCap,
     pub(super) srq: Option<Arc<SrqCore>>,
     pub(super) local: Arc<Local>,
@@ -121,12 +127,14 @@ impl QpCore {
         Arc::new_cyclic(|me| QpCore {
             qpn,
             qp_type: parts.qp_type,
-            watch: AtomicU32::new(0),
+            watch: AtomicU32::new(if parts.qp_type == qp_type::UD { watch::DATAGRAM } else { 0 }),
             remote: AtomicU64::new(0),
             send: SendWindow::new(cap.max_send_wr, send_sges, cap.max_inline_data),
             recv: RecvWindow::new(recv_depth, recv_sges),
             send_side: Side::new(SendSide::new(attachment, send_sges), parts.single_threaded),
             recv_side: Side::new(RecvSide::new(attachment, recv_sges), parts.single_threaded),
+            plain_recv_sges: if cap.max_recv_sge == 0 || srq.is_some() { -1 } else { 1 },
+            tag: u64::from(qpn) << QPN_SHIFT,
             always: if parts.sig_all { send_flags::SIGNALED as u16 } else { 0 },
             plain_opcodes: if parts.qp_type == qp_type::UD || cap.max_send_sge == 0 {
                 0

@@ -8,7 +8,7 @@ use crate::virt::core::lock::gate;
 use crate::virt::core::qp::send::{element, sges};
 use crate::virt::core::tables::KeyTable;
 use crate::virt::core::underlay::NO_SUCH_KEY;
-use crate::virt::core::{LOW_31, QPN_SHIFT, RECV};
+use crate::virt::core::{LOW_31, RECV};
 use sojourn_logging::Refused;
 use std::ptr;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ impl RecvSide {
     pub(super) fn new(attachment: &Attachment, max_sges: u8) -> Self {
         RecvSide {
             qp: Some(Direct::new(Arc::clone(&attachment.qp))),
-            lowering: RecvLowering::new(Arc::clone(&attachment.underlay.keys), max_sges),
+            lowering: RecvLowering::new(attachment.underlay.keys.clone(), max_sges),
             ending: Ending::default(),
         }
     }
@@ -39,7 +39,7 @@ impl RecvSide {
 
 /// Where physical receives are put together, of queue pairs and of shared receive queues.
 pub(in crate::virt::core) struct RecvLowering {
-    keys: Arc<KeyTable>,
+    keys: KeyTable,
     wrs: Box<[RecvWr; CHAIN]>,
     sges: Box<[Sge]>,
     max_sges: usize,
@@ -49,7 +49,7 @@ pub(in crate::virt::core) struct RecvLowering {
 unsafe impl Send for RecvLowering {}
 
 impl RecvLowering {
-    pub(in crate::virt::core) fn new(keys: Arc<KeyTable>, max_sges: u8) -> Self {
+    pub(in crate::virt::core) fn new(keys: KeyTable, max_sges: u8) -> Self {
         let max_sges = usize::from(max_sges).max(1);
         let mut sges = vec![Sge::default(); CHAIN * max_sges].into_boxed_slice();
         let (next, sg_list) = (ptr::null_mut(), ptr::null_mut());
@@ -112,14 +112,41 @@ impl QpCore {
     pub(super) unsafe fn post_recv(&self, list: *mut RecvWr) -> PostRecv {
         // SAFETY: the caller's list is valid during the call.
         let Some(wr) = (unsafe { list.as_ref() }) else { return Ok(()) };
-        let plain = wr.next.is_null() && wr.num_sge == 1 && self.cap.max_recv_sge > 0;
-        if plain && let Some(mut side) = self.recv_side.enter_open() {
+        // The shortest way alone is here: what else a function can do costs registers.
+        if self.is_plain_recv(wr)
+            && let Some(mut side) = self.recv_side.enter_bare()
+        {
+            // SAFETY: the caller's promise; it has one element.
+            return unsafe { self.post_one_recv(&mut side, wr) }
+                .map_err(|errno| PostError { errno, bad_wr: list });
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.post_recv_locked(list) }
+    }
+
+    /// The same with the lock.
+    ///
+    /// # Safety
+    /// As [`DeviceQp::post_recv`].
+    #[inline(never)]
+    unsafe fn post_recv_locked(&self, list: *mut RecvWr) -> PostRecv {
+        // SAFETY: the caller's list is valid during the call.
+        if let Some(wr) = unsafe { list.as_ref() }
+            && self.is_plain_recv(wr)
+            && let Some(mut side) = self.recv_side.enter_locked()
+        {
             // SAFETY: the caller's promise; it has one element.
             return unsafe { self.post_one_recv(&mut side, wr) }
                 .map_err(|errno| PostError { errno, bad_wr: list });
         }
         // SAFETY: the caller's promise.
         unsafe { self.post_recv_list(list) }
+    }
+
+    /// Whether a receive is alone and has one element.
+    #[inline]
+    fn is_plain_recv(&self, wr: &RecvWr) -> bool {
+        wr.next.is_null() && wr.num_sge == self.plain_recv_sges
     }
 
     /// What [`Self::post_recv_list`] does, in fewer steps.
@@ -132,9 +159,9 @@ impl QpCore {
         // SAFETY: the caller's promise.
         let sge = unsafe { *wr.sg_list };
         let Ok(seq) = self.recv.append_one(wr.wr_id, element(&sge)) else {
-            return Err(if self.srq.is_some() { libc::EINVAL } else { libc::ENOMEM });
+            return Err(libc::ENOMEM);
         };
-        let wr_id = u64::from(self.qpn) << QPN_SHIFT | RECV | seq & LOW_31;
+        let wr_id = self.tag | RECV | seq & LOW_31;
         let physical = side.lowering.lower_one(wr_id, sge);
         // SAFETY: one receive of ours, with one element, which names what the program's named.
         match unsafe { qp.post_recv(physical) } {
@@ -164,7 +191,7 @@ impl QpCore {
     unsafe fn stage_recv(&self, side: &mut RecvSide, at: usize, wr: &RecvWr) -> Result<u64, i32> {
         // SAFETY: the caller's promise.
         let seq = unsafe { self.append_recv(wr) }?;
-        let wr_id = u64::from(self.qpn) << QPN_SHIFT | RECV | seq & LOW_31;
+        let wr_id = self.tag | RECV | seq & LOW_31;
         // SAFETY: the caller's promise.
         side.lowering.lower(at, wr_id, unsafe { sges(wr.sg_list, wr.num_sge) });
         Ok(seq)

@@ -3,14 +3,14 @@
 use super::{Attachment, Blocked, Ending, QpCore};
 use crate::abi::{self, AtomicWr, RdmaWr, SendWr, Sge, UdWr, qp_type, send_flags, wr_opcode};
 use crate::device::{DeviceAh, DeviceQp, PostError, PostSend};
+use crate::virt::core::LOW_31;
 use crate::virt::core::ah::{AhCore, AhPd, Destination};
 use crate::virt::core::direct::Direct;
 use crate::virt::core::lock::{Guard, gate};
 use crate::virt::core::peer::{Missing, Peer, Wanted};
 use crate::virt::core::tables::{KeyTable, MAX_KEYS, PagedTable, key_index};
 use crate::virt::core::underlay::{NO_SUCH_KEY, NO_SUCH_QPN};
-use crate::virt::core::{LOW_31, QPN_SHIFT};
-use sojourn_logging::{Element, Opcode, Refused, SendEntry};
+use sojourn_logging::{Element, Opcode, PlainRequest, Refused, SendEntry};
 use std::ptr;
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ pub(super) enum Target {
 /// What a poster needs, behind the side's lock.
 pub(in crate::virt::core) struct SendSide {
     qp: Option<Direct<dyn DeviceQp>>,
-    keys: Arc<KeyTable>,
+    keys: KeyTable,
     pub(super) target: Target,
     /// Where physical requests are put together; each points to its own elements.
     wrs: Box<[SendWr; CHAIN]>,
@@ -79,7 +79,7 @@ impl SendSide {
             AhPd { underlay: Arc::clone(&attachment.underlay), pd: Arc::clone(&attachment.pd) };
         SendSide {
             qp: Some(Direct::new(Arc::clone(&attachment.qp))),
-            keys: Arc::clone(&attachment.underlay.keys),
+            keys: attachment.underlay.keys.clone(),
             target: Target::Nobody,
             wrs,
             sges,
@@ -161,7 +161,7 @@ impl SendSide {
                 *sge = Sge { addr: element.addr, length: element.length, lkey };
             }
         }
-        wr.wr_id = u64::from(core.qpn) << QPN_SHIFT | seq & LOW_31;
+        wr.wr_id = core.tag | seq & LOW_31;
         wr.opcode = entry.opcode as u32;
         wr.send_flags = u32::from(entry.flags);
         wr.imm.imm_data = entry.imm;
@@ -290,8 +290,31 @@ impl QpCore {
     pub(super) unsafe fn post_send(&self, list: *mut SendWr) -> PostSend {
         // SAFETY: the caller's list is valid during the call.
         let Some(wr) = (unsafe { list.as_ref() }) else { return Ok(()) };
+        // The shortest way alone is here: what else a function can do costs registers.
         if self.is_plain(wr)
-            && let Some(mut side) = self.send_side.enter_open()
+            && let Some(mut side) = self.send_side.enter_bare()
+        {
+            // SAFETY: the caller's promise; it is plain.
+            match unsafe { self.post_plain(&mut side, wr) } {
+                Plain::Posted => return Ok(()),
+                Plain::Refused(errno) => return Err(PostError { errno, bad_wr: list }),
+                Plain::NameMissing => {}
+            }
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.post_send_locked(list) }
+    }
+
+    /// The same with the lock.
+    ///
+    /// # Safety
+    /// As [`DeviceQp::post_send`], of a list that is not empty.
+    #[inline(never)]
+    unsafe fn post_send_locked(&self, list: *mut SendWr) -> PostSend {
+        // SAFETY: the caller's list is valid during the call.
+        if let Some(wr) = unsafe { list.as_ref() }
+            && self.is_plain(wr)
+            && let Some(mut side) = self.send_side.enter_locked()
         {
             // SAFETY: the caller's promise; it is plain.
             match unsafe { self.post_plain(&mut side, wr) } {
@@ -320,42 +343,40 @@ impl QpCore {
     /// As [`DeviceQp::post_send`], of a request that [`Self::is_plain`].
     #[inline(always)]
     unsafe fn post_plain(&self, side: &mut SendSide, wr: &SendWr) -> Plain {
-        let (Some(opcode), Some(qp)) = (Opcode::plain_from_verbs(wr.opcode), &side.qp) else {
-            return Plain::NameMissing;
-        };
-        // SAFETY: plain requests have one element.
-        let sge = unsafe { *wr.sg_list };
+        let Some(qp) = &side.qp else { return Plain::NameMissing };
         // SAFETY: every byte of these unions is initialised in a verbs request, and for a SEND
         // they mean nothing.
         let (imm, RdmaWr { remote_addr, rkey }) = unsafe { (wr.imm.imm_data, wr.wr.rdma) };
-        let mut physical_rkey = 0;
-        if opcode.is_one_sided() {
+        let mut physical_rkey = NO_SUCH_KEY;
+        // Plain requests are SENDs or one-sided.
+        if !matches!(wr.opcode, wr_opcode::SEND | wr_opcode::SEND_WITH_IMM) {
             let Target::Peer(_, keys) = &side.target else { return Plain::NameMissing };
             let Some(known) = keys.get(key_index(rkey), rkey) else { return Plain::NameMissing };
             physical_rkey = known;
         }
-        let entry = SendEntry {
+        let flags = wr.send_flags as u16 | self.always;
+        // SAFETY: plain requests have one element.
+        let sge = unsafe { *wr.sg_list };
+        let appended = self.send.append_plain(PlainRequest {
             wr_id: wr.wr_id,
-            opcode,
-            flags: wr.send_flags as u16 | self.always,
+            opcode: wr.opcode as u8,
+            flags,
             imm,
             remote_addr,
             rkey,
-            ..SendEntry::empty()
-        };
-        let Ok(seq) = self.send.append_plain(&entry, element(&sge)) else {
-            return Plain::Refused(libc::ENOMEM);
-        };
-        let lkey = side.keys.get(sge.lkey).unwrap_or(NO_SUCH_KEY);
+            element: element(&sge),
+        });
+        let Ok(seq) = appended else { return Plain::Refused(libc::ENOMEM) };
         let physical = &mut side.wrs[0];
-        // SAFETY: it points to the side's own elements, of which there is at least one.
-        unsafe { *physical.sg_list = Sge { lkey, ..sge } };
-        physical.wr_id = u64::from(self.qpn) << QPN_SHIFT | seq & LOW_31;
-        physical.num_sge = 1;
+        physical.wr_id = self.tag | seq & LOW_31;
         physical.opcode = wr.opcode;
-        physical.send_flags = u32::from(entry.flags);
+        physical.send_flags = u32::from(flags);
         physical.imm.imm_data = imm;
         physical.wr.rdma = RdmaWr { remote_addr, rkey: physical_rkey };
+        physical.num_sge = 1;
+        let lkey = side.keys.get(sge.lkey).unwrap_or(NO_SUCH_KEY);
+        // SAFETY: it points to the side's own elements, of which there is at least one.
+        unsafe { *physical.sg_list = Sge { lkey, ..sge } };
         // SAFETY: one request of ours, with one element, which names what the program's named.
         match unsafe { qp.post_send(physical) } {
             Ok(()) => {
