@@ -310,6 +310,35 @@ fn unknown_keys_end_as_verbs_say() {
     }
 }
 
+/// Promise: what a peer does not know today it may know tomorrow.
+#[test]
+fn unknown_names_are_asked_for_again() {
+    let Two { a, b, qa, qb: _qb, .. } = two();
+    // The key that the peer will deal next.
+    let early = crate::virt::Remote { addr: 0, rkey: b.memory.rkey() + 0x100 };
+    let sge = [a.memory.slice(0..4)];
+    qa.post_send(&SendRequest::new(1, Op::Write(early), &sge)).unwrap();
+    assert_eq!(ids(&a.drain()), [(1, wc_status::REM_ACCESS_ERR)]);
+    let late = b.pd.register(64, ALL).unwrap();
+    assert_eq!(late.rkey(), early.rkey);
+    let (qa, qb) = (a.qp(), b.qp());
+    connect(&qa, &qb);
+    qa.post_send(&SendRequest::new(2, Op::Write(late.remote(0)), &sge)).unwrap();
+    assert_eq!(ids(&a.drain()), successes(2..3));
+
+    let (Two { a, b, qa, qb, .. }, cq) = datagrams(|n| Port::infiniband(n.into()));
+    let ah = a.pd.create_ah(&qb.endpoint().unwrap()).unwrap();
+    let qkey = ConnectOptions::default().qkey;
+    let to = Datagram { ah: &ah, qpn: qb.qp_num() + 1, qkey };
+    qa.post_send(&SendRequest::inline(1, Op::Send, b"early").to(to)).unwrap();
+    let next = b.pd.create_qp(&QpOptions::ud(&cq)).unwrap();
+    assert_eq!(next.qp_num(), to.qpn);
+    next.activate(&ConnectOptions::default()).unwrap();
+    next.post_recv(2, &[b.memory.slice(0..100)]).unwrap();
+    qa.post_send(&SendRequest::inline(2, Op::Send, b"late").to(to)).unwrap();
+    assert_eq!((ids(&a.drain()), ids(&drain(&cq))), (successes(1..3), successes(2..3)));
+}
+
 /// Promise: a local key of a region that is gone is a protection error, never somebody else's
 /// memory.
 #[test]
@@ -560,16 +589,17 @@ fn receives_posted_after_err_are_flushed() {
 fn a_refused_post_leaves_nothing() {
     let Two { fabric, a, b, qa, qb, .. } = two();
     let sge = [a.memory.slice(0..4)];
+    fabric.refuse_posts(true);
+    // More than the windows are deep.
     for _ in 0..300 {
-        fabric.refuse_posts(true);
         assert!(qa.post_send(&SendRequest::new(1, Op::Send, &sge)).is_err());
         let list = [SendRequest::new(1, Op::Send, &sge); 3];
         assert_eq!(qa.post_sends(&list).unwrap_err().0, 0);
-        fabric.refuse_posts(false);
-        qb.post_recv(7, &[b.memory.slice(0..8)]).unwrap();
-        qa.post_send(&SendRequest::new(2, Op::Send, &sge)).unwrap();
-        assert_eq!((ids(&a.drain()), ids(&b.drain())), (successes(2..3), successes(7..8)));
     }
+    fabric.refuse_posts(false);
+    qb.post_recv(7, &[b.memory.slice(0..8)]).unwrap();
+    qa.post_send(&SendRequest::new(2, Op::Send, &sge)).unwrap();
+    assert_eq!((ids(&a.drain()), ids(&b.drain())), (successes(2..3), successes(7..8)));
     let many = [a.memory.slice(0..4); 5];
     assert!(qa.post_send(&SendRequest::new(1, Op::Send, &many)).is_err(), "5 elements of 4");
     let long = [0; 65];
