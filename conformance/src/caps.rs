@@ -49,6 +49,7 @@ pub struct Caps {
     pub gid: Gid,
     /// Index of that address.
     pub gid_index: u8,
+    by_gid: bool,
     subject: Subject,
 }
 
@@ -56,12 +57,13 @@ impl Caps {
     pub(crate) fn query(node: &Node) -> Verdict<Self> {
         let device = node.context.query_device()?;
         let port = node.context.query_port(PORT)?;
+        let by_gid = node.context.addresses_by_gid(PORT)?;
         let index = node.context.best_gid_index(PORT)?;
         let gid = node.context.query_gid(PORT, index)?;
         let subject = Subject::of(node.context.kind(), device.vendor_id, node.layer);
         let gid_index = u8::try_from(index)
             .map_err(|_| Stop::failed(format!("GID index {index} does not fit 8 bits")))?;
-        Ok(Caps { device, port, gid, gid_index, subject })
+        Ok(Caps { device, port, gid, gid_index, by_gid, subject })
     }
 
     /// Ends the case as not applicable where the device lacks `feature`.
@@ -72,9 +74,9 @@ impl Caps {
         }
     }
 
-    /// Addresses go by GID: always on Ethernet, and where there is no LID.
+    /// Addresses go by GID ([`sojourn_fabric::device::DeviceContext::addresses_by_gid`]).
     pub(crate) fn global(&self) -> bool {
-        self.port.link_layer == abi::link_layer::ETHERNET || self.port.lid == 0
+        self.by_gid
     }
 
     /// The address vector that reaches a peer from here.

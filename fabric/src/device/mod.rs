@@ -93,6 +93,15 @@ pub trait DeviceContext: Any + Send + Sync {
     fn best_gid_index(&self, port: u8) -> Result<u32> {
         self.query_port(port).map(|_| 0)
     }
+    /// Whether address vectors of this port must name the peer's GID: on Ethernet, where there is
+    /// no LID, and where the GID says how another machine is reached.
+    ///
+    /// # Errors
+    /// `EINVAL` for a port that the device does not have.
+    fn addresses_by_gid(&self, port: u8) -> Result<bool> {
+        let port = self.query_port(port)?;
+        Ok(port.link_layer == abi::link_layer::ETHERNET || port.lid == 0)
+    }
     /// `ibv_alloc_pd(3)`.
     ///
     /// # Errors

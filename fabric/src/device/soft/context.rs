@@ -158,6 +158,11 @@ impl DeviceContext for Context {
         Ok(gid_of(&self.core))
     }
 
+    fn addresses_by_gid(&self, port: u8) -> Result<bool> {
+        self.port(port)?;
+        Ok(self.core.tcp.is_some())
+    }
+
     fn query_pkey(&self, port: u8, index: u32) -> Result<u16> {
         self.port(port)?;
         if index != 0 {

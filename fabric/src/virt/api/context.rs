@@ -153,11 +153,10 @@ impl Context {
         Ok((port.lid, gid))
     }
 
-    /// The address vector that reaches `peer`: by LID on InfiniBand, by GID on Ethernet and
-    /// where the peer has no LID.
+    /// The address vector that reaches `peer`: by GID where the port or the peer asks for it, else
+    /// by LID.
     pub(super) fn address_vector(&self, peer: &Endpoint) -> Result<abi::AhAttr> {
-        let port = self.query_port(FIRST_PORT)?;
-        let global = port.link_layer == abi::link_layer::ETHERNET || peer.lid == 0;
+        let global = self.dev.addresses_by_gid(FIRST_PORT)? || peer.lid == 0;
         let index = self.dev.best_gid_index(FIRST_PORT)?;
         Ok(abi::AhAttr {
             dlid: peer.lid,
