@@ -5,6 +5,7 @@ mod common;
 
 use common::{Place, finish, gone, start};
 use std::fs;
+use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 #[test]
@@ -113,12 +114,27 @@ fn a_job_that_takes_too_long_ends_with_124() {
     assert!(said.contains("did not end within 0.3 s"), "{said}");
 }
 
+/// The command with no signal ignored, as a shell's background jobs ignore SIGINT.
+fn hearing_signals(command: Command) -> Command {
+    let mut env = Command::new("env");
+    env.arg("--default-signal").arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => env.env(name, value),
+            None => env.env_remove(name),
+        };
+    }
+    env.current_dir(command.get_current_dir().unwrap());
+    env
+}
+
 #[test]
 fn a_signal_to_the_launcher_ends_all_ranks_and_leaves_nothing_behind() {
     for (signal, status) in [("INT", 130), ("TERM", 143)] {
         let place = Place::new();
         let script = "sleep 1000 & echo $!; echo $$; wait";
-        let job = start(place.sojourn(["run", "-n", "2", "--", "sh", "-c", script]));
+        let sojourn = place.sojourn(["run", "-n", "2", "--", "sh", "-c", script]);
+        let job = start(hearing_signals(sojourn));
         let pids: Vec<String> = (0..4).map(|_| job.line()[4..].to_owned()).collect();
         assert_eq!(place.scratch().len(), 1);
         job.signal(signal);
@@ -132,7 +148,7 @@ fn a_signal_to_the_launcher_ends_all_ranks_and_leaves_nothing_behind() {
 #[test]
 fn a_signal_that_the_launcher_was_told_to_ignore_does_not_end_the_job() {
     let place = Place::new();
-    let mut shell = std::process::Command::new("sh");
+    let mut shell = Command::new("sh");
     let job = "echo ready; while [ ! -e go ]; do sleep 0.02; done; echo done";
     shell
         .args(["-c", "trap '' HUP; exec \"$0\" run -n 1 -- sh -c \"$1\""])
@@ -165,7 +181,7 @@ fn ranks_die_with_a_launcher_that_is_killed_and_the_next_one_tidies_up() {
 #[test]
 fn a_reader_that_goes_away_does_not_hang_the_job() {
     let place = Place::new();
-    let mut shell = std::process::Command::new("sh");
+    let mut shell = Command::new("sh");
     shell.args(["-c", "\"$0\" run -n 2 -- yes | head -n 1"]).arg(env!("CARGO_BIN_EXE_sojourn"));
     place.dress(&mut shell);
     assert!(finish(shell).ok().ends_with("] y\n"));

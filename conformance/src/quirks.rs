@@ -40,6 +40,10 @@ pub enum Feature {
     CqOverrunStopsQps,
     /// `rq_psn` of `query_qp` is the responder's expected number at that moment.
     LivePsn,
+    /// A queue key with its top bit set stands for the sender's own.
+    OwnQkey,
+    /// Requests posted in SQD go on with RTS.
+    GoesOnAfterSqd,
     /// SQ_DRAINED when the send queue has drained in SQD.
     SqDrained,
     /// Attribute values beyond the device's limits are refused.
@@ -141,6 +145,12 @@ const QUIRKS: &[Quirk] = &[
     .raw_only()
     .before(6, 12),
     Quirk::rxe(Feature::CqOverrunStopsQps, "rxe drops the completion and lets the QPs go on"),
+    Quirk::rxe(Feature::OwnQkey, "rxe sends the queue key of the request as it is"),
+    Quirk::rxe(
+        Feature::GoesOnAfterSqd,
+        "rxe does not look at its send queue when it goes from SQD to RTS",
+    )
+    .before(6, 12),
     Quirk::rxe(Feature::ChecksAttributeValues, "rxe stores some attribute values unseen"),
 ];
 

@@ -3,5 +3,139 @@
 use sojourn_conformance::{Case, Layer, Node, Options, Outcome, Summary, cases, loopback};
 use sojourn_fabric::device::{DeviceContext, soft};
 use sojourn_fabric::names::directory::LocalDirectory;
+use sojourn_fabric::names::env::KEY_FILE;
 use sojourn_fabric::names::{JobKey, ServiceConfig};
 use sojourn_fabric::virt::Process;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Long enough for a machine under load: only a failure takes it.
+const OPTIONS: Options =
+    Options { limit: Duration::from_secs(60), patience: Duration::from_secs(20) };
+
+/// What the raw soft device lacks: nothing.
+const RAW_LACKS: &[&str] = &[];
+
+fn open(options: soft::Options) -> Arc<dyn DeviceContext> {
+    soft::open_with("soft0", options).expect("soft0 opens")
+}
+
+fn raw(context: Arc<dyn DeviceContext>) -> Node {
+    Node { context, layer: Layer::Raw }
+}
+
+/// What virtual verbs lack: they are never overrun.
+const VIRTUAL_LACKS: &[&str] = &["cq.overrun", "cq.overrun_stops"];
+
+/// Two members of one job, and a virtual context of each.
+struct Job {
+    a: Node,
+    b: Node,
+    _members: [Process; 2],
+}
+
+/// Virtual verbs of two processes over devices with these options.
+fn job(a: soft::Options, b: soft::Options) -> Job {
+    let key = JobKey::generate().expect("a key");
+    let directory = LocalDirectory::new(key.job_id()).expect("a directory");
+    let another = directory.another().expect("another handle of it");
+    let [one, two] = [another, directory].map(|directory| {
+        Process::start(ServiceConfig::new(Box::new(directory), key.clone())).expect("a member")
+    });
+    let node = |process: &Process, options| Node {
+        context: process.open_over(open(options)).expect("a context").device().clone(),
+        layer: Layer::Virtual,
+    };
+    Job { a: node(&one, a), b: node(&two, b), _members: [one, two] }
+}
+
+/// Runs all cases, and fails where one fails, or is not applicable without being expected to be.
+fn all(a: &Node, b: &Node, lacks: &[&str]) {
+    let cases: Vec<Case> = cases();
+    let summary: Summary = loopback(a, b, &cases, &OPTIONS, |_| {});
+    let wrong: Vec<String> = summary
+        .reports
+        .iter()
+        .filter(|report| match report.outcome {
+            Outcome::Passed => lacks.contains(&report.name),
+            Outcome::NotApplicable(_) => !lacks.contains(&report.name),
+            Outcome::Failed(_) => true,
+        })
+        .map(|report| format!("{}: {:?}", report.name, report.outcome))
+        .collect();
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+    assert_eq!(summary.stopped, None);
+    assert_eq!(summary.reports.len(), cases.len());
+}
+
+#[test]
+fn a_context_with_itself_passes_every_case() {
+    let node = raw(open(soft::Options::default()));
+    all(&node, &node, RAW_LACKS);
+}
+
+#[test]
+fn two_contexts_of_a_device_pass_every_case() {
+    let (a, b) = (open(soft::Options::default()), open(soft::Options::default()));
+    all(&raw(a), &raw(b), RAW_LACKS);
+}
+
+#[test]
+fn without_copies_between_processes_every_case_passes() {
+    let options = soft::Options { ring_only: true, ..soft::Options::default() };
+    all(&raw(open(options)), &raw(open(options)), RAW_LACKS);
+}
+
+/// A pace at which work is in flight while cases go on.
+fn paced(seed: u64) -> soft::Options {
+    let pace = soft::Pace { seed, latency: Duration::from_micros(50), gbps: 2.0 };
+    soft::Options { mode: soft::Mode::Async(pace), ..soft::Options::default() }
+}
+
+#[test]
+fn packet_by_packet_at_a_pace_every_case_passes() {
+    all(&raw(open(paced(7))), &raw(open(paced(8))), RAW_LACKS);
+}
+
+#[test]
+fn paced_and_immediate_contexts_understand_each_other() {
+    all(&raw(open(paced(9))), &raw(open(soft::Options::default())), RAW_LACKS);
+}
+
+#[test]
+fn virtual_verbs_pass_every_case() {
+    let job = job(soft::Options::default(), soft::Options::default());
+    all(&job.a, &job.b, VIRTUAL_LACKS);
+}
+
+#[test]
+fn virtual_verbs_of_one_process_with_itself_pass_every_case() {
+    let process = Process::standalone().expect("a process");
+    let context = process.open_over(open(soft::Options::default())).expect("a context");
+    let node = Node { context: context.device().clone(), layer: Layer::Virtual };
+    all(&node, &node, VIRTUAL_LACKS);
+}
+
+#[test]
+fn virtual_verbs_at_a_pace_pass_every_case() {
+    let job = job(paced(10), paced(11));
+    all(&job.a, &job.b, VIRTUAL_LACKS);
+}
+
+/// As if on two machines: reached over the network of this one.
+#[test]
+fn two_nodes_pass_every_case_over_tcp() {
+    let dir = tempfile::tempdir().expect("a directory for the key");
+    let key = dir.path().join("key");
+    JobKey::generate().and_then(|new| new.write(&key)).expect("a key");
+    // SAFETY: the environment is read through the standard library only, which locks.
+    unsafe { std::env::set_var(KEY_FILE, &key) };
+    let node = |lid| {
+        let addr = Some(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
+        raw(open(soft::Options { lid, addr, ..soft::Options::default() }))
+    };
+    // Each datagram carries a GRH there.
+    let lacks = [RAW_LACKS, &["ud.without_grh"]].concat();
+    all(&node(101), &node(102), &lacks);
+}

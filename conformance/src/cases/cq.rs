@@ -137,10 +137,16 @@ fn resize_a(side: &mut Side) -> Verdict {
     for i in polled..THERE {
         rig.sent(side, i, wc_opcode::RDMA_WRITE)?;
     }
+    rig.mem.write(0, &[1; 8]);
     for i in 100..150 {
         rig.post(&SendRequest::new(i, Op::Write(rig.remote(0)), &sge))?;
     }
-    // Completions may come late: until enough are there, the CQ may be made as small as this.
+    // What a READ after them brings tells that they have completed; until then the CQ, had it 16
+    // entries, could be overrun.
+    rig.post(&SendRequest::new(150, Op::Read(rig.remote(0)), &[rig.sge(8..16)]))?;
+    side.wait("the result of the READ", || Ok(holds(&rig.mem, 8, &[1; 8]).ok()))?;
+    // Completions may be taken from the device late: until enough are there, the CQ may be made as
+    // small as this.
     side.wait("the refusal of a size below what is there", || match rig.sends.resize(16) {
         Err(error) if error.errno() == libc::EINVAL => Ok(Some(())),
         Err(error) => Err(Stop::failed(error)),
@@ -152,6 +158,7 @@ fn resize_a(side: &mut Side) -> Verdict {
     for i in 100..150 {
         rig.sent(side, i, wc_opcode::RDMA_WRITE)?;
     }
+    rig.sent(side, 150, wc_opcode::RDMA_READ)?;
     rig.sends.resize(16)?;
     rig.post(&SendRequest::new(7, Op::Write(rig.remote(0)), &sge))?;
     rig.sent(side, 7, wc_opcode::RDMA_WRITE)?;

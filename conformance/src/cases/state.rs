@@ -251,6 +251,7 @@ fn second_life_b(side: &mut Side) -> Verdict {
 }
 
 fn drain_a(side: &mut Side) -> Verdict {
+    side.needs(Feature::GoesOnAfterSqd)?;
     let rig = side.wire(&Plan::rc())?;
     rig.qp.set_state(qp_state::SQD)?;
     for i in 0..4 {
@@ -265,6 +266,7 @@ fn drain_a(side: &mut Side) -> Verdict {
 }
 
 fn drain_b(side: &mut Side) -> Verdict {
+    side.needs(Feature::GoesOnAfterSqd)?;
     let rig = side.wire(&Plan::rc())?;
     for i in 0..4 {
         rig.post_recv(i, 0..8)?;

@@ -65,8 +65,12 @@ impl AhPd {
 
 impl AhCore {
     pub(super) fn new(local: &Arc<Local>, on: AhPd, attr: &abi::AhAttr) -> Result<Arc<Self>> {
-        if attr.port_num == 0 {
-            return Err(Error::invalid("an address vector with port 0: ports count from 1"));
+        let ports = on.underlay.device.query_device()?.phys_port_cnt;
+        if !(1..=ports).contains(&attr.port_num) {
+            return Err(Error::invalid(format!(
+                "an address vector with port {}: the device has ports 1 to {ports}",
+                attr.port_num
+            )));
         }
         let gid = (attr.is_global != 0).then_some(attr.grh.dgid.0);
         if gid.is_some() && attr.grh.sgid_index != 0 {

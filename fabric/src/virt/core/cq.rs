@@ -113,8 +113,11 @@ impl CqCore {
         init: &CqInit,
         channel: Option<Arc<ChannelCore>>,
     ) -> Result<Self> {
+        if init.cqe == 0 {
+            return Err(Error::invalid("a CQ of 0 completions: at least 1 is needed"));
+        }
         let physical = CqInit {
-            cqe: init.cqe.max(1),
+            cqe: init.cqe,
             channel: channel.as_ref().map(|channel| Arc::clone(channel.physical())),
             comp_vector: init.comp_vector,
             // Ours is the only lock.
@@ -133,7 +136,7 @@ impl CqCore {
             on: Side::new(Devices { first: harvest, more: Vec::new() }, init.single_threaded),
             backlog: Mutex::default(),
             load: Mutex::default(),
-            cqe: AtomicU32::new(init.cqe.max(1)),
+            cqe: AtomicU32::new(init.cqe),
             armed: AtomicU32::new(armed::NO),
             channel,
         })
@@ -515,6 +518,14 @@ impl CqCore {
         if cqe == 0 || i64::from(cqe) > i64::from(limit) {
             return Err(Error::invalid(format!(
                 "a CQ of {cqe} completions: between 1 and {limit} are possible"
+            )));
+        }
+        // All that are there count, those that nobody has polled from the device too.
+        self.harvest_all(&self.on.enter());
+        let there = lock_mutex(&self.backlog).held.len();
+        if there > cqe as usize {
+            return Err(Error::invalid(format!(
+                "a CQ of {cqe} completions: {there} are there that nobody has polled"
             )));
         }
         self.grow(u64::from(cqe))?;

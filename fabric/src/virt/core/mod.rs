@@ -25,9 +25,8 @@
 //! been fetched. A completion carries, in its physical `wr_id`, the queue pair's number and the
 //! entry's sequence, so that a poll finds both by index.
 //!
-//! Called by [`Process`](super::Process), and by whatever takes a
-//! [`DeviceContext`](crate::device::DeviceContext). Touches devices, and through [`Resolver`] the
-//! names of other processes.
+//! Called by [`Process`](super::Process), and by whatever takes a [`DeviceContext`]. Touches
+//! devices, and through [`Resolver`] the names of other processes.
 
 mod ah;
 mod arrived;

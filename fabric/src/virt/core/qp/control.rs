@@ -64,6 +64,13 @@ impl QpCore {
                 self.qpn
             )));
         }
+        // Before the peer's, which may be smaller, hides it.
+        if mask & qp_mask::PATH_MTU != 0 && abi::mtu_bytes(attr.path_mtu).is_none() {
+            return Err(Error::invalid(format!(
+                "queue pair {:#x}: a path MTU of code {}: the codes are 1 (256 bytes) to 5 (4096)",
+                self.qpn, attr.path_mtu
+            )));
+        }
         let attachment = self.attachment()?;
         let (mut physical, mut connection) = (*attr, None);
         if mask & qp_mask::AV != 0 && self.qp_type != qp_type::UD {

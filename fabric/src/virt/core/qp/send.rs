@@ -517,7 +517,10 @@ impl QpCore {
         };
         entry.flags |= self.always;
         if opcode.is_one_sided() {
-            if self.qp_type == qp_type::UD {
+            let write = matches!(opcode, Opcode::Write | Opcode::WriteImm);
+            // IBTA 9.2, table 38: what each transport service offers. The device would refuse it
+            // too, but may get it only when a name has come.
+            if self.qp_type != qp_type::RC && !(write && self.qp_type == qp_type::UC) {
                 return Err(libc::EINVAL);
             }
             if opcode.is_atomic() {
