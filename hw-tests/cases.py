@@ -15,6 +15,8 @@ CASES = []
 
 # Where the directory of a job listens, in the first guest.
 JOB_PORT = 7000
+# Fewer cases than this is no conformance suite; what rxe lacks is a handful.
+MIN_CONFORMING = 100
 
 
 def case(function):
@@ -63,6 +65,40 @@ def devices(c):
 
 
 @case
+def conformance(c):
+    """Every conformance case passes on rxe, raw and virtual, or says why it does not apply."""
+    sojourn = c.programs.binary("sojourn")
+    return conforming(c.guests[0].run(f"{sojourn} selftest --device rxe0", 240))
+
+
+@case
+def conformance_between(c):
+    """The same with one side of each case in either guest."""
+    one, two = share_key(c)
+    sojourn = f"{c.programs.binary('sojourn')} selftest --device rxe0 --key-file /run/key"
+    at = f"{one.address}:{JOB_PORT}"
+    listening = one.start(f"{sojourn} --listen {at}", 240)
+    try:
+        wait_listening(one, JOB_PORT)
+        log = conforming(two.run(f"{sojourn} --connect {at}", 240))
+        return f"{log}\n{listening.succeed()}"
+    finally:
+        listening.kill()
+
+
+def conforming(log):
+    """Both layers ran, whole, and nothing failed."""
+    lines = log.splitlines()
+    for layer in ["raw", "virtual"]:
+        passed = [line for line in lines if line.startswith(f"ok {layer}/")]
+        if len(passed) < MIN_CONFORMING:
+            raise Failed(f"only {len(passed)} cases passed as {layer}:\n{log}")
+    if not re.fullmatch(r"\d+ passed, 0 failed, \d+ not applicable", lines[-1]):
+        raise Failed(f"not all passed:\n{log}")
+    return log
+
+
+@case
 def rc_pingpong(c):
     """The stock RC ping-pong runs between the guests."""
     return pair(c, "ibv_rc_pingpong -d rxe0 -g 1 -n 200")
@@ -108,10 +144,7 @@ def pagerank(c):
 
 def job(c, program, size, seconds):
     """Runs a program as a job over both guests, half of the ranks in each."""
-    key = secrets.token_hex(32)
-    for guest in c.guests:
-        guest.run(f"umask 077; rm -f /run/key; echo {key} >/run/key")
-    one, two = c.guests
+    one, two = share_key(c)
     sojourn = c.programs.binary("sojourn")
     common = f"--device rxe0 --key-file /run/key --timeout {seconds} -- {program}"
     directory = f"{one.address}:{JOB_PORT}"
@@ -129,6 +162,14 @@ def job(c, program, size, seconds):
     finally:
         first.kill()
         second.kill()
+
+
+def share_key(c):
+    """Gives both guests a fresh job key, and returns them."""
+    key = secrets.token_hex(32)
+    for guest in c.guests:
+        guest.run(f"umask 077; rm -f /run/key; echo {key} >/run/key")
+    return c.guests
 
 
 def pair(c, command, seconds=60):

@@ -23,7 +23,10 @@ fn a_device_is_checked_against_itself_line_by_line() {
     let said = finish(place.sojourn(["selftest", "--device", "soft0", "--only", "rc.*"])).ok();
     let (count, lines) = said.lines().collect::<Vec<_>>().split_last().map(split).unwrap();
     assert!(lines.iter().all(|line| line.starts_with("ok ") && line.contains("/rc.")), "{said}");
-    assert!(lines.len() > 10, "{said}");
+    for layer in ["raw", "virtual"] {
+        let of_layer = lines.iter().filter(|line| line.contains(&format!(" {layer}/"))).count();
+        assert!(of_layer > 10, "{layer}: {said}");
+    }
     assert_eq!(count, format!("{} passed, 0 failed, 0 not applicable", lines.len()));
 }
 
@@ -41,11 +44,15 @@ fn two_processes_check_the_device_between_them() {
     let said = finish(place.sojourn(args)).ok();
     let found: serde_json::Value = serde_json::from_str(&said).unwrap();
     assert_eq!(found["failed"], 0, "{said}");
-    assert!(found["passed"].as_u64().unwrap() > 100, "{said}");
+    assert!(found["passed"].as_u64().unwrap() > 200, "{said}");
     assert_eq!(found["peer"], format!("tcp:{at}"));
     let runs = found["runs"].as_array().unwrap();
+    assert_eq!(runs.len(), 2);
     assert!(runs.iter().all(|run| run["stopped"].is_null()), "{said}");
-    assert!(listener.finish().ok().contains("the other side runs the raw cases"));
+    let heard = listener.finish().ok();
+    for layer in ["raw", "virtual"] {
+        assert!(heard.contains(&format!("the other side runs the {layer} cases")), "{heard}");
+    }
 }
 
 #[test]

@@ -42,6 +42,8 @@ pub enum Feature {
     LivePsn,
     /// A queue key with its top bit set stands for the sender's own.
     OwnQkey,
+    /// A request that fails here does not keep out the acknowledgements of those before it.
+    AcksAfterLocalError,
     /// Requests posted in SQD go on with RTS.
     GoesOnAfterSqd,
     /// SQ_DRAINED when the send queue has drained in SQD.
@@ -115,6 +117,8 @@ impl Quirk {
     }
 }
 
+const BY_GID: &str = "the device is addressed by GID, so every datagram carries a GRH";
+
 /// What is known of devices, measured on Debian's kernels 6.1 and 6.12.
 const QUIRKS: &[Quirk] = &[
     Quirk::rxe(
@@ -151,6 +155,18 @@ const QUIRKS: &[Quirk] = &[
         "rxe does not look at its send queue when it goes from SQD to RTS",
     )
     .before(6, 12),
+    Quirk::rxe(
+        Feature::SqDrained,
+        "rxe before Linux 6.12 looks for the end of draining only while it has work to do",
+    )
+    .before(6, 12),
+    Quirk::rxe(
+        Feature::AcksAfterLocalError,
+        "rxe before Linux 6.12 drops what a peer answers after a request has failed locally, so \
+         that no request ends any more",
+    )
+    .before(6, 12),
+    Quirk::rxe(Feature::WithoutGrh, BY_GID),
     Quirk::rxe(Feature::ChecksAttributeValues, "rxe stores some attribute values unseen"),
 ];
 
@@ -166,9 +182,7 @@ pub(crate) fn lacking(subject: &Subject, caps: &Caps, feature: Feature) -> Optio
             Some("the device has no shared receive queues (max_srq is 0)")
         }
         Feature::Lid if caps.port.lid == 0 => Some("the port has no LID"),
-        Feature::WithoutGrh if caps.global() => {
-            Some("the port is addressed by GID, so every datagram carries a GRH")
-        }
+        Feature::WithoutGrh if caps.global() => Some(BY_GID),
         Feature::CqOverrun | Feature::CqOverrunStopsQps if layer == Layer::Virtual => Some(GROWS),
         _ => None,
     };

@@ -14,7 +14,7 @@ enum Kind {
     Enum(&'static str),
     /// Plain constants.
     Plain,
-    /// It does not have them: the enumeration has no name.
+    /// It does not have them: the enumeration has no name, or they are macros.
     Absent,
 }
 
@@ -33,6 +33,7 @@ const MODULES: &[(&str, &str, Kind)] = &[
     ("mtu", "IBV_", Kind::Module("ibv_mtu")),
     ("port_state", "IBV_PORT_", Kind::Module("ibv_port_state")),
     ("link_layer", "IBV_LINK_LAYER_", Kind::Absent),
+    ("port_flags", "IBV_QPF_", Kind::Absent),
     ("atomic_cap", "IBV_ATOMIC_", Kind::Module("ibv_atomic_cap")),
     ("device_cap", "IBV_DEVICE_", Kind::Flags("ibv_device_cap_flags")),
     ("gid_type", "IBV_GID_TYPE_", Kind::Plain),

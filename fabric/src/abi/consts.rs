@@ -94,6 +94,10 @@ constants! {
     link_layer: u8 { UNSPECIFIED = 0, INFINIBAND = 1, ETHERNET = 2 }
 }
 constants! {
+    /// `flags` of a port.
+    port_flags: u8 { GRH_REQUIRED = 1 }
+}
+constants! {
     /// `enum ibv_atomic_cap`.
     atomic_cap: u32 { NONE = 0, HCA = 1, GLOB = 2 }
 }

@@ -1,4 +1,5 @@
-//! `sojourn selftest`: the conformance cases on one device, against itself or another machine's.
+//! `sojourn selftest`: the conformance cases on one device and on virtual verbs over it, against
+//! itself or another machine's.
 
 mod choose;
 mod nodes;
@@ -6,11 +7,11 @@ mod print;
 mod remote;
 
 use super::{Failure, Outcome, While, print as say};
-use nodes::Nodes;
+use nodes::Side;
 use remote::{Answer, Question, Wire};
 use sojourn_conformance::{Case, Layer, Options, cases, follow, lead, loopback};
 use sojourn_fabric::names::{Conversation, Endpoint, JobKey, Reception};
-use std::net::ToSocketAddrs;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -60,13 +61,13 @@ pub(crate) fn run(args: &SelftestArgs) -> Outcome {
     };
     match (&args.listen, &args.connect, &args.key_file) {
         (Some(at), _, Some(key)) => serve(device, at, key),
-        (_, Some(to), Some(key)) => {
-            let key = JobKey::read(key).doing("--key-file")?;
-            let to = tcp("--connect", to)?;
+        (_, Some(to), Some(key_file)) => {
+            let key = JobKey::read(key_file).doing("--key-file")?;
+            let to = Endpoint::Tcp(tcp("--connect", to)?);
             let talk =
                 Conversation::connect(&to, &key, Instant::now() + PATIENCE).doing("--connect")?;
             let mut wire = Wire::over(talk);
-            let report = all(args, device, &chosen, Some(&mut wire))?;
+            let report = all(args, device, &chosen, Some((&mut wire, key_file)))?;
             wire.ask(&Question::End)?;
             report.finish()
         }
@@ -75,28 +76,29 @@ pub(crate) fn run(args: &SelftestArgs) -> Outcome {
 }
 
 /// What the cases run over.
-const LAYERS: [Layer; 1] = [Layer::Raw];
+const LAYERS: [Layer; 2] = [Layer::Raw, Layer::Virtual];
 
 /// Runs the cases on every layer that is asked for, against the other side where there is one.
 fn all(
     args: &SelftestArgs,
     device: &str,
     cases: &[Case],
-    mut other: Option<&mut Wire>,
+    mut other: Option<(&mut Wire, &Path)>,
 ) -> Outcome<print::Report> {
     let options = Options::default();
-    let place = other.as_ref().map(|wire| wire.place());
+    let place = other.as_ref().map(|(wire, _)| wire.place());
     let mut report = print::Report::new(device, place, args.json);
     for layer in LAYERS {
         let progress = |case: &sojourn_conformance::Report| report.case(layer, case);
         let summary = match &mut other {
             None => {
-                let nodes = Nodes::both(device, layer)?;
-                loopback(nodes.a(), nodes.b(), cases, &options, progress)
+                let [a, b] = Side::both(device, layer)?;
+                loopback(a.node(), b.node(), cases, &options, progress)
             }
-            Some(wire) => {
-                wire.begin(layer)?;
-                lead(wire.clone(), &nodes::open(device, layer)?, cases, &options, progress)
+            Some((wire, key_file)) => {
+                let directory = wire.begin(layer)?;
+                let side = Side::connecting(device, layer, directory.as_deref(), key_file)?;
+                lead(wire.clone(), side.node(), cases, &options, progress)
             }
         };
         let stopped = summary.stopped.is_some();
@@ -116,7 +118,8 @@ fn serve(device: &str, at: &str, key_file: &Path) -> Outcome {
     let key = JobKey::read(key_file).doing("--key-file")?;
     // Before anybody is let in: a device that is not there is told at once.
     sojourn::device::open(device)?;
-    let reception = Reception::listen(&tcp("--listen", at)?, &key).doing("--listen")?;
+    let at = tcp("--listen", at)?;
+    let reception = Reception::listen(&Endpoint::Tcp(at), &key).doing("--listen")?;
     say(&format!("waiting for the other side at {}\n", reception.endpoint()))?;
     let talk = reception.accept(Instant::now() + PATIENCE).doing("--listen")?;
     let mut wire = Wire::over(talk);
@@ -133,22 +136,23 @@ fn serve(device: &str, at: &str, key_file: &Path) -> Outcome {
             }
             Question::Begin { layer, .. } => remote::layer(&layer)?,
         };
-        let node = match nodes::open(device, layer) {
-            Ok(node) => node,
+        let side = match Side::listening(device, layer, at.ip(), key_file) {
+            Ok(side) => side,
             Err(failure) => {
                 let why = failure.message.clone().unwrap_or_default();
                 wire.answer(&Answer::Refused(why))?;
                 return Err(failure);
             }
         };
-        wire.answer(&Answer::Ready)?;
+        wire.answer(&Answer::Ready { directory: side.directory() })?;
         say(&format!("the other side runs the {} cases\n", layer.as_str()))?;
-        follow(wire.clone(), &node, &cases(), &Options::default()).doing("serving the cases")?;
+        follow(wire.clone(), side.node(), &cases(), &Options::default())
+            .doing("serving the cases")?;
     }
 }
 
-/// The endpoint that `option` names. What others are told must be an address that they can reach.
-fn tcp(option: &str, at: &str) -> Outcome<Endpoint> {
+/// The address that `option` names. What others are told must be an address that they can reach.
+fn tcp(option: &str, at: &str) -> Outcome<SocketAddr> {
     let problem = |what: &str| Failure::new(format!("{option} {at}: {what}"));
     let mut found = at.to_socket_addrs().map_err(|error| {
         problem(&format!("{error}; host:port is needed, such as 10.0.0.1:7000"))
@@ -157,7 +161,7 @@ fn tcp(option: &str, at: &str) -> Outcome<Endpoint> {
         Some(address) if address.ip().is_unspecified() => {
             Err(problem("name the address under which the other machine reaches this one"))
         }
-        Some(address) => Ok(Endpoint::Tcp(address)),
+        Some(address) => Ok(address),
         None => Err(problem("no such host")),
     }
 }

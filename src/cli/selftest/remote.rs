@@ -28,8 +28,9 @@ pub(super) enum Question {
 /// What the side that listens answers.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Answer {
-    /// It follows from now on.
-    Ready,
+    /// It follows from now on. For virtual verbs both sides are of one job, whose directory is at
+    /// this address.
+    Ready { directory: Option<String> },
     /// It cannot.
     Refused(String),
     /// It ends, too.
@@ -50,11 +51,11 @@ impl Wire {
         self.talk().place().to_string()
     }
 
-    /// Asks the other side to follow.
-    pub(super) fn begin(&mut self, layer: Layer) -> Outcome {
+    /// Asks the other side to follow; returns where its directory is, if it keeps one.
+    pub(super) fn begin(&mut self, layer: Layer) -> Outcome<Option<String>> {
         let (version, layer) = (VERSION.into(), layer.as_str().into());
         match self.ask(&Question::Begin { version, layer })? {
-            Answer::Ready => Ok(()),
+            Answer::Ready { directory } => Ok(directory),
             Answer::Refused(why) => Err(Failure::new(format!("the other side: {why}"))),
             Answer::Ended => Err(Failure::new("the other side has ended")),
         }

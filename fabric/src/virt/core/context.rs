@@ -98,7 +98,16 @@ impl DeviceContext for VirtualContext {
 
     fn query_port(&self, port: u8) -> Result<PortAttr> {
         let attr = self.device().query_port(port)?;
-        Ok(PortAttr { lid: self.local.grant().lid.0, lmc: 0, gid_tbl_len: 1, ..attr })
+        Ok(PortAttr {
+            lid: self.local.grant().lid.0,
+            lmc: 0,
+            gid_tbl_len: 1,
+            // Whatever the device has: the name that a peer is reached by, its LID, must not
+            // change with it.
+            link_layer: abi::link_layer::INFINIBAND,
+            flags: attr.flags & !abi::port_flags::GRH_REQUIRED,
+            ..attr
+        })
     }
 
     fn query_gid(&self, port: u8, index: u32) -> Result<Gid> {

@@ -244,6 +244,11 @@ impl Local {
         read(&self.regions)
     }
 
+    /// Datagrams from `end` come from queue pair `qpn` of `process`.
+    pub(super) fn learn_sender(&self, end: &PhysicalEnd, qpn: u32, process: ProcessId) {
+        self.senders.learn(end, qpn, process, process.gid(self.grant().job).0);
+    }
+
     /// Where our queue pair `qpn` is to be reached.
     pub(super) fn own_qpn(&self, qpn: u32) -> Option<(PhysicalEnd, u32)> {
         let qp = self.qp(qpn)?;
@@ -255,7 +260,7 @@ impl Local {
 impl crate::names::Owner for Local {
     fn qpn(&self, asker: &Asker, qpn: u32) -> Option<QpnRecord> {
         if let Some(end) = asker.physical.filter(|_| asker.qpn != 0) {
-            self.senders.learn(&end, asker.qpn, asker.process);
+            self.learn_sender(&end, asker.qpn, asker.process);
         }
         let (end, qp_type) = self.own_qpn(qpn)?;
         Some(QpnRecord { end, qp_type: qp_type as u8, incarnation: Incarnation(1) })

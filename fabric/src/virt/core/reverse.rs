@@ -139,8 +139,11 @@ impl ReverseTable {
         Some((ProcessId((value >> 32) as u32), value as u32))
     }
 
-    /// What comes from `end` is from queue pair `qpn` of `process`.
-    pub(super) fn learn(&self, end: &PhysicalEnd, qpn: u32, process: ProcessId) {
+    /// What comes from `end` is from queue pair `qpn` of `process`, whose virtual GID is `gid`.
+    ///
+    /// It is found by that GID, too: where a program lets datagrams arrive one over the other, a
+    /// header that has been renamed already is the one in front of the next.
+    pub(super) fn learn(&self, end: &PhysicalEnd, qpn: u32, process: ProcessId, gid: [u8; 16]) {
         let value = u64::from(process.0) << 32 | u64::from(qpn);
         let mut writer = lock_mutex(&self.writer);
         if writer.used >= MAX_SENDERS {
@@ -151,7 +154,8 @@ impl ReverseTable {
             return;
         }
         let by_lid = (end.lid != 0).then(|| From::lid(end.qpn, end.lid));
-        for from in by_lid.into_iter().chain([From::gid(end.qpn, end.gid)]) {
+        let by_gid = [end.gid, gid].map(|gid| From::gid(end.qpn, gid));
+        for from in by_lid.into_iter().chain(by_gid) {
             // At most half full, so that searches are short, and end.
             if (writer.used + 1) * 2 > self.table().slots.len() {
                 self.grow(&mut writer);
@@ -195,18 +199,25 @@ mod tests {
         PhysicalEnd { device, lid, gid: [host; 16], qpn, mtu, link_layer }
     }
 
+    fn virtual_gid(process: u32) -> [u8; 16] {
+        [0x80 + process as u8; 16]
+    }
+
     proptest! {
         /// Promise: a datagram is from the process that has its physical names now.
         #[test]
-        fn senders_are_found_by_lid_and_by_gid(
+        fn senders_are_found_by_lid_and_by_either_gid(
             steps in prop::collection::vec((0u32..40, 0u16..4, 1u32..9, 2u32..99), 0..300),
         ) {
             let table = ReverseTable::new();
-            let (mut lids, mut gids) = (HashMap::new(), HashMap::new());
+            let (mut lids, mut gids, mut renamed) =
+                (HashMap::new(), HashMap::new(), HashMap::new());
             for (physical, lid, process, qpn) in steps {
                 let host = lid as u8 + 1;
-                table.learn(&end(physical, lid, host), qpn, ProcessId(process));
+                let from = end(physical, lid, host);
+                table.learn(&from, qpn, ProcessId(process), virtual_gid(process));
                 gids.insert((physical, host), (ProcessId(process), qpn));
+                renamed.insert((physical, process), (ProcessId(process), qpn));
                 if lid != 0 {
                     lids.insert((physical, lid), (ProcessId(process), qpn));
                 }
@@ -218,6 +229,11 @@ mod tests {
                     prop_assert_eq!(table.find(physical, lid, None), expected);
                     let expected = gids.get(&(physical, host)).copied();
                     prop_assert_eq!(table.find(physical, lid, Some([host; 16])), expected);
+                }
+                for process in 1..10 {
+                    let expected = renamed.get(&(physical, process)).copied();
+                    let found = table.find(physical, 0, Some(virtual_gid(process)));
+                    prop_assert_eq!(found, expected);
                 }
             }
         }

@@ -108,6 +108,14 @@ impl DeviceSrq for VirtualSrq {
                 self.0.window.depth()
             )));
         }
+        // The device's may be larger than what was asked for.
+        let depth = self.0.window.depth();
+        if mask & abi::srq_mask::LIMIT != 0 && attr.srq_limit > depth {
+            return Err(crate::Error::invalid(format!(
+                "a limit of {} for a shared receive queue of {depth}",
+                attr.srq_limit
+            )));
+        }
         self.0.physical.modify(attr, mask)
     }
 

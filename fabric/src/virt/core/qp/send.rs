@@ -22,6 +22,8 @@ const FLAGS: u32 = send_flags::FENCE
     | send_flags::SOLICITED
     | send_flags::INLINE
     | send_flags::IP_CSUM;
+/// Bytes of an atomic's target.
+const ATOMIC_BYTES: u64 = 8;
 /// The port of a datagram to nowhere.
 const PORT: u8 = 1;
 
@@ -239,7 +241,7 @@ impl SendSide {
         }
         let physical = self.qp.as_ref().map(|qp| qp.qp_num());
         if let Some(end) = physical.and_then(|number| self.on.underlay.end(PORT, number).ok()) {
-            core.local.senders.learn(&end, core.qpn, peer.process);
+            core.local.learn_sender(&end, core.qpn, peer.process);
         }
         // Not announced for good: a queue pair of our own may go and come again.
         let Some((end, _)) = core.local.own_qpn(qpn) else { return Ok(None) };
@@ -526,6 +528,11 @@ impl QpCore {
             if opcode.is_atomic() {
                 // SAFETY: what an atomic's target is.
                 let atomic = unsafe { wr.wr.atomic };
+                // IBTA 9.4.5. Some devices refuse it when posting, some when executing: here it
+                // must not depend on whether the key is known already.
+                if atomic.remote_addr % ATOMIC_BYTES != 0 {
+                    return Err(libc::EINVAL);
+                }
                 (entry.remote_addr, entry.rkey) = (atomic.remote_addr, atomic.rkey);
                 (entry.compare_add, entry.swap) = (atomic.compare_add, atomic.swap);
             } else {
