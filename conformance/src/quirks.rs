@@ -42,6 +42,8 @@ pub enum Feature {
     LivePsn,
     /// A queue key with its top bit set stands for the sender's own.
     OwnQkey,
+    /// A completion that is an error counts as solicited.
+    ErrorIsSolicited,
     /// A request that fails here does not keep out the acknowledgements of those before it.
     AcksAfterLocalError,
     /// Requests posted in SQD go on with RTS.
@@ -93,12 +95,14 @@ struct Quirk {
     raw_only: bool,
     /// On kernels before this one.
     before: (u32, u32),
+    /// On kernels from this one on.
+    since: (u32, u32),
 }
 
 impl Quirk {
     const fn rxe(feature: Feature, reason: &'static str) -> Self {
         let before = (u32::MAX, 0);
-        Quirk { model: Model::Rxe, feature, reason, raw_only: false, before }
+        Quirk { model: Model::Rxe, feature, reason, raw_only: false, before, since: (0, 0) }
     }
 
     const fn raw_only(self) -> Self {
@@ -109,11 +113,15 @@ impl Quirk {
         Quirk { before: (major, minor), ..self }
     }
 
+    const fn since(self, major: u32, minor: u32) -> Self {
+        Quirk { since: (major, minor), ..self }
+    }
+
     fn applies(&self, subject: &Subject, feature: Feature) -> bool {
         self.feature == feature
             && self.model == subject.model
             && !(self.raw_only && subject.layer == Layer::Virtual)
-            && subject.kernel < self.before
+            && (self.since..self.before).contains(&subject.kernel)
     }
 }
 
@@ -153,8 +161,7 @@ const QUIRKS: &[Quirk] = &[
     Quirk::rxe(
         Feature::GoesOnAfterSqd,
         "rxe does not look at its send queue when it goes from SQD to RTS",
-    )
-    .before(6, 12),
+    ),
     Quirk::rxe(
         Feature::SqDrained,
         "rxe before Linux 6.12 looks for the end of draining only while it has work to do",
@@ -162,10 +169,11 @@ const QUIRKS: &[Quirk] = &[
     .before(6, 12),
     Quirk::rxe(
         Feature::AcksAfterLocalError,
-        "rxe before Linux 6.12 drops what a peer answers after a request has failed locally, so \
-         that no request ends any more",
-    )
-    .before(6, 12),
+        "rxe drops what a peer answers after a request has failed here: 6.1 ends no request then, \
+         and 6.12 flushes those before it",
+    ),
+    Quirk::rxe(Feature::ErrorIsSolicited, "rxe from Linux 6.12 on raises no event for a flush")
+        .since(6, 12),
     Quirk::rxe(Feature::WithoutGrh, BY_GID),
     Quirk::rxe(Feature::ChecksAttributeValues, "rxe stores some attribute values unseen"),
 ];

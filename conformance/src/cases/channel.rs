@@ -153,6 +153,7 @@ fn solicited_b(side: &mut Side) -> Verdict {
 }
 
 fn solicited_error_a(side: &mut Side) -> Verdict {
+    side.needs(Feature::ErrorIsSolicited)?;
     let rig = side.wire(&plan())?;
     rig.post_recv(1, 0..8)?;
     rig.recvs.req_notify(true)?;
@@ -162,6 +163,7 @@ fn solicited_error_a(side: &mut Side) -> Verdict {
 }
 
 fn solicited_error_b(side: &mut Side) -> Verdict {
+    side.needs(Feature::ErrorIsSolicited)?;
     side.wire(&plan())?;
     Ok(())
 }

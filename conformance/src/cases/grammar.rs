@@ -144,7 +144,7 @@ impl Subject {
     }
 
     /// Brings a fresh QP to `state` by required attributes alone.
-    fn reach(side: &Side, parts: &Parts, kind: u32, state: u32) -> Verdict<Self> {
+    fn reach(side: &mut Side, parts: &Parts, kind: u32, state: u32) -> Verdict<Self> {
         let subject = Subject::new(side, parts, kind)?;
         let way: &[u32] = match state {
             qp_state::RESET => &[],
@@ -160,6 +160,12 @@ impl Subject {
             from = to;
         }
         same("the state", abi::qp_state::name(subject.qp.state()?), abi::qp_state::name(state))?;
+        // While it drains it may go to few states (IBTA 10.3.1); with nothing to do, not for long.
+        if state == qp_state::SQD && side.needs(Feature::SqDrained).is_ok() {
+            side.wait("the end of draining", || {
+                Ok((subject.qp.query()?.sq_draining == 0).then_some(()))
+            })?;
+        }
         Ok(subject)
     }
 

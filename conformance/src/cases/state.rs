@@ -279,6 +279,7 @@ fn drain_b(side: &mut Side) -> Verdict {
 
 fn drained_event_a(side: &mut Side) -> Verdict {
     side.needs(Feature::SqDrained)?;
+    side.needs(Feature::GoesOnAfterSqd)?;
     let rig = side.wire(&Plan::rc())?;
     for i in 0..8 {
         rig.post(&SendRequest::new(i, Op::Write(rig.remote(0)), &[rig.sge(0..1024)]))?;
@@ -296,6 +297,7 @@ fn drained_event_a(side: &mut Side) -> Verdict {
 
 fn drained_event_b(side: &mut Side) -> Verdict {
     side.needs(Feature::SqDrained)?;
+    side.needs(Feature::GoesOnAfterSqd)?;
     side.wire(&Plan::rc())?;
     Ok(())
 }

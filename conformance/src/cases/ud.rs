@@ -129,7 +129,7 @@ fn send_a(side: &mut Side) -> Verdict {
 
 fn send_b(side: &mut Side) -> Verdict {
     let rig = side.wire(&Plan::ud())?;
-    let global = rig.peer.address.is_global != 0;
+    let global = rig.peer.address.is_global != 0 || side.needs(Feature::WithoutGrh).is_err();
     for (i, size) in sizes(rig.mtu()).into_iter().enumerate() {
         rig.mem.write(0, &vec![0xee; room(size) + 8]);
         rig.post_recv(i as u64, 0..room(size) + 8)?;
@@ -415,7 +415,8 @@ fn unsignaled_b(side: &mut Side) -> Verdict {
     let rig = side.wire(&Plan::ud())?;
     for _ in 0..6 {
         for i in 0..20 {
-            rig.post_recv(i, 0..room(8))?;
+            let at = i as usize * room(8);
+            rig.post_recv(i, at..at + room(8))?;
         }
         side.meet()?;
         for i in 0..20 {
