@@ -72,6 +72,22 @@ impl Part {
         self.0.wait().unwrap();
     }
 
+    /// Stops it, and returns when none of its threads runs any more.
+    fn stop(&self) {
+        // SAFETY: our own child, not reaped yet.
+        assert_eq!(unsafe { libc::kill(self.0.id() as i32, libc::SIGSTOP) }, 0);
+        let threads = format!("/proc/{}/task", self.0.id());
+        let stopped = |thread: std::fs::DirEntry| {
+            let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap();
+            stat.rsplit_once(") ").unwrap().1.starts_with('T')
+        };
+        let deadline = soon();
+        while !std::fs::read_dir(&threads).unwrap().all(|thread| stopped(thread.unwrap())) {
+            assert!(Instant::now() < deadline, "the other process does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Ends without an error.
     fn ends(&mut self) {
         let deadline = soon();
@@ -367,8 +383,7 @@ fn a_stopped_peer_blocks_only_its_own_queue_pairs() {
     let third = Member::join(&job.environment(2), "sync");
     let (qp, _, remote) = member.connected(2);
     member.process.fetch(ProcessId(2), "ready", soon()).unwrap();
-    // SAFETY: our own child, not reaped yet.
-    assert_eq!(unsafe { libc::kill(other.0.id() as i32, libc::SIGSTOP) }, 0);
+    other.stop();
     let sge = [member.memory.slice(0..8)];
     let begun = Instant::now();
     qp.post_send(&SendRequest::new(900, Op::Write(remote), &sge)).unwrap();
@@ -383,7 +398,7 @@ fn a_stopped_peer_blocks_only_its_own_queue_pairs() {
     assert!(member.cq.poll(&mut [Wc::default()]).unwrap() == 0, "the peer is stopped");
     assert!(begun.elapsed() < LONG);
 
-    // SAFETY: as above.
+    // SAFETY: our own child, not reaped yet.
     assert_eq!(unsafe { libc::kill(other.0.id() as i32, libc::SIGCONT) }, 0);
     let wc = member.next();
     assert_eq!((wc.wr_id, wc.status), (900, wc_status::SUCCESS));
