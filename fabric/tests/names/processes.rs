@@ -4,6 +4,7 @@
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -72,11 +73,13 @@ impl Part {
         kill(Pid::from_raw(self.0.id() as i32), signal).unwrap();
     }
 
-    /// Stops it, and returns once it has stopped.
+    /// Stops it, and returns once all of its threads have stopped.
     fn stop(&self) {
         self.signal(Signal::SIGSTOP);
         let deadline = soon();
-        while stat(self.0.id())[0] != "T" {
+        let threads = format!("/proc/{}/task", self.0.id());
+        let stopped = |thread: std::fs::DirEntry| stat(&thread.path())[0] == "T";
+        while !std::fs::read_dir(&threads).unwrap().all(|thread| stopped(thread.unwrap())) {
             assert!(Instant::now() < deadline, "a child process does not stop");
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -247,15 +250,15 @@ fn server_without_descriptors() {
     panic!("nobody has ended this process");
 }
 
-/// What the kernel says of a process, from its state on.
-fn stat(pid: u32) -> Vec<String> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+/// What the kernel says of the process or thread of this folder, from its state on.
+fn stat(of: &Path) -> Vec<String> {
+    let stat = std::fs::read_to_string(of.join("stat")).unwrap();
     stat[stat.rfind(')').unwrap() + 2..].split(' ').map(String::from).collect()
 }
 
 /// Processor time that a process has used.
 fn processor_time(pid: u32) -> Duration {
-    let fields = stat(pid);
+    let fields = stat(Path::new(&format!("/proc/{pid}")));
     let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
     // USER_HZ is 100 wherever Linux runs today.
     Duration::from_millis(ticks * 10)

@@ -459,11 +459,14 @@ impl Other {
         assert_eq!(unsafe { libc::kill(self.pid(), signal) }, 0);
     }
 
-    /// Waits until it is stopped.
+    /// Waits until it is stopped, with all of its threads.
     pub(crate) fn stopped(&self) {
         until("the other process stops", || {
-            let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
-            stat.rsplit_once(')').unwrap().1.trim_start().starts_with('T')
+            let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+            threads.map(|thread| thread.unwrap().path().join("stat")).all(|stat| {
+                let stat = std::fs::read_to_string(stat).unwrap();
+                stat.rsplit_once(')').unwrap().1.trim_start().starts_with('T')
+            })
         });
     }
 
