@@ -125,8 +125,6 @@ impl Quirk {
     }
 }
 
-const BY_GID: &str = "the device is addressed by GID, so every datagram carries a GRH";
-
 /// What is known of devices, measured on Debian's kernels 6.1 and 6.12.
 const QUIRKS: &[Quirk] = &[
     Quirk::rxe(
@@ -174,7 +172,6 @@ const QUIRKS: &[Quirk] = &[
     ),
     Quirk::rxe(Feature::ErrorIsSolicited, "rxe from Linux 6.12 on raises no event for a flush")
         .since(6, 12),
-    Quirk::rxe(Feature::WithoutGrh, BY_GID),
     Quirk::rxe(Feature::ChecksAttributeValues, "rxe stores some attribute values unseen"),
 ];
 
@@ -190,7 +187,9 @@ pub(crate) fn lacking(subject: &Subject, caps: &Caps, feature: Feature) -> Optio
             Some("the device has no shared receive queues (max_srq is 0)")
         }
         Feature::Lid if caps.port.lid == 0 => Some("the port has no LID"),
-        Feature::WithoutGrh if caps.global() => Some(BY_GID),
+        Feature::WithoutGrh if caps.global() => {
+            Some("the port is addressed by GID, so every datagram carries a GRH")
+        }
         Feature::CqOverrun | Feature::CqOverrunStopsQps if layer == Layer::Virtual => Some(GROWS),
         _ => None,
     };

@@ -121,6 +121,12 @@ impl DeviceContext for VirtualContext {
         Ok(Gid(self.local.grant().gid.0))
     }
 
+    /// As the device does: where it is addressed by GID, datagrams carry a GRH whatever the
+    /// program's address handle says, and that must be no surprise to the receiver.
+    fn addresses_by_gid(&self, port: u8) -> Result<bool> {
+        Ok(self.local.grant().lid.0 == 0 || self.device().addresses_by_gid(port)?)
+    }
+
     fn query_pkey(&self, port: u8, index: u32) -> Result<u16> {
         self.device().query_pkey(port, index)
     }
