@@ -8,7 +8,7 @@ use crate::device::{
 };
 use crate::error::{Error, Result};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// The port that programs use where they name none.
 const FIRST_PORT: u8 = 1;
@@ -273,9 +273,4 @@ impl AddressHandle {
     pub fn device(&self) -> &Arc<dyn DeviceAh> {
         &self.ah
     }
-}
-
-/// A deadline `seconds` from now.
-pub(super) fn after(wait: Duration) -> Instant {
-    Instant::now() + wait
 }

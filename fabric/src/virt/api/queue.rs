@@ -1,6 +1,5 @@
 //! Completion queues and channels, and shared receive queues.
 
-use super::context::after;
 use crate::abi::{self, RecvWr, Sge, Wc};
 use crate::device::{DeviceChannel, DeviceCq, DeviceSrq};
 use crate::error::{Error, Result};
@@ -69,7 +68,7 @@ impl CompletionQueue {
     /// `ETIMEDOUT` when none came; `EIO` naming the status of one that failed.
     pub fn expect(&self, patience: Duration) -> Result<Wc> {
         let mut wc = [Wc::default()];
-        if self.wait(&mut wc, after(patience))? == 0 {
+        if self.wait(&mut wc, Instant::now() + patience)? == 0 {
             return Err(Error::new(
                 libc::ETIMEDOUT,
                 format!("no completion within {} ms", patience.as_millis()),
