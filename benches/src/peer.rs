@@ -10,6 +10,7 @@ use sojourn_fabric::virt::{
     Remote, SendRequest,
 };
 use sojourn_fabric::{Error, Result};
+use std::cell::Cell;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -108,6 +109,8 @@ struct Side {
     qp: QueuePair,
     cq: CompletionQueue,
     memory: MemoryRegion,
+    /// Receives posted so far.
+    posted: Cell<u64>,
 }
 
 impl Side {
@@ -119,19 +122,24 @@ impl Side {
             pd.register(REGION, access::LOCAL_WRITE | access::REMOTE_WRITE | access::REMOTE_READ)?;
         let qp = pd.create_qp(&QpOptions::rc(&cq))?;
         qp.init(&ConnectOptions::default())?;
-        Ok(Side { qp, cq, memory })
+        let side = Side { qp, cq, memory, posted: Cell::new(0) };
+        // Posted before there is a peer, and anew as each is used: no message ever finds none, and
+        // waits for its time.
+        for _ in 0..RECEIVES {
+            side.receive()?;
+        }
+        Ok(side)
+    }
+
+    /// Posts the next receive.
+    fn receive(&self) -> Result<()> {
+        let number = self.posted.replace(self.posted.get() + 1);
+        let at = (number % RECEIVES) as usize * MESSAGE;
+        self.qp.post_recv(number, &[self.memory.slice(at..at + MESSAGE)])
     }
 
     /// Sends (`first`) or awaits the first of `n` messages each way.
     fn ping_pong(&self, n: u64, first: bool) -> Result<()> {
-        let receive = |k: u64| {
-            let at = (k % RECEIVES) as usize * MESSAGE;
-            self.qp.post_recv(k, &[self.memory.slice(at..at + MESSAGE)])
-        };
-        for k in 0..RECEIVES.min(n) {
-            receive(k)?;
-        }
-        // Both sides must have posted before the first message; RNR retries see to it.
         let out = [self.memory.slice(REGION - MESSAGE..REGION)];
         let (mut received, mut sent) = (0, 0);
         let mut wcs = [Wc::default(); 8];
@@ -148,9 +156,7 @@ impl Side {
                 wc.check()?;
                 if wc.opcode & sojourn_fabric::abi::wc_opcode::RECV != 0 {
                     received += 1;
-                    if received + RECEIVES <= n {
-                        receive(wc.wr_id + RECEIVES)?;
-                    }
+                    self.receive()?;
                 }
             }
             if got > 0 && received % 1024 == 0 {
