@@ -8,7 +8,7 @@
 //! QP that went to ERR, which drains rings) is *deferred* and run by whoever holds none.
 
 use super::channel::Events;
-use super::cq::Cq;
+use super::cq::{Cq, Sink};
 use super::limits::DIRECT_LINKS;
 use super::link::{Link, Outbound};
 use super::lock::{Lock, Table};
@@ -433,21 +433,23 @@ impl Core {
 
     /// What a poll does that found its CQ empty.
     #[inline]
-    pub(super) fn progress_for_poll(self: &Arc<Self>) {
+    pub(super) fn progress_for_poll(self: &Arc<Self>, sink: &mut Sink<'_>) {
         // Whoever holds it takes what has come.
         let Some(direct) = self.direct.try_lock() else { return };
         let mut news = false;
         for link in direct.iter().filter(|link| link.has_news()) {
-            self.drain(link);
+            self.drain(link, sink);
             news = true;
         }
         drop(direct);
         if self.region.header().summary.0.load(Ordering::Acquire) != 0 {
-            self.progress_marked();
+            self.progress_marked(sink);
         } else if news {
             self.run_deferred();
         } else if self.unanswered.load(Ordering::Relaxed) != 0 {
             self.nudge();
+        } else {
+            std::hint::spin_loop();
         }
     }
 
@@ -476,14 +478,14 @@ impl Core {
     pub(super) fn progress(self: &Arc<Self>) {
         let direct = self.direct.lock();
         for link in direct.iter().filter(|link| link.has_news()) {
-            self.drain(link);
+            self.drain(link, &mut Sink::none());
         }
         drop(direct);
-        self.progress_marked();
+        self.progress_marked(&mut Sink::none());
     }
 
     /// Takes what has arrived in rings that are marked.
-    fn progress_marked(self: &Arc<Self>) {
+    fn progress_marked(self: &Arc<Self>, sink: &mut Sink<'_>) {
         let header = self.region.header();
         let mut words = header.summary.0.swap(0, Ordering::SeqCst);
         while words != 0 {
@@ -497,15 +499,15 @@ impl Core {
                     Some(Some((link, _))) => link.clone(),
                     _ => continue,
                 };
-                self.drain(&link);
+                self.drain(&link, sink);
             }
         }
         self.run_deferred();
     }
 
-    fn drain(self: &Arc<Self>, link: &Link) {
+    fn drain(self: &Arc<Self>, link: &Link, sink: &mut Sink<'_>) {
         match link {
-            Link::In(link) => self.drain_requests(link, false),
+            Link::In(link) => self.drain_requests(link, false, sink),
             Link::Out(link) => self.drain_answers(link, false),
         }
     }
@@ -548,7 +550,7 @@ impl Core {
             })
             .collect();
         for link in inbound {
-            self.drain_requests(&link, true);
+            self.drain_requests(&link, true, &mut Sink::none());
         }
     }
 

@@ -37,10 +37,15 @@ impl Cq {
     /// Adds a completion.
     #[inline]
     pub(super) fn push(self: &Arc<Self>, wc: Wc, solicited: bool) {
+        self.push_behind(0, wc, solicited);
+    }
+
+    /// As [`Cq::push`], behind as many as have gone to whoever polls.
+    fn push_behind(self: &Arc<Self>, taken: u32, wc: Wc, solicited: bool) {
         {
             let mut queue = self.queue.lock();
             let len = queue.len() as u32;
-            if len >= self.capacity.load(Ordering::Relaxed) {
+            if len + taken >= self.capacity.load(Ordering::Relaxed) {
                 drop(queue);
                 self.overflow();
                 return;
@@ -100,6 +105,44 @@ impl Cq {
             .map(|handle| Arc::clone(&handle.cq))
             .filter(|cq| Arc::ptr_eq(&cq.core, core))
             .ok_or_else(|| Error::invalid("the completion queue belongs to another context"))
+    }
+}
+
+/// Where completions go while a thread polls: straight to it, while nothing stands in its queue
+/// before them; else into their queues.
+pub(super) struct Sink<'a> {
+    cq: Option<&'a Arc<Cq>>,
+    wcs: &'a mut [Wc],
+    taken: usize,
+}
+
+impl<'a> Sink<'a> {
+    /// Nobody polls.
+    pub(super) fn none() -> Sink<'a> {
+        Sink { cq: None, wcs: &mut [], taken: 0 }
+    }
+
+    fn of(cq: &'a Arc<Cq>, wcs: &'a mut [Wc]) -> Sink<'a> {
+        // A channel wants to hear of everything that is added to the queue.
+        let cq = Some(cq).filter(|cq| cq.channel.is_none());
+        Sink { cq, wcs, taken: 0 }
+    }
+
+    /// Adds a completion to `cq`. The caller is the only one who adds completions of its kind and
+    /// queue pair now: it holds what they come from.
+    #[inline]
+    pub(super) fn push(&mut self, cq: &Arc<Cq>, wc: Wc, solicited: bool) {
+        let polled = self.cq.is_some_and(|polled| Arc::ptr_eq(polled, cq));
+        if !polled {
+            return cq.push(wc, solicited);
+        }
+        let room = (cq.capacity.load(Ordering::Relaxed) as usize).min(self.wcs.len());
+        if self.taken < room && cq.len.load(Ordering::Acquire) == 0 {
+            self.wcs[self.taken] = wc;
+            self.taken += 1;
+        } else {
+            cq.push_behind(self.taken as u32, wc, solicited);
+        }
     }
 }
 
@@ -170,8 +213,10 @@ impl DeviceCq for CqHandle {
         if taken > 0 || wcs.is_empty() {
             return Ok(taken);
         }
-        self.cq.core.progress_for_poll();
-        let taken = self.cq.take(wcs);
+        let mut sink = Sink::of(&self.cq, wcs);
+        self.cq.core.progress_for_poll(&mut sink);
+        let taken = sink.taken;
+        let taken = taken + self.cq.take(&mut wcs[taken..]);
         if taken == 0 && self.cq.overrun.load(Ordering::Relaxed) {
             return Err(libc::EOVERFLOW);
         }

@@ -61,6 +61,7 @@ impl Mr {
         entry.len.store(len, Ordering::Relaxed);
         entry.access.store(flags, Ordering::Relaxed);
         entry.pd.store(pd.id, Ordering::Relaxed);
+        entry.vouched.store(0, Ordering::Relaxed);
         entry.key.store(key, Ordering::Release);
         Ok(Mr { pd, key, addr, len, held: AtomicU32::new(key) })
     }
@@ -108,7 +109,12 @@ impl DeviceMr for Mr {
         if self.held.load(Ordering::Acquire) == 0 {
             return Ok(());
         }
-        entry(core, self.key)?.key.store(0, Ordering::SeqCst);
+        let entry = entry(core, self.key)?;
+        entry.key.store(0, Ordering::SeqCst);
+        if entry.vouched.load(Ordering::SeqCst) != 0 {
+            let qps: Vec<_> = core.qps.read().iter().flatten().cloned().collect();
+            qps.iter().for_each(|qp| qp.disavow(self.key));
+        }
         core.fence_memory(self.addr, self.len)?;
         if self.held.swap(0, Ordering::AcqRel) != 0 {
             core.numbers.lock().free_key(self.key);

@@ -84,6 +84,10 @@ pub(super) struct QpEntry {
     pub(super) rq_shape: AtomicU64,
     /// Receives that completed with success, once the QP is settled.
     pub(super) settled: AtomicU64,
+    /// The owner vouches that each posted receive holds as many bytes, all registered: who sends
+    /// no more need not look at the receive, whose lines the owner then has for itself. 0 where it
+    /// does not. Stored before `posted`.
+    pub(super) fits: AtomicU32,
     /// Receives posted since RESET.
     pub(super) posted: Alone<AtomicU64>,
     /// Receives taken by the connected initiator since RESET.
@@ -122,6 +126,8 @@ pub(super) struct MrEntry {
     pub(super) key: AtomicU32,
     pub(super) access: AtomicU32,
     pub(super) pd: AtomicU32,
+    /// The owner has vouched for it ([`QpEntry::fits`]).
+    pub(super) vouched: AtomicU32,
     pub(super) addr: AtomicU64,
     pub(super) len: AtomicU64,
 }
@@ -207,10 +213,10 @@ impl Region {
         if index < MAX_CQ { self.0.get(CQS_AT + index * size_of::<CqEntry>()) } else { None }
     }
 
-    /// A word of the arena.
+    /// Words of the arena.
     #[inline]
-    pub(super) fn word(&self, offset: usize) -> Option<&AtomicU64> {
-        if offset >= ARENA_AT { self.0.get(offset) } else { None }
+    fn words(&self, offset: usize, count: usize) -> Option<&[AtomicU64]> {
+        if offset >= ARENA_AT { self.0.slice(offset, count) } else { None }
     }
 
     pub(super) fn discard(&self, offset: usize, len: usize) {
@@ -234,6 +240,18 @@ impl Region {
             && len <= size - (addr - start)
     }
 
+    /// As [`Region::permits`], of one's own region: and deregistering it takes back what peers
+    /// were told.
+    #[inline]
+    pub(super) fn vouch(&self, key: u32, pd: u32, addr: u64, len: u64, need: u32) -> bool {
+        let Some(entry) = self.mr((key >> 8) as usize) else { return false };
+        if entry.vouched.load(Ordering::Relaxed) == 0 {
+            // Before the key is looked at: whoever takes that away looks here afterwards.
+            entry.vouched.store(1, Ordering::SeqCst);
+        }
+        self.permits(key, pd, addr, len, need)
+    }
+
     /// Marks the ring of `link` as having records, which were published by a SeqCst store.
     #[inline]
     pub(super) fn mark_active(&self, link: u32) {
@@ -251,15 +269,6 @@ impl Region {
             header.summary.0.fetch_or(bit, Ordering::SeqCst);
         }
     }
-}
-
-/// A posted receive, as it stands in the arena.
-#[derive(Clone, Copy)]
-pub(super) struct RecvEntry {
-    /// Scatter elements.
-    pub(super) num_sge: u32,
-    /// Bytes that it holds.
-    pub(super) total: u64,
 }
 
 /// Words of a receive entry with `max_sge` elements: a head, then two for each.
@@ -302,41 +311,49 @@ impl RecvRing {
         self.base + (n & self.mask) as usize * self.stride
     }
 
-    /// Writes receive `n` of the owner's own ring.
+    /// The words of receive `n`.
     #[inline]
-    pub(super) fn put(&self, region: &Region, n: u64, sges: &[crate::abi::Sge]) {
-        let at = self.offset(n);
+    fn words<'a>(&self, region: &'a Region, n: u64) -> Option<&'a [AtomicU64]> {
+        region.words(self.offset(n), self.stride / 8)
+    }
+
+    /// Writes receive `n` of the owner's own ring; returns how many bytes it holds.
+    #[inline]
+    pub(super) fn put(&self, region: &Region, n: u64, sges: &[crate::abi::Sge]) -> u32 {
+        let Some((head, elements)) = self.words(region, n).and_then(<[_]>::split_first) else {
+            return 0;
+        };
         let mut total = 0u64;
-        for (i, sge) in sges.iter().enumerate() {
+        for (sge, words) in sges.iter().zip(elements.chunks_exact(2)) {
             total += u64::from(sge.length);
-            if let (Some(a), Some(b)) =
-                (region.word(at + 8 + i * 16), region.word(at + 16 + i * 16))
-            {
-                a.store(sge.addr, Ordering::Relaxed);
-                b.store(u64::from(sge.lkey) << 32 | u64::from(sge.length), Ordering::Relaxed);
-            }
+            words[0].store(sge.addr, Ordering::Relaxed);
+            words[1].store(u64::from(sge.lkey) << 32 | u64::from(sge.length), Ordering::Relaxed);
         }
-        if let Some(head) = region.word(at) {
-            head.store(total.min(u64::from(u32::MAX)) << 32 | sges.len() as u64, Ordering::Relaxed);
-        }
+        let total = total.min(u64::from(u32::MAX));
+        head.store(total << 32 | sges.len() as u64, Ordering::Relaxed);
+        total as u32
     }
 
-    /// Reads the head of receive `n`; `None` where it makes no sense.
+    /// Bytes that receive `n` holds; `None` where it makes no sense.
     #[inline]
-    pub(super) fn head(&self, region: &Region, n: u64) -> Option<RecvEntry> {
-        let head = region.word(self.offset(n))?.load(Ordering::Relaxed);
-        let num_sge = (head & 0xffff_ffff) as u32;
-        (8 + 16 * num_sge as usize <= self.stride)
-            .then_some(RecvEntry { num_sge, total: head >> 32 })
+    pub(super) fn total(&self, region: &Region, n: u64) -> Option<u64> {
+        Some(self.words(region, n)?.first()?.load(Ordering::Relaxed) >> 32)
     }
 
-    /// Element `i` of receive `n`.
+    /// The elements of receive `n`; `None` where it makes no sense.
     #[inline]
-    pub(super) fn sge(&self, region: &Region, n: u64, i: u32) -> Option<crate::abi::Sge> {
-        let at = self.offset(n) + 8 + i as usize * 16;
-        let addr = region.word(at)?.load(Ordering::Relaxed);
-        let rest = region.word(at + 8)?.load(Ordering::Relaxed);
-        Some(crate::abi::Sge { addr, length: rest as u32, lkey: (rest >> 32) as u32 })
+    pub(super) fn sges<'a>(
+        &self,
+        region: &'a Region,
+        n: u64,
+    ) -> Option<impl Iterator<Item = crate::abi::Sge> + use<'a>> {
+        let (head, elements) = self.words(region, n)?.split_first()?;
+        let count = head.load(Ordering::Relaxed) as u32 as usize;
+        let elements = elements.get(..2 * count)?;
+        Some(elements.chunks_exact(2).map(|words| {
+            let (addr, rest) = (words[0].load(Ordering::Relaxed), words[1].load(Ordering::Relaxed));
+            crate::abi::Sge { addr, length: rest as u32, lkey: (rest >> 32) as u32 }
+        }))
     }
 }
 

@@ -7,7 +7,7 @@
 //!
 //! | word | written by | why this order suffices |
 //! | --- | --- | --- |
-//! | mark | producer | stored with Release after body *and* after the mark of the cell behind the record was zeroed: a consumer that loads it with Acquire sees both, so it never takes an old body for a mark |
+//! | mark | producer | stored with Release after body *and* after the mark of the cell behind the record was zeroed: a consumer that loads it with Acquire sees both, so it never takes an old body for a mark. Marks are zeroed some cells ahead, once a record is published: the lines of the next records are then fetched while nobody waits for them |
 //! | `head` | consumer | stored with Release after the body was read; the producer loads it with Acquire before it reuses cells |
 //! | `waiting` | both | a producer that found no room sets it, fences, and looks again; the consumer looks after its store of `head`, without a fence: a producer that it misses looks again by itself after a while |
 //!
@@ -16,7 +16,7 @@
 //! against the ring before it is believed.
 
 use super::region::Alone;
-use super::shm::{Mapping, Shared};
+use super::shm::{Mapping, Shared, View};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
@@ -25,6 +25,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 pub(super) const CELL: usize = 64;
 /// Bytes of a mark.
 pub(super) const MARK: usize = 8;
+/// Cells behind a record whose marks are zeroed ahead of need: two small messages.
+const AHEAD: u64 = 4;
 /// Kind of a record that only fills the ring's end.
 const PAD: u8 = 0xff;
 
@@ -49,30 +51,31 @@ pub(super) struct RingPlace {
 }
 
 struct Ring {
-    mapping: Arc<Mapping>,
-    place: RingPlace,
+    head: View<RingHead, Mapping>,
     cells: NonNull<u8>,
+    count: usize,
 }
 
-// SAFETY: a pointer into shared memory that `mapping` keeps mapped; the protocol above says who
-// may touch which cell when.
+// SAFETY: a pointer into shared memory that `head` keeps mapped; the protocol above says who may
+// touch which cell when.
 unsafe impl Send for Ring {}
 
 impl Ring {
     fn new(mapping: Arc<Mapping>, place: RingPlace) -> Self {
         assert!(place.count.is_power_of_two());
         let cells = mapping.bytes(place.cells, place.count * CELL);
-        Ring { mapping, place, cells }
+        let head = View::new(mapping, |mapping| mapping.get(place.head));
+        Ring { head: head.expect("within the layout"), cells, count: place.count }
     }
 
     #[inline]
     fn shared(&self) -> &RingHead {
-        self.mapping.at(self.place.head)
+        &self.head
     }
 
     #[inline]
     fn cell(&self, position: u64) -> NonNull<u8> {
-        let index = position as usize & (self.place.count - 1);
+        let index = position as usize & (self.count - 1);
         // SAFETY: the index is below the number of cells.
         unsafe { self.cells.add(index * CELL) }
     }
@@ -87,7 +90,7 @@ impl Ring {
     /// Cells from `position` to the end of the ring.
     #[inline]
     fn to_end(&self, position: u64) -> usize {
-        self.place.count - (position as usize & (self.place.count - 1))
+        self.count - (position as usize & (self.count - 1))
     }
 }
 
@@ -103,12 +106,33 @@ fn cells_for(len: usize) -> usize {
 pub(super) struct Producer {
     ring: Ring,
     tail: u64,
+    /// The consumer's, as last read.
     head: u64,
+    /// Cells before it, from the tail on, have no mark.
+    clear: u64,
 }
 
 impl Producer {
     pub(super) fn new(mapping: Arc<Mapping>, place: RingPlace) -> Self {
-        Producer { ring: Ring::new(mapping, place), tail: 0, head: 0 }
+        // The memory is new, all zeros.
+        Producer { ring: Ring::new(mapping, place), tail: 0, head: 0, clear: 1 }
+    }
+
+    /// Zeroes the marks before `end`, whose cells are free.
+    #[inline]
+    fn clear_to(&mut self, end: u64) {
+        while self.clear < end {
+            self.ring.mark(self.clear).store(0, Ordering::Relaxed);
+            self.clear += 1;
+        }
+    }
+
+    /// Sees to it that nothing stands at `next`, behind the record that ends there.
+    #[inline]
+    fn end_at(&mut self, next: u64) {
+        // Within a record there are no marks.
+        self.clear = self.clear.max(next);
+        self.clear_to(next + 1);
     }
 
     /// Cells that a body of `len` bytes needs free at the current position.
@@ -122,20 +146,20 @@ impl Producer {
 
     #[inline]
     fn has(&mut self, need: usize) -> bool {
-        let free = |head: u64, tail: u64| self.ring.place.count as u64 - tail.wrapping_sub(head);
+        let free = |head: u64, tail: u64| self.ring.count as u64 - tail.wrapping_sub(head);
         if free(self.head, self.tail) >= need as u64 {
             return true;
         }
         let head = self.ring.shared().head.0.load(Ordering::Acquire);
         // A head that overtakes the tail or moves back is a broken consumer's: no room, ever.
-        if self.tail.wrapping_sub(head) <= self.ring.place.count as u64 {
+        if self.tail.wrapping_sub(head) <= self.ring.count as u64 {
             self.head = head;
         }
         free(self.head, self.tail) >= need as u64
     }
 
     /// Room for a record with a body of `len` bytes, or `None` where the ring is full. Only
-    /// [`Producer::publish`] makes it a record.
+    /// [`Producer::publish`] makes it a record; who has written to it must publish it.
     #[inline]
     pub(super) fn reserve(&mut self, len: usize) -> Option<NonNull<u8>> {
         let need = self.need(len);
@@ -145,7 +169,7 @@ impl Producer {
         let to_end = self.ring.to_end(self.tail);
         if cells_for(len) > to_end {
             let next = self.tail + to_end as u64;
-            self.ring.mark(next).store(0, Ordering::Relaxed);
+            self.end_at(next);
             let mark = mark_of(self.tail, PAD, 0);
             self.ring.mark(self.tail).store(mark, Ordering::Release);
             self.tail = next;
@@ -169,11 +193,12 @@ impl Producer {
     #[inline]
     pub(super) fn publish(&mut self, kind: u8, len: usize) {
         let next = self.tail + cells_for(len) as u64;
-        self.ring.mark(next).store(0, Ordering::Relaxed);
+        self.end_at(next);
         // SeqCst, because the producer looks at the consumer's words next (does it sleep?), and
         // the consumer at this one after it has written those.
         self.ring.mark(self.tail).store(mark_of(self.tail, kind, len), Ordering::SeqCst);
         self.tail = next;
+        self.clear_to((next + AHEAD).min(self.head + self.ring.count as u64));
     }
 }
 

@@ -7,8 +7,10 @@
 
 use crate::{Error, Result};
 use std::ffi::CStr;
+use std::ops::Deref;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 /// Types made of atomics, or of arrays and structs of them.
@@ -113,6 +115,19 @@ impl Mapping {
         Some(unsafe { &*self.base.as_ptr().add(offset).cast::<T>() })
     }
 
+    /// As [`Mapping::get`], for `count` of them.
+    #[inline]
+    pub(super) fn slice<T: Shared>(&self, offset: usize, count: usize) -> Option<&[T]> {
+        let end = offset.checked_add(count.checked_mul(size_of::<T>())?)?;
+        if end > self.len || !offset.is_multiple_of(align_of::<T>()) {
+            return None;
+        }
+        // SAFETY: as in `get`.
+        Some(unsafe {
+            std::slice::from_raw_parts(self.base.as_ptr().add(offset).cast::<T>(), count)
+        })
+    }
+
     /// As [`Mapping::get`], for places that the layout guarantees.
     ///
     /// # Panics
@@ -142,6 +157,38 @@ impl Mapping {
                 libc::madvise(self.base.as_ptr().add(start).cast(), end - start, libc::MADV_REMOVE)
             };
         }
+    }
+}
+
+/// A reference into something that it keeps alive: found once, then followed in one step.
+pub(super) struct View<T, K> {
+    at: NonNull<T>,
+    _keeper: Arc<K>,
+}
+
+// SAFETY: it gives out shared references only, and shares the keeper.
+unsafe impl<T: Sync, K: Send + Sync> Send for View<T, K> {}
+// SAFETY: as above.
+unsafe impl<T: Sync, K: Send + Sync> Sync for View<T, K> {}
+
+impl<T, K> View<T, K> {
+    /// What `find` finds in `keeper`.
+    pub(super) fn new(
+        keeper: Arc<K>,
+        find: impl for<'a> FnOnce(&'a K) -> Option<&'a T>,
+    ) -> Option<Self> {
+        let at = NonNull::from(find(&keeper)?);
+        Some(View { at, _keeper: keeper })
+    }
+}
+
+impl<T, K> Deref for View<T, K> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: borrowed from the keeper, which stands still and lives as long as `self`.
+        unsafe { self.at.as_ref() }
     }
 }
 

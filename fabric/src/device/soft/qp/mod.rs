@@ -6,14 +6,18 @@
 //! | `request` | a send request, taken from the program's struct |
 //! | `send` | the send queue: posting, waiting, completing, flushing |
 //! | `exec` | the executor: what an initiator does for one request |
+//! | `message` | the same for SENDs and immediates |
+//! | `ask` | the same for what the target executes |
 //! | `copy` | one copy between processes, fenced |
 //! | `recv` | receive queues |
 //! | `remote` | the same with a peer on another machine |
 //! | `respond` | what a target does with what comes in the rings |
 //! | this | creation, `modify`, `query`, errors |
 
+mod ask;
 mod copy;
 mod exec;
+mod message;
 mod modify;
 mod recv;
 mod remote;
@@ -31,7 +35,8 @@ use super::cq::Cq;
 use super::limits::{MAX_INLINE, MAX_SGE, MAX_WR};
 use super::lock::Lock;
 use super::pd::Pd;
-use super::region::{QpEntry, SETTLED};
+use super::region::{QpEntry, Region, SETTLED};
+use super::shm::View;
 use super::srq::{Srq, SrqHandle};
 use crate::abi::{QpAttr, QpCap, RecvWr, Wc, event_type, qp_state, qp_type, wc_opcode, wc_status};
 use crate::device::{DeviceQp, EventElement, PostError, PostRecv, PostSend, QpInit};
@@ -45,6 +50,7 @@ pub(super) struct Qp {
     pub(super) num: u32,
     /// Its entry in the public region.
     pub(super) index: usize,
+    entry: View<QpEntry, Region>,
     kind: u32,
     pd: u32,
     cap: QpCap,
@@ -61,7 +67,7 @@ pub(super) struct Qp {
 impl Qp {
     #[inline]
     fn entry(&self) -> &QpEntry {
-        self.core.region.qp(self.index).expect("a dealt index")
+        &self.entry
     }
 
     #[inline]
@@ -77,6 +83,11 @@ impl Qp {
     #[inline]
     fn is_dead(&self) -> bool {
         self.dead.load(Ordering::Acquire)
+    }
+
+    /// Memory behind `key` is no longer registered: peers are to look at receives that name it.
+    pub(super) fn disavow(&self, key: u32) {
+        self.rq.lock().disavow(&self.core.region, self.entry(), key);
     }
 
     /// Whether completions of this QP go to `cq`.
@@ -173,7 +184,8 @@ impl Qp {
         // SAFETY: the caller's promise: a valid list.
         while let Some(request) = unsafe { wr.as_ref() } {
             // SAFETY: likewise.
-            if let Err(errno) = unsafe { rq.post(&self.core.region, Some(entry), request) } {
+            let posted = unsafe { rq.post(&self.core.region, Some((entry, self.pd)), request) };
+            if let Err(errno) = posted {
                 return refuse(errno, wr);
             }
             if rq.flushing {
@@ -240,10 +252,12 @@ impl QpHandle {
             max_inline_data: MAX_INLINE,
             ..*cap
         };
+        let entry = View::new(Arc::clone(&core.region), |region| region.qp(index));
         let qp = Arc::new(Qp {
             core: Arc::clone(core),
             num,
             index,
+            entry: entry.expect("a dealt index"),
             kind: init.qp_type,
             pd: pd.id,
             cap,

@@ -175,6 +175,7 @@ impl Qp {
         entry.taken.0.receives.store(0, Ordering::Relaxed);
         entry.taken.0.epsn.store(0, Ordering::Relaxed);
         entry.settled.store(0, Ordering::Relaxed);
+        entry.fits.store(0, Ordering::Relaxed);
         entry.dest.store(0, Ordering::Relaxed);
         let has_srq = u32::from(self.srq.is_some());
         entry.traits.store(has_srq << 16 | self.kind << 8, Ordering::Relaxed);

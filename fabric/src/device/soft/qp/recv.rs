@@ -22,6 +22,8 @@ pub(in super::super) struct RecvQueue {
     pub(in super::super) posted: u64,
     /// Receives ended since RESET.
     pub(in super::super) done: u64,
+    /// What peers are told of those between ([`QpEntry::fits`]).
+    fits: u32,
     /// Bytes of a message that has come in part.
     pub(in super::super) filled: u32,
     /// The receive of the SRQ that a message from another machine is filling.
@@ -59,6 +61,7 @@ impl RecvQueue {
             arena: (at, bytes),
             posted: 0,
             done: 0,
+            fits: 0,
             filled: 0,
             held: None,
             parts: Vec::new(),
@@ -76,6 +79,7 @@ impl RecvQueue {
 
     pub(in super::super) fn reset(&mut self) {
         (self.posted, self.done, self.filled, self.flushing) = (0, 0, 0, false);
+        self.fits = 0;
         self.parts = Vec::new();
         self.held = None;
     }
@@ -85,7 +89,8 @@ impl RecvQueue {
         self.posted - self.done
     }
 
-    /// Posts one receive; an entry that has a QP shows it to the peer.
+    /// Posts one receive; a queue pair's `entry` shows it to the peer, and vouches for memory
+    /// under its `pd`.
     ///
     /// # Safety
     /// As `ibv_post_recv(3)`: the request's pointers are valid.
@@ -93,7 +98,7 @@ impl RecvQueue {
     pub(in super::super) unsafe fn post(
         &mut self,
         region: &Region,
-        entry: Option<&QpEntry>,
+        entry: Option<(&QpEntry, u32)>,
         wr: &RecvWr,
     ) -> std::result::Result<(), i32> {
         if wr.num_sge < 0 || wr.num_sge as u32 > self.max_sge {
@@ -108,14 +113,49 @@ impl RecvQueue {
             // SAFETY: the caller's promise; not null and within the limit.
             count => unsafe { std::slice::from_raw_parts(wr.sg_list, count as usize) },
         };
-        self.ring.put(region, self.posted, sges);
+        let total = self.ring.put(region, self.posted, sges);
         let at = self.posted as usize & (self.ids.len() - 1);
         self.ids[at] = wr.wr_id;
-        self.posted += 1;
-        if let Some(entry) = entry {
-            entry.posted.0.store(self.posted, Ordering::Release);
+        if let Some((entry, pd)) = entry {
+            self.vouch(region, entry, pd, sges, total);
+            entry.posted.0.store(self.posted + 1, Ordering::Release);
         }
+        self.posted += 1;
         Ok(())
+    }
+
+    /// Tells peers what holds for all receives, with the one that is being posted.
+    #[inline]
+    fn vouch(&mut self, region: &Region, entry: &QpEntry, pd: u32, sges: &[Sge], total: u32) {
+        let sound = sges.iter().all(|sge| {
+            sge.length == 0 || region.vouch(sge.lkey, pd, sge.addr, sge.length.into(), RECEIVE)
+        });
+        let holds = if sound { total } else { 0 };
+        // Whoever waits for a receive looks for the number posted first, and here then.
+        let fits = if self.len() == 0 { holds } else { self.fits.min(holds) };
+        if fits != self.fits {
+            self.fits = fits;
+            entry.fits.store(fits, Ordering::Relaxed);
+        }
+    }
+
+    /// Memory behind `key` is no longer registered.
+    pub(in super::super) fn disavow(&mut self, region: &Region, entry: &QpEntry, key: u32) {
+        let named = |number: u64| {
+            let sges = self.ring.sges(region, number);
+            sges.into_iter().flatten().any(|sge| sge.lkey == key)
+        };
+        if self.fits > 0 && (self.done..self.posted).any(named) {
+            self.fits = 0;
+            entry.fits.store(0, Ordering::SeqCst);
+        }
+    }
+
+    /// The receive whose turn it is has ended.
+    #[inline]
+    pub(in super::super) fn end(&mut self) {
+        self.done += 1;
+        self.filled = 0;
     }
 
     /// The receive whose turn it is, if one is posted.
@@ -129,7 +169,7 @@ impl RecvQueue {
 
     /// Bytes that receive `number` holds.
     pub(in super::super) fn capacity(&self, region: &Region, number: u64) -> u64 {
-        self.ring.head(region, number).map_or(0, |head| head.total)
+        self.ring.total(region, number).unwrap_or(0)
     }
 
     /// The pieces of receive `number` that hold the bytes `skip .. skip + len` of its message, as
@@ -156,12 +196,9 @@ impl RecvQueue {
         skip: u32,
         bytes: &[u8],
     ) -> Option<()> {
-        let pieces = self.pieces(region, number, pd, skip, bytes.len() as u32)?;
-        // SAFETY: the pieces lie in regions that are registered now, and `dereg` waits for the
-        // ring's lock, which the caller holds, before it lets go of the memory. A registered
-        // region stays mapped (`DevicePd::reg_mr`).
-        unsafe { spread(&pieces, bytes) };
-        Some(())
+        let sges = self.ring.sges(region, number)?;
+        // `dereg` waits for the ring's lock, which the caller holds.
+        scatter(region, sges, pd, skip, bytes)
     }
 }
 
@@ -175,8 +212,7 @@ pub(in super::super) struct Held {
 
 impl Held {
     pub(in super::super) fn of(queue: &RecvQueue, region: &Region, receive: Taken) -> Held {
-        let count = queue.ring.head(region, receive.number).map_or(0, |head| head.num_sge);
-        let sges = (0..count).filter_map(|i| queue.ring.sge(region, receive.number, i)).collect();
+        let sges = queue.ring.sges(region, receive.number).into_iter().flatten().collect();
         Held { wr_id: receive.wr_id, sges, filled: 0 }
     }
 
@@ -192,13 +228,9 @@ impl Held {
         pd: u32,
         bytes: &[u8],
     ) -> Option<()> {
-        let at = |i: u32| self.sges.get(i as usize).copied();
-        let len = bytes.len() as u32;
-        let pieces = select(region, self.sges.len() as u32, at, pd, self.filled, len)?;
-        // SAFETY: checked just now, and `dereg` waits for the connection's lock, which the caller
-        // holds.
-        unsafe { spread(&pieces, bytes) };
-        self.filled += len;
+        // `dereg` waits for the connection's lock, which the caller holds.
+        scatter(region, self.sges.iter().copied(), pd, self.filled, bytes)?;
+        self.filled += bytes.len() as u32;
         Some(())
     }
 }
@@ -244,53 +276,62 @@ pub(in super::super) fn pieces(
     skip: u32,
     len: u32,
 ) -> Option<Pieces> {
-    let count = ring.head(region, number)?.num_sge;
-    select(region, count, |i| ring.sge(region, number, i), pd, skip, len)
+    let mut pieces = Pieces::new();
+    let sges = ring.sges(region, number)?;
+    select(region, sges, pd, skip, len, |addr, len| pieces.push(addr, len)).then_some(pieces)
 }
 
-/// Copies `bytes` to pieces of this process's memory, one after the other.
-///
-/// # Safety
-/// The pieces hold as many bytes, and may be written. Raw copies, no references.
-unsafe fn spread(pieces: &Pieces, bytes: &[u8]) {
+/// Copies `bytes` into a scatter list, behind the first `skip`. The caller holds a lock for which
+/// `dereg` waits.
+#[inline]
+fn scatter(
+    region: &Region,
+    sges: impl Iterator<Item = Sge>,
+    pd: u32,
+    skip: u32,
+    bytes: &[u8],
+) -> Option<()> {
     let mut rest = bytes;
-    for (addr, len) in pieces.iter() {
+    let whole = select(region, sges, pd, skip, bytes.len() as u32, |addr, len| {
         let (now, later) = rest.split_at(len as usize);
-        // SAFETY: the caller's promise.
+        // SAFETY: in a region that is registered for writing now, and is so until the lock that
+        // the caller holds is free; a registered region stays mapped (`DevicePd::reg_mr`). Raw
+        // copy, no reference.
         unsafe { std::ptr::copy_nonoverlapping(now.as_ptr(), addr as *mut u8, now.len()) };
         rest = later;
-    }
+        true
+    });
+    whole.then_some(())
 }
 
-/// The pieces of a scatter list of `count` elements that hold the bytes `skip .. skip + len`.
+/// Walks through the pieces of a scatter list that hold the bytes `skip .. skip + len`; whether
+/// all of them are there and may be written, and `each` took them.
 #[inline]
 fn select(
     region: &Region,
-    count: u32,
-    at: impl Fn(u32) -> Option<Sge>,
+    sges: impl Iterator<Item = Sge>,
     pd: u32,
     skip: u32,
     len: u32,
-) -> Option<Pieces> {
-    let mut pieces = Pieces::new();
+    mut each: impl FnMut(u64, u64) -> bool,
+) -> bool {
     let (mut skip, mut left) = (u64::from(skip), u64::from(len));
-    for i in 0..count {
+    for sge in sges {
         if left == 0 {
             break;
         }
-        let sge = at(i)?;
         let size = u64::from(sge.length);
         if skip >= size {
             skip -= size;
             continue;
         }
         let now = (size - skip).min(left);
-        let addr = sge.addr.checked_add(skip)?;
-        if !region.permits(sge.lkey, pd, addr, now, RECEIVE) || !pieces.push(addr, now) {
-            return None;
+        let Some(addr) = sge.addr.checked_add(skip) else { return false };
+        if !region.permits(sge.lkey, pd, addr, now, RECEIVE) || !each(addr, now) {
+            return false;
         }
         skip = 0;
         left -= now;
     }
-    (left == 0).then_some(pieces)
+    left == 0
 }

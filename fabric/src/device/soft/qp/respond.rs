@@ -2,6 +2,7 @@
 //! initiator's side of answers. One thread at a time reads a ring (the ring's lock).
 
 use super::super::core::Core;
+use super::super::cq::Sink;
 use super::super::link::{Inbound, Outbound, Receiver};
 use super::super::records::{Answer, Ask, DROPPED, Datagram, Fault, RNR, Recv, fault, flag, kind};
 use super::super::region::{QpEntry, SETTLED};
@@ -20,7 +21,12 @@ const BATCH: u32 = 256;
 
 impl Core {
     /// Takes requests of a link; `all`: until the ring is empty, waiting for whoever reads it now.
-    pub(in super::super) fn drain_requests(self: &Arc<Self>, link: &Arc<Inbound>, all: bool) {
+    pub(in super::super) fn drain_requests(
+        self: &Arc<Self>,
+        link: &Arc<Inbound>,
+        all: bool,
+        sink: &mut Sink<'_>,
+    ) {
         let mut rx = if all {
             link.rx.lock()
         } else if let Some(rx) = link.rx.try_lock() {
@@ -44,7 +50,7 @@ impl Core {
             }
             match requests.peek() {
                 Found::Record(kind, body) => {
-                    answered |= self.take(link, kind, body, responses, last);
+                    answered |= self.take(link, kind, body, responses, last, sink);
                     requests.advance();
                 }
                 Found::Empty => break,
@@ -69,7 +75,7 @@ impl Core {
 
     /// The last look at the ring of a peer that is gone: what it completed is delivered.
     pub(in super::super) fn drain_last(self: &Arc<Self>, link: &Arc<Inbound>) {
-        self.drain_requests(link, true);
+        self.drain_requests(link, true, &mut Sink::none());
     }
 
     /// Handles one request; whether it was answered.
@@ -81,6 +87,7 @@ impl Core {
         body: &[u8],
         responses: &mut Producer,
         last: &mut Option<Arc<Qp>>,
+        sink: &mut Sink<'_>,
     ) -> bool {
         match what {
             kind::RECV => {
@@ -90,7 +97,7 @@ impl Core {
                     *last = self.qp(record.qpn);
                 }
                 if let Some(qp) = last {
-                    qp.deliver(&record, payload);
+                    qp.deliver(&record, payload, sink);
                 }
             }
             kind::FAULT => {
@@ -211,7 +218,7 @@ impl Qp {
 
     /// A message for the receive whose turn it is.
     #[inline]
-    fn deliver(self: &Arc<Self>, record: &Recv, payload: &[u8]) {
+    fn deliver(self: &Arc<Self>, record: &Recv, payload: &[u8], sink: &mut Sink<'_>) {
         if !self.takes(record.incarnation) || self.srq.is_some() {
             return;
         }
@@ -237,7 +244,10 @@ impl Qp {
             }
         }
         let kind = Message { flags: record.flags, imm: record.imm, len };
-        self.end(&mut rq, receive, status, &kind);
+        rq.end();
+        let wc = self.completion(receive.wr_id, status, &kind);
+        // Under the queue's lock, so that it stands before what a flush adds.
+        sink.push(&self.recv_cq, wc, record.flags & flag::SOLICITED != 0);
         drop(rq);
         if status != wc_status::SUCCESS {
             self.fail(event_type::QP_FATAL);
@@ -247,20 +257,24 @@ impl Qp {
     /// Ends the receive whose turn it is.
     #[inline]
     pub(super) fn end(&self, rq: &mut RecvQueue, receive: Taken, status: u32, message: &Message) {
-        rq.done += 1;
-        rq.filled = 0;
+        rq.end();
         self.received(receive.wr_id, status, message);
     }
 
-    #[inline]
     pub(super) fn received(&self, wr_id: u64, status: u32, message: &Message) {
+        let wc = self.completion(wr_id, status, message);
+        self.recv_cq.push(wc, message.flags & flag::SOLICITED != 0);
+    }
+
+    #[inline]
+    fn completion(&self, wr_id: u64, status: u32, message: &Message) -> Wc {
         let imm = message.flags & flag::IMM != 0;
         let opcode = if message.flags & flag::WRITE != 0 {
             wc_opcode::RECV_RDMA_WITH_IMM
         } else {
             wc_opcode::RECV
         };
-        let wc = Wc {
+        Wc {
             wr_id,
             status,
             opcode,
@@ -269,8 +283,7 @@ impl Qp {
             qp_num: self.num,
             wc_flags: if imm { wc_flags::WITH_IMM } else { 0 },
             ..Wc::default()
-        };
-        self.recv_cq.push(wc, message.flags & flag::SOLICITED != 0);
+        }
     }
 
     /// The peer found an error that is ours too.

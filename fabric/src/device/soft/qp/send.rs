@@ -9,7 +9,8 @@
 
 use super::super::link::Outbound;
 use super::super::records::{Answer, DROPPED, RNR};
-use super::super::region::RecvRing;
+use super::super::region::{QpEntry, RecvRing, Region};
+use super::super::shm::View;
 use super::super::tcp::Conn;
 use super::Qp;
 use super::exec::{Outcome, Wait};
@@ -29,7 +30,7 @@ use std::time::{Duration, Instant};
 pub(super) struct Path {
     pub(super) link: Arc<Outbound>,
     /// The peer's entry, and its incarnation when it was found.
-    pub(super) index: usize,
+    pub(super) entry: View<QpEntry, Region>,
     pub(super) incarnation: u32,
     pub(super) pd: u32,
     pub(super) recv_cq: usize,

@@ -4,7 +4,8 @@
 use super::super::link::Outbound;
 use super::super::records::{Datagram, flag, kind};
 use super::super::region::QpEntry;
-use super::exec::{Outcome, Wait, announce, gather};
+use super::exec::{Outcome, Wait, gather};
+use super::message::announce;
 use super::recv::{RecvQueue, Taken};
 use super::request::Request;
 use super::send::Flow;
