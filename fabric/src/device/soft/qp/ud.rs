@@ -20,8 +20,11 @@ use std::time::{Duration, Instant};
 
 /// Largest datagram: the MTU of the port.
 const MAX_DATAGRAM: u32 = 4096;
-/// How long a datagram waits for room in a ring, or for a link, before it is dropped.
-const PATIENCE: Duration = Duration::from_millis(20);
+/// How long a datagram waits for room in a ring before it is dropped.
+const ROOM: Duration = Duration::from_millis(20);
+/// How long it waits for the link to a process that it is the first to address: that one need not
+/// have a core at once. Those behind it wait too, so not long.
+const LINK: Duration = Duration::from_millis(250);
 
 /// Executes a datagram.
 pub(super) fn send(qp: &Arc<Qp>, flow: &mut Flow, attr: &QpAttr, request: &Request<'_>) -> Outcome {
@@ -56,6 +59,7 @@ pub(super) fn send(qp: &Arc<Qp>, flow: &mut Flow, attr: &QpAttr, request: &Reque
         sgid: gid(own),
         dgid: if global { gid(address.grh.dgid) } else { 0 },
     };
+    let mut patience = ROOM;
     let outcome = if !ah::is_local(&qp.core, &address) {
         remote::datagram(qp, &address, request, &record)
     } else if let Some(link) = qp.core.link_to(qpn) {
@@ -64,10 +68,11 @@ pub(super) fn send(qp: &Arc<Qp>, flow: &mut Flow, attr: &QpAttr, request: &Reque
         Outcome::Done
     } else {
         qp.core.dial_later(qpn);
+        patience = LINK;
         Outcome::Wait(Wait::Room)
     };
     match outcome {
-        Outcome::Wait(Wait::Room) if overdue(flow) => {
+        Outcome::Wait(Wait::Room) if overdue(flow, patience) => {
             flow.silent_since = None;
             Outcome::Done
         }
@@ -76,8 +81,8 @@ pub(super) fn send(qp: &Arc<Qp>, flow: &mut Flow, attr: &QpAttr, request: &Reque
 }
 
 /// Whether the datagram at hand has waited long enough.
-fn overdue(flow: &mut Flow) -> bool {
-    flow.silent_since.get_or_insert_with(Instant::now).elapsed() > PATIENCE
+fn overdue(flow: &mut Flow, patience: Duration) -> bool {
+    flow.silent_since.get_or_insert_with(Instant::now).elapsed() > patience
 }
 
 fn put(qp: &Arc<Qp>, link: &Outbound, request: &Request<'_>, record: &Datagram) -> Outcome {
