@@ -437,9 +437,18 @@ impl Core {
         // Whoever holds it takes what has come.
         let Some(direct) = self.direct.try_lock() else { return };
         let mut news = false;
-        for link in direct.iter().filter(|link| link.has_news()) {
-            self.drain(link, sink);
-            news = true;
+        let mut look = || {
+            for link in direct.iter().filter(|link| link.has_news()) {
+                self.drain(link, sink);
+                news = true;
+            }
+            news
+        };
+        if !look() {
+            // Whoever polls in a loop leaves the core to its sibling meanwhile, and is back here
+            // when something comes.
+            std::hint::spin_loop();
+            look();
         }
         drop(direct);
         if self.region.header().summary.0.load(Ordering::Acquire) != 0 {
@@ -448,8 +457,6 @@ impl Core {
             self.run_deferred();
         } else if self.unanswered.load(Ordering::Relaxed) != 0 {
             self.nudge();
-        } else {
-            std::hint::spin_loop();
         }
     }
 

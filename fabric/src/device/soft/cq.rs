@@ -131,17 +131,19 @@ impl<'a> Sink<'a> {
     /// Adds a completion to `cq`. The caller is the only one who adds completions of its kind and
     /// queue pair now: it holds what they come from.
     #[inline]
-    pub(super) fn push(&mut self, cq: &Arc<Cq>, wc: Wc, solicited: bool) {
+    pub(super) fn push(&mut self, cq: &Arc<Cq>, solicited: bool, wc: impl Fn() -> Wc) {
         let polled = self.cq.is_some_and(|polled| Arc::ptr_eq(polled, cq));
         if !polled {
-            return cq.push(wc, solicited);
+            return cq.push(wc(), solicited);
         }
-        let room = (cq.capacity.load(Ordering::Relaxed) as usize).min(self.wcs.len());
-        if self.taken < room && cq.len.load(Ordering::Acquire) == 0 {
-            self.wcs[self.taken] = wc;
-            self.taken += 1;
-        } else {
-            cq.push_behind(self.taken as u32, wc, solicited);
+        let capacity = cq.capacity.load(Ordering::Relaxed) as usize;
+        match self.wcs.get_mut(self.taken) {
+            Some(place) if self.taken < capacity && cq.len.load(Ordering::Acquire) == 0 => {
+                // Made where it goes: a copy would wait for the stores that made it.
+                *place = wc();
+                self.taken += 1;
+            }
+            _ => cq.push_behind(self.taken as u32, wc(), solicited),
         }
     }
 }

@@ -180,10 +180,13 @@ impl Producer {
 
     /// As [`Producer::reserve`]; where the ring is full the consumer is told to say when it no
     /// longer is (`Consumer::wanted`).
+    #[inline]
     pub(super) fn reserve_or_wait(&mut self, len: usize) -> Option<NonNull<u8>> {
-        if let Some(room) = self.reserve(len) {
-            return Some(room);
-        }
+        self.reserve(len).or_else(|| self.wait(len))
+    }
+
+    #[cold]
+    fn wait(&mut self, len: usize) -> Option<NonNull<u8>> {
         self.ring.shared().waiting.0.store(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         self.reserve(len)

@@ -87,6 +87,7 @@ impl MemoryRegion {
 
     /// Address of the first byte.
     #[must_use]
+    #[inline]
     pub fn addr(&self) -> u64 {
         self.base.as_ptr() as u64
     }
@@ -99,12 +100,14 @@ impl MemoryRegion {
 
     /// Local key.
     #[must_use]
+    #[inline]
     pub fn lkey(&self) -> u32 {
         self.mr.lkey()
     }
 
     /// Remote key.
     #[must_use]
+    #[inline]
     pub fn rkey(&self) -> u32 {
         self.mr.rkey()
     }
@@ -114,6 +117,7 @@ impl MemoryRegion {
     /// # Panics
     /// Where the range is not within the region, or longer than 4 GiB.
     #[must_use]
+    #[inline]
     pub fn slice(&self, range: Range<usize>) -> abi::Sge {
         self.check(range.start, range.len());
         abi::Sge {
@@ -128,6 +132,7 @@ impl MemoryRegion {
     /// # Panics
     /// Where `offset` is beyond the region.
     #[must_use]
+    #[inline]
     pub fn remote(&self, offset: usize) -> Remote {
         self.check(offset, 0);
         Remote { addr: self.addr() + offset as u64, rkey: self.rkey() }
@@ -180,6 +185,7 @@ impl MemoryRegion {
     /// # Panics
     /// Where `offset` is not a multiple of 8, or the word not within the region.
     #[must_use]
+    #[inline]
     pub fn atomic_u64(&self, offset: usize) -> &AtomicU64 {
         self.check(offset, 8);
         assert!(offset.is_multiple_of(8), "offset {offset} is not a multiple of 8");
@@ -194,6 +200,7 @@ impl MemoryRegion {
         self.mr.dereg()
     }
 
+    #[inline]
     fn check(&self, offset: usize, length: usize) {
         assert!(
             offset.checked_add(length).is_some_and(|end| end <= self.length),
@@ -214,6 +221,7 @@ impl MemoryRegion {
         unsafe { AtomicU8::from_ptr(self.base.as_ptr().add(offset)) }
     }
 
+    #[inline]
     fn word(&self, offset: usize) -> &AtomicU64 {
         debug_assert!(offset + 8 <= self.length && offset.is_multiple_of(8));
         // SAFETY: within the mapping (the callers checked), which outlives `self`; aligned,

@@ -101,11 +101,14 @@ impl Wc {
     ///
     /// # Errors
     /// `EIO` where the status is not SUCCESS.
+    #[inline]
     pub fn check(&self) -> Result<()> {
-        if self.status == abi::wc_status::SUCCESS {
-            return Ok(());
-        }
-        Err(Error::new(
+        if self.status == abi::wc_status::SUCCESS { Ok(()) } else { Err(self.failure()) }
+    }
+
+    #[cold]
+    fn failure(&self) -> Error {
+        Error::new(
             libc::EIO,
             format!(
                 "work request {:#x} of queue pair {:#x} ended with {} ({}), vendor error {:#x}",
@@ -115,7 +118,7 @@ impl Wc {
                 self.status,
                 self.vendor_err
             ),
-        ))
+        )
     }
 }
 
@@ -223,6 +226,7 @@ impl SharedReceiveQueue {
 }
 
 /// A receive request over `sges`.
+#[inline]
 pub(super) fn recv_wr(wr_id: u64, sges: &[Sge]) -> Result<RecvWr> {
     Ok(RecvWr {
         wr_id,
@@ -232,6 +236,7 @@ pub(super) fn recv_wr(wr_id: u64, sges: &[Sge]) -> Result<RecvWr> {
     })
 }
 
+#[inline]
 pub(super) fn sge_count(sges: &[Sge]) -> Result<i32> {
     i32::try_from(sges.len())
         .map_err(|_| Error::invalid(format!("{} elements in one request", sges.len())))

@@ -220,7 +220,8 @@ impl QueuePair {
     #[inline]
     pub fn post_send(&self, request: &SendRequest<'_>) -> Result<()> {
         let mut element = Sge::default();
-        let mut wr = self.lower(request, &mut element)?;
+        let mut wr = abi::SendWr::empty();
+        self.lower(request, &mut wr, &mut element)?;
         // SAFETY: one request, whose list (`request.data` or `element`) lives through the call;
         // inline bytes are copied within it, and every other element is checked by the device
         // against the registered regions at the moment of access.
@@ -244,13 +245,10 @@ impl QueuePair {
             let mut wrs = [abi::SendWr::empty(); CHAIN];
             for (i, request) in chunk.iter().enumerate() {
                 // What stands before a request that is wrong in itself is posted, as verbs do.
-                wrs[i] = match self.lower(request, &mut elements[i]) {
-                    Ok(wr) => wr,
-                    Err(error) => {
-                        self.post_sends(&chunk[..i]).map_err(|(n, error)| (done + n, error))?;
-                        return Err((done + i, error));
-                    }
-                };
+                if let Err(error) = self.lower(request, &mut wrs[i], &mut elements[i]) {
+                    self.post_sends(&chunk[..i]).map_err(|(n, error)| (done + n, error))?;
+                    return Err((done + i, error));
+                }
             }
             let base = wrs.as_mut_ptr();
             for i in 1..chunk.len() {
@@ -270,9 +268,14 @@ impl QueuePair {
     /// The verbs struct of a request, which must have a destination exactly where this is a
     /// datagram queue pair: elsewhere the device would read one field as another.
     #[inline]
-    fn lower(&self, request: &SendRequest<'_>, element: &mut Sge) -> Result<abi::SendWr> {
+    fn lower(
+        &self,
+        request: &SendRequest<'_>,
+        wr: &mut abi::SendWr,
+        element: &mut Sge,
+    ) -> Result<()> {
         if request.to.is_some() == self.datagram {
-            return request.lower(element);
+            return request.lower(wr, element);
         }
         Err(Error::invalid(format!(
             "request {:#x} has {} destination, and queue pair {:#x} {} datagrams",

@@ -66,6 +66,7 @@ pub struct SendRequest<'a> {
 impl<'a> SendRequest<'a> {
     /// A signalled request of `op` over registered memory.
     #[must_use]
+    #[inline]
     pub fn new(wr_id: u64, op: Op, sges: &'a [Sge]) -> Self {
         let data = Data::Gather(sges);
         SendRequest { wr_id, op, data, signaled: true, solicited: false, fence: false, to: None }
@@ -73,38 +74,43 @@ impl<'a> SendRequest<'a> {
 
     /// A signalled request of `op` whose bytes are copied at once.
     #[must_use]
+    #[inline]
     pub fn inline(wr_id: u64, op: Op, bytes: &'a [u8]) -> Self {
         SendRequest { data: Data::Inline(bytes), ..SendRequest::new(wr_id, op, &[]) }
     }
 
     /// The same, unsignalled.
     #[must_use]
+    #[inline]
     pub fn unsignaled(self) -> Self {
         SendRequest { signaled: false, ..self }
     }
 
     /// The same, solicited.
     #[must_use]
+    #[inline]
     pub fn solicited(self) -> Self {
         SendRequest { solicited: true, ..self }
     }
 
     /// The same, fenced.
     #[must_use]
+    #[inline]
     pub fn fenced(self) -> Self {
         SendRequest { fence: true, ..self }
     }
 
     /// The same, as a datagram.
     #[must_use]
+    #[inline]
     pub fn to(self, to: Datagram<'a>) -> Self {
         SendRequest { to: Some(to), ..self }
     }
 
-    /// The verbs struct; `element` holds the single element of inline data.
+    /// Fills in the verbs struct, an empty one, in place; `element` holds the single element of
+    /// inline data.
     #[inline]
-    pub(super) fn lower(&self, element: &mut Sge) -> Result<SendWr> {
-        let mut wr = SendWr::empty();
+    pub(super) fn lower(&self, wr: &mut SendWr, element: &mut Sge) -> Result<()> {
         wr.wr_id = self.wr_id;
         match self.data {
             Data::Gather(sges) => {
@@ -162,6 +168,6 @@ impl<'a> SendRequest<'a> {
             wr.wr.ud =
                 UdWr { ah: to.ah.device().as_raw(), remote_qpn: to.qpn, remote_qkey: to.qkey };
         }
-        Ok(wr)
+        Ok(())
     }
 }

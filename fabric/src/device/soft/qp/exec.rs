@@ -240,6 +240,25 @@ impl Qp {
         need: u32,
         pieces: &mut Pieces,
     ) -> bool {
+        if let Data::Listed([sge]) = request.data
+            && (skip, len) == (0, sge.length)
+            && len > 0
+        {
+            return self.core.region.permits(sge.lkey, self.pd, sge.addr, len.into(), need)
+                && pieces.push(sge.addr, len.into());
+        }
+        self.find_pieces(request, skip, len, need, pieces)
+    }
+
+    /// Any list, and any part of it.
+    fn find_pieces(
+        &self,
+        request: &Request<'_>,
+        skip: u32,
+        len: u32,
+        need: u32,
+        pieces: &mut Pieces,
+    ) -> bool {
         let (mut skip, mut left) = (u64::from(skip), u64::from(len));
         let (sges, keyed) = match request.data {
             Data::Listed(sges) => (sges, true),

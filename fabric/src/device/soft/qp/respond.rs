@@ -245,9 +245,9 @@ impl Qp {
         }
         let kind = Message { flags: record.flags, imm: record.imm, len };
         rq.end();
-        let wc = self.completion(receive.wr_id, status, &kind);
         // Under the queue's lock, so that it stands before what a flush adds.
-        sink.push(&self.recv_cq, wc, record.flags & flag::SOLICITED != 0);
+        let solicited = record.flags & flag::SOLICITED != 0;
+        sink.push(&self.recv_cq, solicited, || self.completion(receive.wr_id, status, &kind));
         drop(rq);
         if status != wc_status::SUCCESS {
             self.fail(event_type::QP_FATAL);
