@@ -42,6 +42,8 @@ pub enum Feature {
     LivePsn,
     /// A queue key with its top bit set stands for the sender's own.
     OwnQkey,
+    /// A retry count of 7 is seven.
+    SevenRetries,
     /// A completion that is an error counts as solicited.
     ErrorIsSolicited,
     /// A request that fails here does not keep out the acknowledgements of those before it.
@@ -170,6 +172,8 @@ const QUIRKS: &[Quirk] = &[
         "rxe drops what a peer answers after a request has failed here: 6.1 ends no request then, \
          and 6.12 flushes those before it",
     ),
+    Quirk::rxe(Feature::SevenRetries, "rxe takes a retry count of 7 for one without end")
+        .raw_only(),
     Quirk::rxe(Feature::ErrorIsSolicited, "rxe from Linux 6.12 on raises no event for a flush")
         .since(6, 12),
     Quirk::rxe(Feature::ChecksAttributeValues, "rxe stores some attribute values unseen"),

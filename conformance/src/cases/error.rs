@@ -160,8 +160,15 @@ pub(super) const CASES: &[Case] = &[
     two(
         "error.peer_destroyed",
         "A SEND to a QP that has been destroyed: RETRY_EXC_ERR (IBTA 11.6.2)",
-        destroyed_a,
-        destroyed_b,
+        |side| destroyed_a(side, &impatient()),
+        |side| destroyed_b(side, &impatient()),
+    ),
+    two(
+        "error.seven_retries",
+        "The largest retry count is a count, unlike that of RNR: a SEND to a QP that has been \
+         destroyed ends with RETRY_EXC_ERR (IBTA 9.7.6.1.3, 11.6.2)",
+        seven_a,
+        seven_b,
     ),
     two(
         "error.no_such_peer",
@@ -414,15 +421,37 @@ fn finds_nobody(side: &mut Side, rig: &Rig) -> Verdict {
     rig.comes_to(side, qp_state::ERR)
 }
 
-fn destroyed_a(side: &mut Side) -> Verdict {
-    let rig = side.wire(&impatient())?;
+fn destroyed_a(side: &mut Side, plan: &Plan) -> Verdict {
+    let rig = side.wire(plan)?;
     side.meet()?;
     finds_nobody(side, &rig)
 }
 
-fn destroyed_b(side: &mut Side) -> Verdict {
-    drop(side.wire_alone(&impatient())?);
+fn destroyed_b(side: &mut Side, plan: &Plan) -> Verdict {
+    drop(side.wire_alone(plan)?);
     side.meet()
+}
+
+/// Shorter waits, and more of them.
+fn seven_retries() -> Plan {
+    Plan::rc().connect(|options| {
+        options.timeout = 12;
+        options.retry_cnt = 7;
+    })
+}
+
+fn seven_a(side: &mut Side) -> Verdict {
+    side.needs(Feature::SevenRetries)?;
+    let plan = seven_retries();
+    let rig = side.wire(&plan)?;
+    same("retry_cnt", rig.qp.query()?.retry_cnt, 7)?;
+    side.meet()?;
+    finds_nobody(side, &rig)
+}
+
+fn seven_b(side: &mut Side) -> Verdict {
+    side.needs(Feature::SevenRetries)?;
+    destroyed_b(side, &seven_retries())
 }
 
 fn nobody_a(side: &mut Side) -> Verdict {

@@ -64,7 +64,7 @@ pub struct ConnectOptions {
     pub path_mtu: Option<u32>,
     /// Local ACK timeout: 4.096 µs × 2^timeout (IBTA 9.7.6.1.3).
     pub timeout: u8,
-    /// Times that a lost packet is sent again, up to 7 (which rxe takes for: without end).
+    /// Times that a lost packet is sent again, up to 7 (which a raw rxe takes for: without end).
     pub retry_cnt: u8,
     /// Times that a request is sent again to a peer without a receive; 7: without end.
     pub rnr_retry: u8,

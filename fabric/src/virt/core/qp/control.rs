@@ -16,6 +16,10 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(15);
 /// The port of a queue pair that was given none.
 const FIRST_PORT: u8 = 1;
 
+/// The retry count that rxe takes for one without end, though it is a number like others (IBTA
+/// 9.7.6.1.3): a dead peer would never be noticed. Devices get one less.
+const ENDLESS_ON_RXE: u8 = 7;
+
 /// Attributes as the program set them.
 #[derive(Default)]
 pub(super) struct Control {
@@ -40,6 +44,7 @@ impl Control {
         take(qp_mask::PORT, &mut |own| own.port_num = attr.port_num);
         take(qp_mask::AV, &mut |own| own.ah_attr = attr.ah_attr);
         take(qp_mask::PATH_MTU, &mut |own| own.path_mtu = attr.path_mtu);
+        take(qp_mask::RETRY_CNT, &mut |own| own.retry_cnt = attr.retry_cnt);
         take(qp_mask::DEST_QPN, &mut |own| own.dest_qp_num = attr.dest_qp_num);
     }
 }
@@ -73,6 +78,10 @@ impl QpCore {
         }
         let attachment = self.attachment()?;
         let (mut physical, mut connection) = (*attr, None);
+        // A larger one is the device's to refuse.
+        if attr.retry_cnt == ENDLESS_ON_RXE {
+            physical.retry_cnt = ENDLESS_ON_RXE - 1;
+        }
         if mask & qp_mask::AV != 0 && self.qp_type != qp_type::UD {
             // The old destination stays where only the path is set anew.
             let dest = match mask & qp_mask::DEST_QPN {
@@ -132,6 +141,7 @@ impl QpCore {
         attr.cap = self.cap;
         attr.ah_attr = control.attr.ah_attr;
         attr.dest_qp_num = control.attr.dest_qp_num;
+        attr.retry_cnt = control.attr.retry_cnt;
         if control.attr.path_mtu != 0 {
             attr.path_mtu = control.attr.path_mtu;
         }
