@@ -137,6 +137,41 @@ fn an_overrun_is_an_error() {
     }
 }
 
+/// Messages that wait to be polled overrun a CQ as well, however many a poll asks for.
+#[test]
+fn received_messages_overrun_too() {
+    for at_once in [1usize, 4, 8] {
+        for count in [4u64, 5] {
+            let a = End::new(&Setup::default());
+            let b = End::new(&Setup { cqe: 4, ..Setup::default() });
+            a.connect(&b.address());
+            b.connect(&a.address());
+            for i in 0..count {
+                b.recv(i, 0, 8).unwrap();
+                a.send(i, 0, 8);
+                a.success();
+            }
+            let mut wcs = vec![Default::default(); at_once];
+            let mut taken = Vec::new();
+            while taken.len() < 4 {
+                let n = b.cq.poll(&mut wcs).unwrap();
+                assert!(n > 0, "{taken:?}");
+                taken.extend(wcs[..n].iter().map(|wc| (wc.wr_id, wc.status)));
+            }
+            assert_eq!(taken, [(0, 0), (1, 0), (2, 0), (3, 0)], "{at_once} at once");
+            if count > 4 {
+                let event = b.context.get_async_event().unwrap().unwrap();
+                assert_eq!(event.event_type, event_type::CQ_ERR);
+                assert_eq!(b.cq.poll(&mut wcs), Err(libc::EOVERFLOW));
+                assert_eq!(b.state(), "ERR");
+            } else {
+                assert_eq!(b.context.get_async_event().unwrap(), None);
+                assert_eq!(b.cq.poll(&mut wcs), Ok(0));
+            }
+        }
+    }
+}
+
 /// Regions: what cannot be registered is refused with the reason; keys are not reused at once.
 #[test]
 fn regions_are_checked() {

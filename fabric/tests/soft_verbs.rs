@@ -6,8 +6,8 @@ mod soft_util;
 
 use soft_util::*;
 use sojourn_fabric::abi::{
-    self, QpAttr, QpCap, SendWr, SrqAttr, Wc, access, event_type, qp_mask as m, qp_state, qp_type,
-    send_flags, srq_mask, wc_flags, wc_opcode, wc_status, wr_opcode,
+    self, QpAttr, QpCap, SendWr, Sge, SrqAttr, Wc, access, event_type, qp_mask as m, qp_state,
+    qp_type, send_flags, srq_mask, wc_flags, wc_opcode, wc_status, wr_opcode,
 };
 use sojourn_fabric::device::soft::{Mode, Options, Pace, open_with};
 use sojourn_fabric::device::{AsyncEvent, CqInit, DeviceContext, EventElement, QpInit};
@@ -39,6 +39,8 @@ cases! {
     a_message_too_long_fails_on_both_sides,
     access_that_is_not_allowed_fails_on_both_sides,
     local_keys_are_checked,
+    each_receive_counts_for_itself,
+    receives_outlive_no_region,
     a_shared_queue_serves_many,
     an_empty_shared_queue_is_not_ready,
     datagrams_say_where_they_come_from,
@@ -68,6 +70,8 @@ far_cases! {
     a_message_too_long_fails_on_both_sides,
     access_that_is_not_allowed_fails_on_both_sides,
     local_keys_are_checked,
+    each_receive_counts_for_itself,
+    receives_outlive_no_region,
     a_shared_queue_serves_many,
     an_empty_shared_queue_is_not_ready,
     errors_flush_in_order,
@@ -353,6 +357,55 @@ fn local_keys_are_checked(options: Options) {
         a.send(6, 0, len);
         assert_eq!(status(&a.wait()), "REM_OP_ERR");
         assert_eq!(status(&b.wait()), "LOC_PROT_ERR");
+    }
+}
+
+/// What earlier receives hold, or later ones, does not matter to a message.
+fn each_receive_counts_for_itself(options: Options) {
+    for len in [64u32, 100_000] {
+        let (a, b) = pair(&setup(options));
+        b.recv(1, 0, len).unwrap();
+        b.recv(2, 0, 0).unwrap();
+        b.recv(3, 0, len - 1).unwrap();
+        a.memory.fill(0, len as usize, 6);
+        a.send(4, 0, len);
+        assert_eq!((a.success().wr_id, b.success().wr_id), (4, 1));
+        assert_eq!(b.memory.get(0, len as usize), vec![6; len as usize]);
+        a.send(5, 0, 0);
+        assert_eq!((a.success().wr_id, b.success().wr_id), (5, 2));
+        a.send(6, 0, len);
+        assert_eq!(status(&a.wait()), "REM_INV_REQ_ERR");
+        let wc = b.wait();
+        assert_eq!((wc.wr_id, status(&wc)), (3, "LOC_LEN_ERR"));
+    }
+}
+
+/// A receive whose region was deregistered since it was posted fails on both sides, and those in
+/// other regions do not.
+fn receives_outlive_no_region(options: Options) {
+    for len in [8u32, 50_000] {
+        let (a, b) = pair(&setup(options));
+        let memory = Memory::new(1 << 16);
+        let register = || {
+            // SAFETY: the memory is never unmapped, and accessed as `Memory` does.
+            unsafe { Arc::clone(&b.pd).reg_mr(memory.at.cast(), memory.len, ALL).unwrap() }
+        };
+        let [other, unused] = [register(), register()];
+        b.recv(1, 0, len).unwrap();
+        let sge = Sge { addr: memory.addr(), length: len, lkey: other.lkey() };
+        post_recv(&*b.qp, 2, &mut [sge]).unwrap();
+        post_recv(&*b.qp, 3, &mut [sge]).unwrap();
+        unused.dereg().unwrap();
+        for wr_id in [1, 2] {
+            a.send(4, 0, len);
+            assert_eq!((a.success().wr_id, b.success().wr_id), (4, wr_id));
+        }
+        other.dereg().unwrap();
+        a.send(5, 0, len);
+        assert_eq!(status(&a.wait()), "REM_OP_ERR");
+        let wc = b.wait();
+        assert_eq!((wc.wr_id, status(&wc)), (3, "LOC_PROT_ERR"));
+        assert_eq!((a.state(), b.state()), ("ERR", "ERR"));
     }
 }
 

@@ -139,6 +139,7 @@ impl Core {
         header.context[1].store(id[1], Ordering::Relaxed);
         header.pid.store(std::process::id(), Ordering::Relaxed);
         header.probe.store(id[0] ^ id[1], Ordering::Relaxed);
+        header.probe_at.store((&raw const header.probe) as u64, Ordering::Relaxed);
         header.magic.store(MAGIC, Ordering::Release);
         let path = node.socket(id[0]);
         let failed = |errno: nix::errno::Errno| {

@@ -21,6 +21,7 @@ use nix::sys::time::TimeVal;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Another context, or this one seen as a peer of itself.
@@ -38,14 +39,16 @@ pub(super) struct Peer {
 impl Peer {
     /// This context itself.
     pub(super) fn own(region: std::sync::Arc<Region>, doorbell: OwnedFd, ring_only: bool) -> Peer {
-        Peer {
+        let peer = Peer {
             pid: std::process::id(),
             region,
             doorbell,
             pidfd: None,
             dead: AtomicBool::new(false),
             ring_only: AtomicBool::new(ring_only),
-        }
+        };
+        peer.probe();
+        peer
     }
 
     fn new(pid: u32, region: Region, doorbell: OwnedFd, ring_only: bool) -> Result<Peer> {
@@ -59,14 +62,55 @@ impl Peer {
         if !region.alive() {
             return Err(Error::new(libc::ECONNRESET, format!("process {pid} has gone")));
         }
-        Ok(Peer {
+        let peer = Peer {
             pid,
             region: std::sync::Arc::new(region),
             doorbell,
             pidfd: Some(pidfd),
             dead: AtomicBool::new(false),
             ring_only: AtomicBool::new(ring_only),
-        })
+        };
+        peer.probe();
+        Ok(peer)
+    }
+
+    /// Finds out whether the kernel lets us read its memory, by a word whose value we know.
+    fn probe(&self) {
+        if self.ring_only.load(Ordering::Relaxed) {
+            return;
+        }
+        let header = self.region.header();
+        let mut word = 0u64;
+        let to = libc::iovec { iov_base: (&raw mut word).cast(), iov_len: size_of::<u64>() };
+        let from = libc::iovec {
+            iov_base: header.probe_at.load(Ordering::Relaxed) as *mut _,
+            iov_len: size_of::<u64>(),
+        };
+        // SAFETY: eight bytes into a local word; the kernel checks the address in the other process.
+        let moved = unsafe { libc::process_vm_readv(self.pid as libc::pid_t, &to, 1, &from, 1, 0) };
+        let errno = std::io::Error::last_os_error().raw_os_error();
+        let refused = matches!(errno, Some(libc::EPERM | libc::EACCES | libc::ENOSYS));
+        // Another word: the pid means another process to us than to the peer.
+        let stranger = moved > 0 && word != header.probe.load(Ordering::Relaxed);
+        if stranger || (moved < 0 && refused) {
+            self.forbid();
+        }
+    }
+
+    /// Copies between the two processes do not work: from now on everything travels in the ring.
+    /// Says so, once in this process.
+    #[cold]
+    pub(super) fn forbid(&self) {
+        static SAID: Once = Once::new();
+        self.ring_only.store(true, Ordering::Relaxed);
+        SAID.call_once(|| {
+            tracing::warn!(
+                pid = self.pid,
+                "the kernel forbids copies between processes (ptrace rules): everything goes \
+                 through shared memory, slower. Under Yama, start the processes by one launcher \
+                 that calls PR_SET_PTRACER, or set kernel.yama.ptrace_scope=0"
+            );
+        });
     }
 
     pub(super) fn pid(&self) -> u32 {
@@ -119,8 +163,10 @@ impl Liveness for Peer {
 
 const HELLO: u64 = 0x736f_6a68_656c_6c01;
 const WELCOME: u64 = 0x736f_6a77_656c_6301;
-/// Bytes of either message: tag, link number, block of QPNs.
+/// Bytes of either message: tag, link number, [`RING_ONLY`] or not.
 const MESSAGE: usize = 16;
+/// In a welcome: the target may not copy out of the initiator's memory.
+const RING_ONLY: u32 = 1;
 
 /// What a hello carries.
 pub(super) struct Hello {
@@ -154,13 +200,14 @@ pub(super) fn dial(
     setsockopt(&sock, sockopt::ReceiveTimeout, &patience).map_err(fail)?;
     connect(sock.as_raw_fd(), &address).map_err(fail)?;
     let pid = credentials(&sock)?;
-    say(&sock, HELLO, number, &[region, doorbell, link])?;
-    let (tag, their_number, fds) = hear(&sock)?;
+    say(&sock, HELLO, number, 0, &[region, doorbell, link])?;
+    let (tag, their_number, flags, fds) = hear(&sock)?;
     let [region, doorbell] = <[OwnedFd; 2]>::try_from(fds)
         .map_err(|_| Error::new(libc::EPROTO, format!("{}: a malformed welcome", doing())))?;
     if tag != WELCOME {
         return Err(Error::new(libc::EPROTO, format!("{}: not a soft device", doing())));
     }
+    let ring_only = ring_only || flags & RING_ONLY != 0;
     let peer = Peer::new(pid, Region::open(&region)?, doorbell, ring_only)?;
     Ok((sock, peer, their_number))
 }
@@ -171,7 +218,7 @@ pub(super) fn dial(
 /// Anything that is not a hello of the same user's process.
 pub(super) fn greet(sock: &OwnedFd, ring_only: bool) -> Result<Hello> {
     let pid = credentials(sock)?;
-    let (tag, number, fds) = hear(sock)?;
+    let (tag, number, _, fds) = hear(sock)?;
     let [region, doorbell, link] = <[OwnedFd; 3]>::try_from(fds)
         .map_err(|_| Error::new(libc::EPROTO, format!("process {pid}: a malformed hello")))?;
     if tag != HELLO {
@@ -187,8 +234,9 @@ pub(super) fn welcome(
     region: BorrowedFd<'_>,
     doorbell: BorrowedFd<'_>,
     number: u32,
+    ring_only: bool,
 ) -> Result<()> {
-    say(sock, WELCOME, number, &[region, doorbell])
+    say(sock, WELCOME, number, if ring_only { RING_ONLY } else { 0 }, &[region, doorbell])
 }
 
 fn credentials(sock: &OwnedFd) -> Result<u32> {
@@ -206,10 +254,11 @@ fn credentials(sock: &OwnedFd) -> Result<u32> {
     })
 }
 
-fn say(sock: &OwnedFd, tag: u64, number: u32, fds: &[BorrowedFd<'_>]) -> Result<()> {
+fn say(sock: &OwnedFd, tag: u64, number: u32, flags: u32, fds: &[BorrowedFd<'_>]) -> Result<()> {
     let mut message = [0u8; MESSAGE];
     message[..8].copy_from_slice(&tag.to_le_bytes());
     message[8..12].copy_from_slice(&number.to_le_bytes());
+    message[12..].copy_from_slice(&flags.to_le_bytes());
     let raw: Vec<i32> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     sendmsg::<()>(
         sock.as_raw_fd(),
@@ -222,7 +271,7 @@ fn say(sock: &OwnedFd, tag: u64, number: u32, fds: &[BorrowedFd<'_>]) -> Result<
     Ok(())
 }
 
-fn hear(sock: &OwnedFd) -> Result<(u64, u32, Vec<OwnedFd>)> {
+fn hear(sock: &OwnedFd) -> Result<(u64, u32, u32, Vec<OwnedFd>)> {
     let mut message = [0u8; MESSAGE];
     let mut space = nix::cmsg_space!([i32; 4]);
     let mut parts = [IoSliceMut::new(&mut message)];
@@ -247,9 +296,10 @@ fn hear(sock: &OwnedFd) -> Result<(u64, u32, Vec<OwnedFd>)> {
     }
     let word = |at: usize| <[u8; 8]>::try_from(&message[at..at + 8]).map(u64::from_le_bytes);
     let tag = word(0).unwrap_or(0);
-    let number = (word(8).unwrap_or(0) & 0xffff_ffff) as u32;
+    let rest = word(8).unwrap_or(0);
+    let (number, flags) = (rest as u32, (rest >> 32) as u32);
     if number as usize >= MAX_LINKS {
         return Err(Error::new(libc::EPROTO, format!("a peer calls its link {number}")));
     }
-    Ok((tag, number, fds))
+    Ok((tag, number, flags, fds))
 }

@@ -27,7 +27,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// `"sojsoft"` and the layout's version; another layout is another device.
-pub(super) const MAGIC: u64 = 0x736f_6a73_6f66_7401;
+pub(super) const MAGIC: u64 = 0x736f_6a73_6f66_7402;
 
 /// A value on cache lines of its own.
 #[repr(C, align(128))]
@@ -44,8 +44,10 @@ pub(super) struct Header {
     pub(super) life: AtomicU32,
     /// The robust list's only entry: an address in the owner's memory.
     pub(super) robust_next: AtomicU64,
-    /// A word whose value peers know, to probe whether they may read this process.
+    /// A word whose value peers know, to probe whether they may read this process; and where it
+    /// stands in the owner's memory.
     pub(super) probe: AtomicU64,
+    pub(super) probe_at: AtomicU64,
     /// Claimed block numbers plus one; block `i` holds QP entries `i * 1024 ..`.
     pub(super) blocks: [AtomicU32; MAX_BLOCKS],
     /// The service thread sleeps, or is about to: urgent work needs its doorbell.

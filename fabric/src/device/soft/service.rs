@@ -167,11 +167,18 @@ impl Service<'_> {
 
     fn meet(&self, sock: OwnedFd) -> crate::Result<()> {
         let hello = peer::greet(&sock, self.core.options.ring_only)?;
+        let ring_only = hello.peer.ring_only.load(Ordering::Relaxed);
         let mapping = link::open(&hello.link)?;
         let reply = sock.try_clone().map_err(|e| crate::Error::os(&e, "cloning a descriptor"))?;
         let number =
             self.core.accept_link(Arc::new(hello.peer), mapping, hello.number, Some(sock))?;
-        peer::welcome(&reply, self.core.region_fd.as_fd(), self.core.doorbell.as_fd(), number)
+        peer::welcome(
+            &reply,
+            self.core.region_fd.as_fd(),
+            self.core.doorbell.as_fd(),
+            number,
+            ring_only,
+        )
     }
 }
 

@@ -390,16 +390,7 @@ impl Step<'_> {
             Trouble::Dead => self.qp.gone(),
             Trouble::Local => Outcome::Failed(wc_status::LOC_PROT_ERR),
             Trouble::Forbidden => {
-                let peer = &self.path.link.peer;
-                if !peer.ring_only.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(
-                        pid = peer.pid(),
-                        "the kernel forbids copies between processes (ptrace rules): everything \
-                         goes through shared memory, slower. Under Yama, start the processes by \
-                         one launcher that calls PR_SET_PTRACER, or set \
-                         kernel.yama.ptrace_scope=0"
-                    );
-                }
+                self.path.link.peer.forbid();
                 Outcome::More
             }
             Trouble::Invalid if !self.path.ready() => {
