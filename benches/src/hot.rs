@@ -82,10 +82,10 @@ impl Stage {
             }
         };
         let (pd, cq) = match threads {
-            Threads::Many => (context.alloc_pd()?, context.create_cq(1024)?),
+            Threads::Many => (context.alloc_pd()?, context.create_cq(256)?),
             // SAFETY: a stage is used by the one thread that calls its loops (`&mut self`).
             Threads::One => unsafe {
-                (context.alloc_pd_single_threaded()?, context.create_cq_single_threaded(1024)?)
+                (context.alloc_pd_single_threaded()?, context.create_cq_single_threaded(256)?)
             },
         };
         let memory =

@@ -8,7 +8,7 @@
 use sojourn_fabric::abi::{self, RecvWr, SendWr, Wc, send_flags, wc_opcode, wr_opcode};
 use sojourn_fabric::device::{
     AsyncEvent, CqInit, DeviceAh, DeviceChannel, DeviceContext, DeviceCq, DeviceMr, DevicePd,
-    DeviceQp, DeviceSrq, Kind, PdInit, PostError, PostRecv, PostSend, QpInit, SrqInit,
+    DeviceQp, DeviceSrq, Kind, PdInit, Polled, PostError, PostRecv, PostSend, QpInit, SrqInit,
 };
 use sojourn_fabric::{Error, Result};
 use std::any::Any;
@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Completions that a CQ holds. A power of two.
-const RING: usize = 1 << 12;
+const RING: usize = 1 << 9;
 /// LID of the only port.
 const LID: u16 = 1;
 
@@ -251,7 +251,7 @@ impl DeviceCq for NullCq {
     }
 
     #[inline]
-    fn poll(&self, wcs: &mut [Wc]) -> std::result::Result<usize, i32> {
+    fn poll(&self, wcs: &mut [Wc]) -> Polled {
         self.lock.hold(|| {
             let head = self.head.load(Ordering::Relaxed);
             let there = self.tail.load(Ordering::Acquire) - head;
@@ -268,7 +268,7 @@ impl DeviceCq for NullCq {
                 };
             }
             self.head.store(head + n as u64, Ordering::Release);
-            Ok(n)
+            Ok(n as u32)
         })
     }
 
@@ -321,7 +321,7 @@ impl DeviceQp for NullQp {
                         _ => wc_opcode::SEND,
                     };
                     if !self.send_cq.push(wr.wr_id, opcode, 0, self.num) {
-                        return Err(PostError { errno: libc::ENOMEM, bad_wr: next });
+                        return Err(PostError::new(libc::ENOMEM, next));
                     }
                 }
                 next = wr.next;
@@ -337,7 +337,7 @@ impl DeviceQp for NullQp {
             // SAFETY: the caller's list is valid during the call.
             while let Some(wr) = unsafe { next.as_ref() } {
                 if !self.recv_cq.push(wr.wr_id, wc_opcode::RECV, 64, self.num) {
-                    return Err(PostError { errno: libc::ENOMEM, bad_wr: next });
+                    return Err(PostError::new(libc::ENOMEM, next));
                 }
                 next = wr.next;
             }

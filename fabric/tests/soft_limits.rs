@@ -71,9 +71,9 @@ fn queues_have_limits() {
     let first = &raw mut list[0];
     // SAFETY: a valid list.
     let error = unsafe { a.qp.post_send(first) }.err().unwrap();
-    assert_eq!(error.errno, libc::ENOMEM);
+    assert_eq!(error.errno(), libc::ENOMEM);
     // SAFETY: it points into the list.
-    assert_eq!(unsafe { (*error.bad_wr).wr_id }, 4);
+    assert_eq!(unsafe { (*error.bad_wr()).wr_id }, 4);
     for i in 0..3 {
         b.recv(i, 0, 8).unwrap();
     }
@@ -156,7 +156,7 @@ fn received_messages_overrun_too() {
             while taken.len() < 4 {
                 let n = b.cq.poll(&mut wcs).unwrap();
                 assert!(n > 0, "{taken:?}");
-                taken.extend(wcs[..n].iter().map(|wc| (wc.wr_id, wc.status)));
+                taken.extend(wcs[..n as usize].iter().map(|wc| (wc.wr_id, wc.status)));
             }
             assert_eq!(taken, [(0, 0), (1, 0), (2, 0), (3, 0)], "{at_once} at once");
             if count > 4 {

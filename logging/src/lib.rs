@@ -44,6 +44,6 @@ mod shared;
 mod sync;
 
 pub use entry::{Element, Opcode, RecvEntry, Refused, SendEntry, State};
-pub use recv::RecvWindow;
-pub use send::{PlainRequest, SendWindow};
+pub use recv::{PlainRecvSlot, RecvWindow};
+pub use send::{PlainSlot, SendWindow};
 pub use shared::SharedRecvWindow;

@@ -61,22 +61,10 @@ impl Receives {
     }
 
     #[inline]
-    pub(crate) fn store_one(&self, at: usize, wr_id: u64, element: Element) {
-        let slot = self.slot(at);
-        slot.wr_id.store(wr_id, Ordering::Relaxed);
-        slot.elements.store(1, Ordering::Relaxed);
-        store_element(&slot.first_addr, &slot.first_rest, element);
-    }
-
-    #[inline]
-    pub(crate) fn wr_id(&self, at: usize) -> u64 {
-        self.slot(at).wr_id.load(Ordering::Relaxed)
-    }
-
-    #[inline]
     pub(crate) fn entry(&self, at: usize) -> RecvEntry {
-        let elements = self.slot(at).elements.load(Ordering::Relaxed) as u8;
-        RecvEntry { wr_id: self.wr_id(at), elements }
+        let slot = self.slot(at);
+        let elements = slot.elements.load(Ordering::Relaxed) as u8;
+        RecvEntry { wr_id: slot.wr_id.load(Ordering::Relaxed), elements }
     }
 
     #[inline]
@@ -86,6 +74,36 @@ impl Receives {
         } else {
             self.more.load(at, index)
         }
+    }
+}
+
+/// A place in the window for a receive of exactly one element, the common case. It is filled piece
+/// by piece, so that whoever copies a receive out of the program's memory has each piece in hand
+/// once, and [published](RecvWindow::publish).
+pub struct PlainRecvSlot<'a> {
+    slot: &'a Slot,
+    seq: u64,
+}
+
+impl PlainRecvSlot<'_> {
+    /// The sequence that it will have.
+    #[inline]
+    #[must_use]
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    /// The program's identifier.
+    #[inline]
+    pub fn wr_id(&self, wr_id: u64) {
+        self.slot.wr_id.store(wr_id, Ordering::Relaxed);
+    }
+
+    /// Its element.
+    #[inline]
+    pub fn element(&self, element: Element) {
+        self.slot.elements.store(1, Ordering::Relaxed);
+        store_element(&self.slot.first_addr, &self.slot.first_rest, element);
     }
 }
 
@@ -123,17 +141,35 @@ impl RecvWindow {
         Ok(seq)
     }
 
-    /// Producer: the same for a receive of exactly one element: the common case.
-    ///
-    /// # Errors
-    /// [`Refused::Full`]; nothing has changed then.
-    // Always inlined, so that what the caller has in registers goes straight to its place.
+    /// Producer: the next place, for a receive of one element, where there is known to be one; else
+    /// [`claim_plain`](Self::claim_plain) has to look. Nothing has changed until it is published.
     #[inline(always)]
-    pub fn append_one(&self, wr_id: u64, element: Element) -> Result<u64, Refused> {
-        let seq = self.counters.claim().ok_or(Refused::Full)?;
-        self.receives.store_one(self.counters.slot(seq), wr_id, element);
-        self.counters.publish(seq);
-        Ok(seq)
+    #[must_use]
+    pub fn claim_known(&self) -> Option<PlainRecvSlot<'_>> {
+        let seq = self.counters.claim_known()?;
+        Some(PlainRecvSlot { slot: self.slot(seq), seq })
+    }
+
+    /// Producer: the next place, for a receive of one element; `None` where the window is full.
+    #[inline]
+    #[must_use]
+    pub fn claim_plain(&self) -> Option<PlainRecvSlot<'_>> {
+        let seq = self.counters.claim()?;
+        Some(PlainRecvSlot { slot: self.slot(seq), seq })
+    }
+
+    /// Producer: adds the receive in a place that was claimed just now. It counts as handed, like
+    /// all before it: this is for receives that are given to the physical queue pair at once (where
+    /// that refuses, there is [`RecvWindow::take_back`]).
+    #[inline(always)]
+    pub fn publish(&self, plain: PlainRecvSlot<'_>) {
+        self.counters.publish_handed(plain.seq);
+    }
+
+    #[inline]
+    fn slot(&self, seq: u64) -> &Slot {
+        // As many as a power of two: the compiler sees that the index is within.
+        &self.receives.slots[seq as usize & (self.receives.slots.len() - 1)]
     }
 
     /// The receive `seq`, which must be in the window.
@@ -147,7 +183,7 @@ impl RecvWindow {
     #[inline]
     #[must_use]
     pub fn wr_id(&self, seq: u64) -> u64 {
-        self.receives.wr_id(self.counters.slot(seq))
+        self.slot(seq).wr_id.load(Ordering::Relaxed)
     }
 
     /// Element `index` of the receive `seq`.
@@ -166,8 +202,8 @@ impl RecvWindow {
         self.counters.hand(upto);
     }
 
-    /// Producer: takes `seq` and all after it out again. They must not have been handed.
-    #[inline]
+    /// Producer: takes `seq` and all after it out again. The physical queue pair must not have
+    /// taken them.
     pub fn take_back(&self, seq: u64) {
         self.counters.take_back(seq);
     }
@@ -182,8 +218,10 @@ impl RecvWindow {
     /// taken: [`RecvWindow::expand`], [`RecvWindow::wr_id`] and [`RecvWindow::retire`] in one.
     #[inline]
     pub fn take(&self, low: u32) -> Option<u64> {
+        // A slot is found by fewer bits than these: its place need not wait for the sequence.
+        let slot = self.slot(low.into());
         let seq = self.counters.expand(low)?;
-        let wr_id = self.wr_id(seq);
+        let wr_id = slot.wr_id.load(Ordering::Relaxed);
         self.counters.retire(seq);
         Some(wr_id)
     }

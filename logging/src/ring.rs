@@ -60,15 +60,23 @@ impl Counters {
         (seq & self.mask) as usize
     }
 
+    /// Producer: the sequence of the next entry, where room for it is known; else there may be
+    /// some, and [`Counters::claim`] looks.
+    #[inline]
+    pub(crate) fn claim_known(&self) -> Option<u64> {
+        let seq = self.producer.appended.load(Ordering::Relaxed);
+        (seq < self.producer.free_until.load(Ordering::Relaxed)).then_some(seq)
+    }
+
     /// Producer: the sequence of the next entry, or `None` where the window is full.
     #[inline]
     pub(crate) fn claim(&self) -> Option<u64> {
-        let seq = self.producer.appended.load(Ordering::Relaxed);
-        if seq < self.producer.free_until.load(Ordering::Relaxed) || self.look_for_room(seq) {
-            Some(seq)
-        } else {
-            None
+        let known = self.claim_known();
+        if known.is_some() {
+            return known;
         }
+        let seq = self.producer.appended.load(Ordering::Relaxed);
+        self.look_for_room(seq).then_some(seq)
     }
 
     #[cold]
@@ -85,6 +93,14 @@ impl Counters {
         self.producer.appended.store(seq + 1, Ordering::Release);
     }
 
+    /// Producer: the same for an entry that is given to the physical queue pair at once, with
+    /// all before it.
+    #[inline]
+    pub(crate) fn publish_handed(&self, seq: u64) {
+        self.publish(seq);
+        self.hand(seq + 1);
+    }
+
     /// Producer: entries below `upto` have been given to the physical queue pair.
     #[inline]
     pub(crate) fn hand(&self, upto: u64) {
@@ -93,9 +109,9 @@ impl Counters {
     }
 
     /// Producer: the entry `seq` and all after it never were.
-    #[inline]
     pub(crate) fn take_back(&self, seq: u64) {
-        debug_assert!(self.handed() <= seq && seq <= self.appended());
+        debug_assert!(self.retired() <= seq && seq <= self.appended());
+        self.producer.handed.store(self.handed().min(seq), Ordering::Release);
         self.producer.appended.store(seq, Ordering::Release);
     }
 

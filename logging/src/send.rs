@@ -32,18 +32,44 @@ pub struct SendWindow {
     max_inline: u32,
 }
 
-/// A request of the most common kind, see [`SendWindow::append_plain`]; fields as in
-/// [`SendEntry`].
-#[derive(Clone, Copy, Debug)]
-#[allow(missing_docs, reason = "they are those of SendEntry")]
-pub struct PlainRequest {
-    pub wr_id: u64,
-    pub opcode: u8,
-    pub flags: u16,
-    pub imm: u32,
-    pub remote_addr: u64,
-    pub rkey: u32,
-    pub element: Element,
+/// A place in the window for a request of the most common kind: exactly one element, and neither
+/// a datagram nor an atomic. It is filled piece by piece, so that whoever copies a request out of
+/// the program's memory has each piece in hand once, and [published](SendWindow::publish).
+pub struct PlainSlot<'a> {
+    slot: &'a Slot,
+    seq: u64,
+}
+
+impl PlainSlot<'_> {
+    /// The sequence that it will have.
+    #[inline]
+    #[must_use]
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    /// What every request has. `opcode` is a verbs value that [`Opcode::from_verbs`] takes;
+    /// `flags` are as wide as verbs have them, though below 2¹⁶.
+    #[inline]
+    pub fn request(&self, wr_id: u64, opcode: u32, flags: u32, imm: u32) {
+        debug_assert!(Opcode::from_verbs(opcode).is_some() && flags < 1 << 16);
+        self.slot.wr_id.store(wr_id, Ordering::Relaxed);
+        let low = opcode | 1 << 8 | flags << 16;
+        self.slot.head.store(pair(low, imm), Ordering::Relaxed);
+    }
+
+    /// Where in the peer's memory. A SEND has nothing there.
+    #[inline]
+    pub fn remote(&self, addr: u64, rkey: u32) {
+        self.slot.remote_addr.store(addr, Ordering::Relaxed);
+        self.slot.key.store(pair(rkey, 0), Ordering::Relaxed);
+    }
+
+    /// Its element.
+    #[inline]
+    pub fn element(&self, element: Element) {
+        store_element(&self.slot.first_addr, &self.slot.first_rest, element);
+    }
 }
 
 /// `IBV_SEND_SIGNALED`.
@@ -114,26 +140,29 @@ impl SendWindow {
         Ok(seq)
     }
 
-    /// Producer: the same for the common case: exactly one element, and neither a datagram nor an
-    /// atomic (the entry's `qkey`, `compare_add` and `swap` are not kept). `opcode` is a verbs value
-    /// that [`Opcode::from_verbs`] takes.
-    ///
-    /// # Errors
-    /// [`Refused::Full`]; nothing has changed then.
-    // Always inlined, so that what the caller has in registers goes straight to its place.
+    /// Producer: the next place, for a plain request, where there is known to be one; else
+    /// [`claim_plain`](Self::claim_plain) has to look. Nothing has changed until it is published.
     #[inline(always)]
-    pub fn append_plain(&self, request: PlainRequest) -> Result<u64, Refused> {
-        let Some(seq) = self.counters.claim() else { return Err(Refused::Full) };
-        let slot = self.slot(seq);
-        let PlainRequest { wr_id, opcode, flags, imm, remote_addr, rkey, element } = request;
-        let low = u32::from(opcode) | 1 << 8 | u32::from(flags) << 16;
-        slot.wr_id.store(wr_id, Ordering::Relaxed);
-        slot.head.store(pair(low, imm), Ordering::Relaxed);
-        slot.remote_addr.store(remote_addr, Ordering::Relaxed);
-        slot.key.store(pair(rkey, 0), Ordering::Relaxed);
-        store_element(&slot.first_addr, &slot.first_rest, element);
-        self.counters.publish(seq);
-        Ok(seq)
+    #[must_use]
+    pub fn claim_known(&self) -> Option<PlainSlot<'_>> {
+        let seq = self.counters.claim_known()?;
+        Some(PlainSlot { slot: self.slot(seq), seq })
+    }
+
+    /// Producer: the next place, for a plain request; `None` where the window is full.
+    #[inline]
+    #[must_use]
+    pub fn claim_plain(&self) -> Option<PlainSlot<'_>> {
+        let seq = self.counters.claim()?;
+        Some(PlainSlot { slot: self.slot(seq), seq })
+    }
+
+    /// Producer: adds the request in a place that was claimed just now. It counts as handed, like
+    /// all before it: this is for requests that are given to the physical queue pair at once (where
+    /// that refuses, there is [`SendWindow::take_back`]).
+    #[inline(always)]
+    pub fn publish(&self, plain: PlainSlot<'_>) {
+        self.counters.publish_handed(plain.seq);
     }
 
     #[inline]
@@ -294,8 +323,8 @@ impl SendWindow {
         self.counters.hand(upto);
     }
 
-    /// Producer: takes `seq` and all after it out again. They must not have been handed.
-    #[inline]
+    /// Producer: takes `seq` and all after it out again. The physical queue pair must not have
+    /// taken them.
     pub fn take_back(&self, seq: u64) {
         self.counters.take_back(seq);
     }
@@ -312,8 +341,10 @@ impl SendWindow {
     /// [`SendWindow::expand`], [`SendWindow::wr_id`] and [`SendWindow::retire`] in one.
     #[inline]
     pub fn take(&self, low: u32) -> Option<u64> {
+        // A slot is found by fewer bits than these: its place need not wait for the sequence.
+        let slot = self.slot(low.into());
         let seq = self.counters.expand(low)?;
-        let wr_id = self.wr_id(seq);
+        let wr_id = slot.wr_id.load(Ordering::Relaxed);
         self.counters.retire(seq);
         Some(wr_id)
     }

@@ -23,6 +23,7 @@ use crate::abi;
 use crate::error::Result;
 use std::any::Any;
 use std::ffi::c_void;
+use std::num::NonZeroI32;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
@@ -240,6 +241,10 @@ pub trait DeviceChannel: Any + Send + Sync {
     fn get_event(&self) -> Result<Option<u64>>;
 }
 
+/// What polling answers: how many completions, or the errno. (Of one width, so that it is answered
+/// in registers.)
+pub type Polled = std::result::Result<u32, i32>;
+
 /// A completion queue (`ibv_cq`).
 pub trait DeviceCq: Any + Send + Sync {
     /// Completions that it holds at most.
@@ -248,7 +253,7 @@ pub trait DeviceCq: Any + Send + Sync {
     ///
     /// # Errors
     /// The errno with which the device refused: the CQ was overrun, or the device is gone.
-    fn poll(&self, wcs: &mut [abi::Wc]) -> std::result::Result<usize, i32>;
+    fn poll(&self, wcs: &mut [abi::Wc]) -> Polled;
     /// `ibv_req_notify_cq(3)`: one event on the channel for the next completion (or the next
     /// solicited or failed one) that is added after this call.
     ///
@@ -263,11 +268,38 @@ pub trait DeviceCq: Any + Send + Sync {
 }
 
 /// Why a posted list was cut short.
+// That the errno is never 0 leaves a value for success: so what posting answers fits into two
+// registers.
 pub struct PostError<W> {
-    /// `ENOMEM` where the queue is full, `EINVAL` where the request or the QP's state is wrong.
-    pub errno: i32,
-    /// The first request of the list that was not posted; those before it were.
-    pub bad_wr: *mut W,
+    errno: NonZeroI32,
+    bad_wr: *mut W,
+}
+
+impl<W> PostError<W> {
+    /// `errno`: `ENOMEM` where the queue is full, `EINVAL` where the request or the QP's state is
+    /// wrong (0, which says nothing, becomes `EIO`). `bad_wr`: the first request of the list that
+    /// was not posted; those before it were.
+    #[must_use]
+    pub const fn new(errno: i32, bad_wr: *mut W) -> Self {
+        const UNSAID: NonZeroI32 = NonZeroI32::new(libc::EIO).expect("not 0");
+        let errno = match NonZeroI32::new(errno) {
+            Some(errno) => errno,
+            None => UNSAID,
+        };
+        PostError { errno, bad_wr }
+    }
+
+    /// Why.
+    #[must_use]
+    pub const fn errno(&self) -> i32 {
+        self.errno.get()
+    }
+
+    /// The first request of the list that was not posted.
+    #[must_use]
+    pub const fn bad_wr(&self) -> *mut W {
+        self.bad_wr
+    }
 }
 
 // By hand, since derived ones would ask the same of the request, which is only pointed to.
@@ -289,7 +321,7 @@ impl<W> Eq for PostError<W> {}
 
 impl<W> std::fmt::Debug for PostError<W> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let reason = std::io::Error::from_raw_os_error(self.errno);
+        let reason = std::io::Error::from_raw_os_error(self.errno());
         write!(f, "PostError({reason}, bad_wr {:p})", self.bad_wr)
     }
 }

@@ -46,7 +46,7 @@ fn refuses_send(qp: &Arc<dyn DeviceQp>, buffer: &Buffer) {
     let mut wr = send_wr(66, wr_opcode::SEND, &mut sge);
     // SAFETY: the request is whole.
     let error = unsafe { qp.post_send(&raw mut wr) }.expect_err("it is refused");
-    assert_eq!((error.errno, error.bad_wr), (libc::EINVAL, &raw mut wr));
+    assert_eq!((error.errno(), error.bad_wr()), (libc::EINVAL, &raw mut wr));
 }
 
 /// Promise: a request that IBTA forbids in the QP's state is refused, and not executed later.
@@ -60,7 +60,7 @@ fn requests_in_wrong_states_are_refused() {
     let mut wr = recv_wr(67, &mut sge);
     // SAFETY: the request is whole.
     let error = unsafe { b.post_recv(&raw mut wr) }.expect_err("it is refused");
-    assert_eq!((error.errno, error.bad_wr), (libc::EINVAL, &raw mut wr));
+    assert_eq!((error.errno(), error.bad_wr()), (libc::EINVAL, &raw mut wr));
     to_init(&a);
     to_init(&b);
     refuses_send(&a, &buffer);
@@ -96,8 +96,8 @@ fn a_full_queue_names_the_first_that_did_not_fit() {
     }
     // SAFETY: the list is whole, and the buffer outlives the QP's use of it.
     let error = unsafe { b.post_recv(&raw mut list[0]) }.expect_err("it cannot all fit");
-    assert_eq!(error.errno, libc::ENOMEM);
-    let first = list.iter().position(|wr| std::ptr::eq(wr, error.bad_wr)).expect("of the list");
+    assert_eq!(error.errno(), libc::ENOMEM);
+    let first = list.iter().position(|wr| std::ptr::eq(wr, error.bad_wr())).expect("of the list");
     assert!(first >= room, "{first} of {room} fitted");
 }
 

@@ -355,7 +355,7 @@ pub(crate) fn rdma(opcode: u32, wr_id: u64, to: &Address, at: u64) -> SendWr {
 pub(crate) fn post_send(qp: &dyn DeviceQp, mut wr: SendWr, sges: &mut [Sge]) -> Result<(), i32> {
     (wr.sg_list, wr.num_sge) = (sges.as_mut_ptr(), sges.len() as i32);
     // SAFETY: a list of one, with its gather list; the memory is registered for good.
-    unsafe { qp.post_send(&mut wr) }.map_err(|error| error.errno)
+    unsafe { qp.post_send(&mut wr) }.map_err(|error| error.errno())
 }
 
 pub(crate) fn post_recv(qp: &dyn DeviceQp, wr_id: u64, sges: &mut [Sge]) -> Result<(), i32> {
@@ -366,7 +366,7 @@ pub(crate) fn post_recv(qp: &dyn DeviceQp, wr_id: u64, sges: &mut [Sge]) -> Resu
         num_sge: sges.len() as i32,
     };
     // SAFETY: as above.
-    unsafe { qp.post_recv(&mut wr) }.map_err(|error| error.errno)
+    unsafe { qp.post_recv(&mut wr) }.map_err(|error| error.errno())
 }
 
 pub(crate) fn post_srq(srq: &dyn DeviceSrq, wr_id: u64, sges: &mut [Sge]) -> Result<(), i32> {
@@ -377,7 +377,7 @@ pub(crate) fn post_srq(srq: &dyn DeviceSrq, wr_id: u64, sges: &mut [Sge]) -> Res
         num_sge: sges.len() as i32,
     };
     // SAFETY: as above.
-    unsafe { srq.post_recv(&mut wr) }.map_err(|error| error.errno)
+    unsafe { srq.post_recv(&mut wr) }.map_err(|error| error.errno())
 }
 
 pub(crate) fn wait(cq: &dyn DeviceCq) -> Wc {

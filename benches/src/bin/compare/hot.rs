@@ -4,8 +4,11 @@ use crate::report::{Goal, Report, best_in_turns};
 use sojourn_benches::hot::{Layer, Stage, Threads, Verb, cycles};
 
 /// Requests of one timing: long against the clock, short against an interruption.
-const BATCH: u64 = 20_000;
-const ROUNDS: usize = 60;
+const BATCH: u64 = 2_000;
+/// Timings of each set-up: long enough together that other programs pause now and then.
+const ROUNDS: usize = 1_000;
+/// Set-ups, since where their memory lies matters: the best counts of these, too.
+const STAGES: usize = 3;
 
 fn goal(verb: Verb, threads: Threads) -> Goal {
     match (verb, threads) {
@@ -23,14 +26,18 @@ pub(crate) fn measure(report: &mut Report) -> Result<(), Box<dyn std::error::Err
             if !report.wants(&name) {
                 continue;
             }
-            let mut virt = Stage::new(Layer::Virtual, threads)?;
-            let mut raw = Stage::new(Layer::Raw, threads)?;
             let time = |stage: &mut Stage| {
                 let start = cycles();
                 stage.run(verb, BATCH);
                 Ok::<_, sojourn_fabric::Error>((cycles() - start) as f64 / BATCH as f64)
             };
-            let (ours, reference) = best_in_turns(ROUNDS, || time(&mut virt), || time(&mut raw))?;
+            let (mut ours, mut reference) = (f64::INFINITY, f64::INFINITY);
+            for _ in 0..STAGES {
+                let mut virt = Stage::new(Layer::Virtual, threads)?;
+                let mut raw = Stage::new(Layer::Raw, threads)?;
+                let best = best_in_turns(ROUNDS, || time(&mut virt), || time(&mut raw))?;
+                (ours, reference) = (ours.min(best.0), reference.min(best.1));
+            }
             report.line(&name, "cyc", ours, reference, goal(verb, threads));
         }
     }

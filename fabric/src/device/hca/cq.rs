@@ -5,7 +5,7 @@ use super::context::HcaContext;
 use super::limits::{self, Ask};
 use super::raw::{self, Handle};
 use crate::abi::{self, VerbsContext, cq_init_attr_mask, create_cq_flags};
-use crate::device::{CqInit, DeviceCq};
+use crate::device::{CqInit, DeviceCq, Polled};
 use crate::{Error, Result};
 use std::any::Any;
 use std::ffi::{c_int, c_void};
@@ -132,7 +132,7 @@ impl DeviceCq for HcaCq {
         self.cqe.load(Ordering::Relaxed)
     }
 
-    fn poll(&self, wcs: &mut [abi::Wc]) -> std::result::Result<usize, i32> {
+    fn poll(&self, wcs: &mut [abi::Wc]) -> Polled {
         let cq = self.raw.ptr();
         let room = c_int::try_from(wcs.len()).unwrap_or(c_int::MAX);
         // SAFETY: the CQ and its context exist.
@@ -142,7 +142,7 @@ impl DeviceCq for HcaCq {
         // SAFETY: the CQ exists, and there is room for as many completions as is said.
         let polled = unsafe { poll(cq, room, wcs.as_mut_ptr()) };
         // Providers return negative codes of their own, which are no errnos.
-        usize::try_from(polled).map_err(|_| libc::EIO)
+        u32::try_from(polled).map_err(|_| libc::EIO)
     }
 
     fn req_notify(&self, solicited_only: bool) -> Result<()> {

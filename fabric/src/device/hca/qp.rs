@@ -108,7 +108,7 @@ pub(super) fn posted<W>(
         return Ok(());
     }
     let errno = raw::status(answer).err().unwrap_or(libc::EIO);
-    Err(PostError { errno, bad_wr: if bad_wr.is_null() { first } else { bad_wr } })
+    Err(PostError::new(errno, if bad_wr.is_null() { first } else { bad_wr }))
 }
 
 fn own_cq(pd: &HcaPd, which: &str, cq: &Arc<dyn DeviceCq>) -> Result<Arc<HcaCq>> {
@@ -184,12 +184,12 @@ impl DeviceQp for HcaQp {
 
     unsafe fn post_send(&self, wr: *mut abi::SendWr) -> PostSend {
         if self.state.load(Ordering::Relaxed) < qp_state::RTS {
-            return Err(PostError { errno: libc::EINVAL, bad_wr: wr });
+            return Err(PostError::new(libc::EINVAL, wr));
         }
         let qp = self.raw.ptr();
         // SAFETY: the QP and its context exist.
         let Some(post) = (unsafe { (*(*qp).context).ops.post_send }) else {
-            return Err(PostError { errno: libc::ENOSYS, bad_wr: wr });
+            return Err(PostError::new(libc::ENOSYS, wr));
         };
         let mut bad = ptr::null_mut();
         // SAFETY: the QP exists; the caller answers for the list.
@@ -198,12 +198,12 @@ impl DeviceQp for HcaQp {
 
     unsafe fn post_recv(&self, wr: *mut abi::RecvWr) -> PostRecv {
         if self.state.load(Ordering::Relaxed) == qp_state::RESET {
-            return Err(PostError { errno: libc::EINVAL, bad_wr: wr });
+            return Err(PostError::new(libc::EINVAL, wr));
         }
         let qp = self.raw.ptr();
         // SAFETY: the QP and its context exist.
         let Some(post) = (unsafe { (*(*qp).context).ops.post_recv }) else {
-            return Err(PostError { errno: libc::ENOSYS, bad_wr: wr });
+            return Err(PostError::new(libc::ENOSYS, wr));
         };
         let mut bad = ptr::null_mut();
         // SAFETY: the QP exists; the caller answers for the list.
@@ -242,8 +242,8 @@ mod tests {
         let (first, second) = (&raw mut first, &raw mut second);
         assert_eq!(posted(0, ptr::null_mut(), first), Ok(()));
         let named = posted(libc::ENOMEM, second, first);
-        assert_eq!(named, Err(PostError { errno: libc::ENOMEM, bad_wr: second }));
+        assert_eq!(named, Err(PostError::new(libc::ENOMEM, second)));
         let unnamed = posted(-libc::EINVAL, ptr::null_mut(), first);
-        assert_eq!(unnamed, Err(PostError { errno: libc::EINVAL, bad_wr: first }));
+        assert_eq!(unnamed, Err(PostError::new(libc::EINVAL, first)));
     }
 }

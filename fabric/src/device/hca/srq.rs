@@ -64,7 +64,7 @@ impl DeviceSrq for HcaSrq {
         let srq = self.raw.ptr();
         // SAFETY: the SRQ and its context exist.
         let Some(post) = (unsafe { (*(*srq).context).ops.post_srq_recv }) else {
-            return Err(PostError { errno: libc::ENOSYS, bad_wr: wr });
+            return Err(PostError::new(libc::ENOSYS, wr));
         };
         let mut bad = ptr::null_mut();
         // SAFETY: the SRQ exists; the caller answers for the list.

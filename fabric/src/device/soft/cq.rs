@@ -7,7 +7,7 @@ use super::limits::MAX_CQE;
 use super::lock::Lock;
 use super::region::{ARMED, ARMED_SOLICITED, CqEntry, DISARMED};
 use crate::abi::{Wc, event_type, wc_status};
-use crate::device::{CqInit, DeviceCq, EventElement};
+use crate::device::{CqInit, DeviceCq, EventElement, Polled};
 use crate::{Error, Result};
 use std::any::Any;
 use std::collections::VecDeque;
@@ -210,10 +210,10 @@ impl DeviceCq for CqHandle {
     }
 
     #[inline]
-    fn poll(&self, wcs: &mut [Wc]) -> std::result::Result<usize, i32> {
+    fn poll(&self, wcs: &mut [Wc]) -> Polled {
         let taken = self.cq.take(wcs);
         if taken > 0 || wcs.is_empty() {
-            return Ok(taken);
+            return Ok(taken as u32);
         }
         let mut sink = Sink::of(&self.cq, wcs);
         self.cq.core.progress_for_poll(&mut sink);
@@ -222,7 +222,7 @@ impl DeviceCq for CqHandle {
         if taken == 0 && self.cq.overrun.load(Ordering::Relaxed) {
             return Err(libc::EOVERFLOW);
         }
-        Ok(taken)
+        Ok(taken as u32)
     }
 
     fn req_notify(&self, solicited_only: bool) -> Result<()> {

@@ -103,7 +103,7 @@ impl DeviceSrq for SrqHandle {
             // SAFETY: likewise.
             let posted = unsafe { queue.receives.post(&self.srq.core.region, None, request) };
             if let Err(errno) = posted {
-                return Err(PostError { errno, bad_wr: wr });
+                return Err(PostError::new(errno, wr));
             }
             wr = request.next;
         }

@@ -35,7 +35,10 @@ impl CompletionQueue {
     /// The queue was overrun, or the device is gone.
     #[inline]
     pub fn poll(&self, wcs: &mut [Wc]) -> Result<usize> {
-        self.cq.poll(wcs).map_err(|errno| Error::new(errno, "polling a completion queue failed"))
+        match self.cq.poll(wcs) {
+            Ok(n) => Ok(n as usize),
+            Err(errno) => Err(Error::new(errno, "polling a completion queue failed")),
+        }
     }
 
     /// Takes at least one completion, waiting for it at most until `deadline`; 0 when it passed.
@@ -204,7 +207,7 @@ impl SharedReceiveQueue {
         // SAFETY: one request whose list lives through the call; the device checks every element
         // against the registered regions when it uses it.
         unsafe { self.srq.post_recv(&raw mut wr) }
-            .map_err(|error| Error::new(error.errno, "posting a shared receive was refused"))
+            .map_err(|error| Error::new(error.errno(), "posting a shared receive was refused"))
     }
 
     /// Asks for one SRQ_LIMIT_REACHED event when fewer than `limit` receives are left.

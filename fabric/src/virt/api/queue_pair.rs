@@ -225,7 +225,7 @@ impl QueuePair {
         // SAFETY: one request, whose list (`request.data` or `element`) lives through the call;
         // inline bytes are copied within it, and every other element is checked by the device
         // against the registered regions at the moment of access.
-        unsafe { self.qp.post_send(&raw mut wr) }.map_err(|error| self.refused(error.errno))
+        unsafe { self.qp.post_send(&raw mut wr) }.map_err(|error| self.refused(error.errno()))
     }
 
     /// Posts send requests as one list, in order. Returns how many were posted where the list
@@ -257,9 +257,9 @@ impl QueuePair {
             }
             // SAFETY: a list within `wrs`, which lives through the call; else as in `post_send`.
             unsafe { self.qp.post_send(base) }.map_err(|error| {
-                let at = (error.bad_wr as usize).saturating_sub(base as usize)
+                let at = (error.bad_wr() as usize).saturating_sub(base as usize)
                     / size_of::<abi::SendWr>();
-                (done + at, self.refused(error.errno))
+                (done + at, self.refused(error.errno()))
             })?;
         }
         Ok(())
@@ -295,7 +295,7 @@ impl QueuePair {
         let mut wr = recv_wr(wr_id, sges)?;
         // SAFETY: one request whose list lives through the call; the device checks every element
         // against the registered regions when it uses it.
-        unsafe { self.qp.post_recv(&raw mut wr) }.map_err(|error| self.refused(error.errno))
+        unsafe { self.qp.post_recv(&raw mut wr) }.map_err(|error| self.refused(error.errno()))
     }
 
     /// Posts receives as one list, in order; each has its identifier and its elements.
@@ -321,8 +321,8 @@ impl QueuePair {
         // SAFETY: a list within `wrs`, which lives through the call; else as in `post_recv`.
         unsafe { self.qp.post_recv(base) }.map_err(|error| {
             let at =
-                (error.bad_wr as usize).saturating_sub(base as usize) / size_of::<abi::RecvWr>();
-            (at, self.refused(error.errno))
+                (error.bad_wr() as usize).saturating_sub(base as usize) / size_of::<abi::RecvWr>();
+            (at, self.refused(error.errno()))
         })
     }
 

@@ -162,7 +162,7 @@ impl DeviceContext for VirtualContext {
         if let Some(channel) = of_event {
             channel.add(&cq);
         }
-        Ok(Arc::new(VirtualCq(cq)))
+        Ok(Arc::new(VirtualCq::new(cq)))
     }
 
     fn async_fd(&self) -> BorrowedFd<'_> {

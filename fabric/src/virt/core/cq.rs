@@ -11,13 +11,13 @@
 use super::channel::ChannelCore;
 use super::direct::Direct;
 use super::local::{Local, QpTable};
-use super::lock::Side;
+use super::lock::{Side, gate};
 use super::qp::{HIDDEN_SENDS, QpCore};
 use super::srq::SrqCore;
 use super::underlay::Underlay;
 use super::{KIND_SHIFT, LOW_31, MARKER, QPN_SHIFT, RECV, SHARED, arrived, lock_mutex};
 use crate::abi::{self, Wc, qp_type, wc_status};
-use crate::device::{CqInit, DeviceCq};
+use crate::device::{CqInit, DeviceCq, Polled};
 use crate::error::{Error, Result};
 use crate::names::DeviceId;
 use std::collections::{HashMap, VecDeque};
@@ -95,8 +95,7 @@ pub(super) struct CqCore {
     user: u64,
     qps: QpTable,
     local: Arc<Local>,
-    /// Not 0 where the backlog or the graves hold something.
-    attention: AtomicU32,
+    /// Its gate says where the backlog or the graves hold something.
     on: Side<Devices>,
     backlog: Mutex<Backlog>,
     load: Mutex<Load>,
@@ -132,7 +131,6 @@ impl CqCore {
             user: init.user,
             qps: local.qps.clone(),
             local: Arc::clone(local),
-            attention: AtomicU32::new(0),
             on: Side::new(Devices { first: harvest, more: Vec::new() }, init.single_threaded),
             backlog: Mutex::default(),
             load: Mutex::default(),
@@ -153,61 +151,65 @@ impl CqCore {
     }
 
     #[inline]
-    fn poll(&self, wcs: &mut [Wc]) -> std::result::Result<usize, i32> {
+    fn poll(&self, wcs: &mut [Wc]) -> Polled {
+        // Nor is there anything in the backlog then.
         match self.on.enter_bare() {
-            Some(on) => self.poll_inside(&on, wcs),
+            Some(on) => self.poll_first(&on, wcs),
             None => self.poll_locked(wcs),
         }
     }
 
     #[inline(never)]
-    fn poll_locked(&self, wcs: &mut [Wc]) -> std::result::Result<usize, i32> {
+    fn poll_locked(&self, wcs: &mut [Wc]) -> Polled {
         let on = self.on.enter();
-        self.poll_inside(&on, wcs)
+        if on.gate() != 0 { self.poll_more(&on, wcs, 0) } else { self.poll_first(&on, wcs) }
     }
 
+    /// Polls the first device; goes on from there only if what came needs it.
     #[inline(always)]
-    fn poll_inside(&self, on: &Devices, wcs: &mut [Wc]) -> std::result::Result<usize, i32> {
-        if self.attention.load(Ordering::Acquire) != 0 {
-            return self.poll_more(on, wcs, 0);
+    fn poll_first(&self, on: &Devices, wcs: &mut [Wc]) -> Polled {
+        let polled = on.first.cq.poll(wcs);
+        // By far the most frequent: without a loop it takes few registers.
+        if polled == Ok(1) && wcs.first_mut().is_some_and(|wc| self.translate(wc)) {
+            return polled;
         }
-        let got = on.first.cq.poll(wcs)?;
-        for (i, wc) in wcs[..got].iter_mut().enumerate() {
+        match polled {
+            Ok(got @ 1..) => self.translate_all(on, wcs, got as usize),
+            none => none,
+        }
+    }
+
+    /// Makes the first `got` completions virtual.
+    #[inline(never)]
+    fn translate_all(&self, on: &Devices, wcs: &mut [Wc], got: usize) -> Polled {
+        for (i, wc) in wcs.iter_mut().take(got).enumerate() {
             if !self.translate(wc) {
                 return self.look_again(on, wcs, i, got);
             }
         }
-        Ok(got)
+        Ok(got as u32)
     }
 
     /// Goes on at completion `from`, which is not a plain success; those before it are virtual by now.
     #[cold]
-    fn look_again(
-        &self,
-        on: &Devices,
-        wcs: &mut [Wc],
-        from: usize,
-        got: usize,
-    ) -> std::result::Result<usize, i32> {
-        let kept = from + self.translate_rest(&on.first, &mut wcs[from..got]);
-        if kept == got { Ok(got) } else { self.poll_more(on, wcs, kept) }
+    #[inline(never)]
+    fn look_again(&self, on: &Devices, wcs: &mut [Wc], from: usize, got: usize) -> Polled {
+        // A device that has more than there is room for is out of its mind.
+        let Some(came) = wcs.get_mut(from..got) else { return Err(libc::EIO) };
+        let kept = from + self.translate_rest(&on.first, came);
+        if kept == got { Ok(got as u32) } else { self.poll_more(on, wcs, kept) }
     }
 
     /// Fills `wcs` from its entry `n` on: from the backlog, then from the devices.
     #[cold]
-    fn poll_more(
-        &self,
-        on: &Devices,
-        wcs: &mut [Wc],
-        mut n: usize,
-    ) -> std::result::Result<usize, i32> {
-        if self.attention.load(Ordering::Acquire) != 0 {
+    fn poll_more(&self, on: &Devices, wcs: &mut [Wc], mut n: usize) -> Polled {
+        if self.on.gate() & gate::ATTENTION != 0 {
             n += self.attend(on, &mut wcs[n..]);
         }
         for harvest in on.iter() {
             while n < wcs.len() {
                 let got = match harvest.cq.poll(&mut wcs[n..]) {
-                    Ok(got) => got,
+                    Ok(got) => got as usize,
                     Err(errno) if n == 0 => return Err(errno),
                     Err(_) => break,
                 };
@@ -218,7 +220,7 @@ impl CqCore {
                 }
             }
         }
-        Ok(n)
+        Ok(n as u32)
     }
 
     /// Makes completions virtual in place, whatever they are, and moves those that are the
@@ -353,7 +355,9 @@ impl CqCore {
             }
         }
         let more = !backlog.held.is_empty() || !backlog.graves.is_empty() || !on.more.is_empty();
-        self.attention.store(u32::from(more), Ordering::Release);
+        if !more {
+            self.on.unnote(gate::ATTENTION);
+        }
         n
     }
 
@@ -375,12 +379,12 @@ impl CqCore {
         let mut wcs = [Wc::default(); HARVEST];
         for harvest in on.iter() {
             while let Ok(got @ 1..) = harvest.cq.poll(&mut wcs) {
-                let kept = self.translate_rest(harvest, &mut wcs[..got]);
+                let kept = self.translate_rest(harvest, &mut wcs[..got as usize]);
                 let mut backlog = lock_mutex(&self.backlog);
                 for wc in &wcs[..kept] {
                     backlog.held.push_back(Held { recv: false, seq: None, wc: *wc });
                 }
-                self.attention.store(1, Ordering::Release);
+                self.on.note(gate::ATTENTION);
             }
         }
     }
@@ -402,7 +406,7 @@ impl CqCore {
     /// gone.
     pub(super) fn bury(&self, qp: &Arc<QpCore>) {
         lock_mutex(&self.backlog).graves.push(Arc::clone(qp));
-        self.attention.store(1, Ordering::Release);
+        self.on.note(gate::ATTENTION);
         // Where only the program's thread may, its next poll does it.
         if let Some(on) = self.on.enter_shared() {
             self.empty_graves(&on);
@@ -434,7 +438,7 @@ impl CqCore {
     pub(super) fn hold(&self, completions: impl Iterator<Item = Held>) {
         let mut backlog = lock_mutex(&self.backlog);
         backlog.held.extend(completions);
-        self.attention.store(1, Ordering::Release);
+        self.on.note(gate::ATTENTION);
         drop(backlog);
         // They are errors all, so that they count as solicited.
         if self.armed.swap(armed::NO, Ordering::AcqRel) != armed::NO
@@ -570,7 +574,17 @@ fn name_peer(qp: &QpCore, wc: &mut Wc) {
 }
 
 /// The completion queue that a program holds.
-pub(super) struct VirtualCq(pub(super) Arc<CqCore>);
+pub(super) struct VirtualCq(Direct<CqCore>);
+
+impl VirtualCq {
+    pub(super) fn new(core: Arc<CqCore>) -> Self {
+        VirtualCq(Direct::new(core))
+    }
+
+    pub(super) fn core(&self) -> &Arc<CqCore> {
+        self.0.arc()
+    }
+}
 
 impl DeviceCq for VirtualCq {
     fn cqe(&self) -> u32 {
@@ -578,7 +592,7 @@ impl DeviceCq for VirtualCq {
     }
 
     #[inline]
-    fn poll(&self, wcs: &mut [Wc]) -> std::result::Result<usize, i32> {
+    fn poll(&self, wcs: &mut [Wc]) -> Polled {
         self.0.poll(wcs)
     }
 

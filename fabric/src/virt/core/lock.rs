@@ -60,6 +60,15 @@ pub(super) mod gate {
     pub(in super::super) const ERR: u32 = 4;
     /// With one of these set, threads other than the user may enter.
     pub(in super::super) const SHARED: u32 = BLOCKED | FAILED;
+    /// A CQ: its backlog or its graves hold something. Lets nobody in.
+    pub(in super::super) const ATTENTION: u32 = 8;
+    /// Thread-safe, for life: so that one look at the gate tells all that stands in the way of
+    /// entering without the lock.
+    pub(super) const LOCKED: u32 = 16;
+    /// Its requests never are of the kind that the short way is for, for life.
+    pub(super) const ODD: u32 = 32;
+    /// What says nothing of the moment.
+    pub(super) const FOR_LIFE: u32 = LOCKED | ODD;
 }
 
 /// One side of a queue pair (or a CQ): data of type `T` behind a lock.
@@ -73,7 +82,6 @@ pub(super) mod gate {
 pub(super) struct Side<T> {
     gate: AtomicU32,
     lock: SpinLock,
-    single_threaded: bool,
     data: UnsafeCell<T>,
 }
 
@@ -84,17 +92,23 @@ unsafe impl<T: Send> Sync for Side<T> {}
 impl<T> Side<T> {
     pub(super) fn new(data: T, single_threaded: bool) -> Self {
         Side {
-            gate: AtomicU32::new(0),
+            gate: AtomicU32::new(if single_threaded { 0 } else { gate::LOCKED }),
             lock: SpinLock::default(),
-            single_threaded,
             data: UnsafeCell::new(data),
         }
+    }
+
+    /// Sends its user the long way for life: [`Side::enter_bare`] lets nobody in, and
+    /// [`Guard::is_clear`] is never true.
+    pub(super) fn odd(mut self) -> Self {
+        *self.gate.get_mut() |= gate::ODD;
+        self
     }
 
     /// Enters as the user.
     #[inline]
     pub(super) fn enter(&self) -> Guard<'_, T> {
-        let bare = self.single_threaded && self.gate.load(Ordering::Acquire) == 0;
+        let bare = self.gate.load(Ordering::Acquire) & !gate::ODD == 0;
         if !bare {
             self.lock.lock();
         }
@@ -105,38 +119,34 @@ impl<T> Side<T> {
     /// every request: it has nothing to give back, and keeps no account of whether it has.
     #[inline]
     pub(super) fn enter_bare(&self) -> Option<Bare<'_, T>> {
-        let bare = self.single_threaded && self.gate.load(Ordering::Acquire) == 0;
+        let bare = self.gate.load(Ordering::Acquire) == 0;
         bare.then_some(Bare { side: self })
-    }
-
-    /// Enters as the user with the lock, where there is one and no bit of the gate is set.
-    #[inline]
-    pub(super) fn enter_locked(&self) -> Option<Guard<'_, T>> {
-        if self.single_threaded {
-            return None;
-        }
-        self.lock.lock();
-        let guard = Guard { side: self, locked: true };
-        (guard.gate() == 0).then_some(guard)
     }
 
     /// Enters as somebody else: `None` where the side is its user's alone.
     pub(super) fn enter_shared(&self) -> Option<Guard<'_, T>> {
         self.lock.lock();
         let guard = Guard { side: self, locked: true };
-        let open = !self.single_threaded || self.gate.load(Ordering::Acquire) & gate::SHARED != 0;
+        let open = self.gate.load(Ordering::Acquire) & (gate::LOCKED | gate::SHARED) != 0;
         open.then_some(guard)
     }
 
-    /// The bits of the gate that are set.
+    /// What is in the way.
     #[inline]
     pub(super) fn gate(&self) -> u32 {
-        self.gate.load(Ordering::Acquire)
+        self.gate.load(Ordering::Acquire) & !gate::FOR_LIFE
     }
 
-    /// Sets the bit [`gate::ERR`], which lets nobody in: anybody may.
-    pub(super) fn note_err(&self) {
-        self.gate.fetch_or(gate::ERR, Ordering::Release);
+    /// Sets the bit [`gate::ERR`] or [`gate::ATTENTION`], which let nobody in: anybody may.
+    pub(super) fn note(&self, bit: u32) {
+        debug_assert!(bit & (gate::FOR_LIFE | gate::SHARED) == 0);
+        self.gate.fetch_or(bit, Ordering::Release);
+    }
+
+    /// Takes back what anybody noted.
+    pub(super) fn unnote(&self, bit: u32) {
+        debug_assert!(bit & (gate::FOR_LIFE | gate::SHARED) == 0);
+        self.gate.fetch_and(!bit, Ordering::Release);
     }
 }
 
@@ -147,10 +157,16 @@ pub(super) struct Guard<'a, T> {
 }
 
 impl<T> Guard<'_, T> {
-    /// The bits of the gate that are set.
+    /// What is in the way.
     #[inline]
     pub(super) fn gate(&self) -> u32 {
-        self.side.gate.load(Ordering::Relaxed)
+        self.side.gate.load(Ordering::Relaxed) & !gate::FOR_LIFE
+    }
+
+    /// Nothing is in the way of the short way.
+    #[inline]
+    pub(super) fn is_clear(&self) -> bool {
+        self.side.gate.load(Ordering::Relaxed) & !gate::LOCKED == 0
     }
 
     /// Sets bits of the gate, and leaves.
@@ -259,7 +275,7 @@ mod tests {
             other.clear(gate::BLOCKED);
         }
         assert!(side.enter_shared().is_none());
-        side.note_err();
+        side.note(gate::ERR);
         assert!(side.enter_shared().is_none(), "ERR is a hint, and lets nobody in");
         assert_eq!(*side.enter(), 1);
     }

@@ -63,7 +63,7 @@ fn own<T: Any + Send + Sync>(object: Arc<dyn Any + Send + Sync>, what: &str) -> 
 
 fn own_cq(cq: &Arc<dyn DeviceCq>) -> Result<Arc<CqCore>> {
     let cq: Arc<dyn Any + Send + Sync> = Arc::clone(cq) as _;
-    Ok(Arc::clone(&own::<VirtualCq>(cq, "the CQ")?.0))
+    Ok(Arc::clone(own::<VirtualCq>(cq, "the CQ")?.core()))
 }
 
 /// A CQ, and what it must hold of a queue pair: completions of its own, and of an SRQ.

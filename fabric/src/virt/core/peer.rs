@@ -3,7 +3,7 @@
 use super::local::Local;
 use super::lock_mutex;
 use super::qp::{Blocked, QpCore};
-use super::tables::{MAX_KEYS, MAX_QPS, PagedTable, key_index, qpn_index};
+use super::tables::{PeerKeys, PeerQpns, key_index, qpn_index};
 use super::underlay::{NO_SUCH_KEY, NO_SUCH_QPN};
 use crate::abi::MASK_24;
 use crate::names::{self, DeviceId, Fetch, PhysicalEnd, ProcessId, Record};
@@ -53,9 +53,9 @@ pub(super) struct Peer {
     pub(super) own: bool,
     local: Weak<Local>,
     /// Its queue pair numbers: number of an end (8 bits), physical number (24).
-    qpns: PagedTable,
+    qpns: PeerQpns,
     ends: Mutex<Vec<PhysicalEnd>>,
-    devices: Mutex<HashMap<DeviceId, Arc<PagedTable>>>,
+    devices: Mutex<HashMap<DeviceId, Arc<PeerKeys>>>,
     waiting: Mutex<HashMap<Wanted, Vec<Weak<QpCore>>>>,
 }
 
@@ -66,7 +66,7 @@ impl Peer {
             index,
             own,
             local,
-            qpns: PagedTable::new(MAX_QPS),
+            qpns: PeerQpns::new(),
             ends: Mutex::default(),
             devices: Mutex::default(),
             waiting: Mutex::default(),
@@ -74,9 +74,9 @@ impl Peer {
     }
 
     /// What keys stand for on one device of the peer.
-    pub(super) fn keys(&self, device: DeviceId) -> Arc<PagedTable> {
+    pub(super) fn keys(&self, device: DeviceId) -> Arc<PeerKeys> {
         let mut devices = lock_mutex(&self.devices);
-        Arc::clone(devices.entry(device).or_insert_with(|| Arc::new(PagedTable::new(MAX_KEYS))))
+        Arc::clone(devices.entry(device).or_insert_with(|| Arc::new(PeerKeys::new())))
     }
 
     /// The number of an end and the physical number of queue pair `qpn`.
@@ -196,7 +196,7 @@ impl Peer {
     }
 
     /// Enters "stands for nothing" wherever `wanted` is not known.
-    fn put_placeholders(&self, wanted: Wanted) -> Vec<(Option<Arc<PagedTable>>, usize, u32, u32)> {
+    fn put_placeholders(&self, wanted: Wanted) -> Vec<(Option<Arc<PeerKeys>>, usize, u32, u32)> {
         match wanted {
             Wanted::Key(key) => {
                 let index = key_index(key);

@@ -55,7 +55,7 @@ impl SrqCore {
         let mut next = list;
         // SAFETY: the caller's list is valid during the call.
         while let Some(wr) = unsafe { next.as_ref() } {
-            let failed = |errno| Err(PostError { errno, bad_wr: next });
+            let failed = |errno| Err(PostError::new(errno, next));
             if wr.num_sge as u32 > self.max_sge {
                 return failed(libc::EINVAL);
             }

@@ -4,7 +4,7 @@
 //! half. So a reader needs no lock, and a name of another generation never matches. An empty entry
 //! holds a name that belongs elsewhere.
 
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -89,7 +89,9 @@ impl KeyTable {
     /// What `key` stands for on this device.
     #[inline]
     pub(super) fn get(&self, key: u32) -> Option<u32> {
-        matching(self.entries().get(key_index(key))?.load(Ordering::Acquire), key)
+        // An index beyond the table meets another's entry, which holds another name.
+        let index = key_index(key) % MAX_KEYS as usize;
+        matching(self.entries()[index].load(Ordering::Acquire), key)
     }
 
     /// `key` stands for `value` from now on.
@@ -111,29 +113,46 @@ impl KeyTable {
 const PAGE: usize = 512;
 type Page = [AtomicU64; PAGE];
 
-/// Names of which few are known (those of a peer; a device's queue pair numbers): pages come as
-/// they are needed.
-pub(super) struct PagedTable {
-    pages: Box<[AtomicPtr<Page>]>,
+/// What stands in place of a page that nothing was put on: whoever looks a name up has one case
+/// less to think of. Its first entry serves as that of index 0 does.
+static NO_PAGE: Page = {
+    let mut page = [const { AtomicU64::new(0) }; PAGE];
+    page[0] = AtomicU64::new(u64::MAX);
+    page
+};
+
+fn no_page() -> *mut Page {
+    (&raw const NO_PAGE).cast_mut()
+}
+
+/// Names of which few are known: pages come as they are needed.
+pub(super) struct PagedTable<const PAGES: usize> {
+    // Of a size that is known where it is indexed.
+    pages: Box<[AtomicPtr<Page>; PAGES]>,
     writer: Mutex<()>,
 }
 
-impl PagedTable {
-    /// A table for indices below `size`.
-    pub(super) fn new(size: u32) -> Self {
-        let pages = (size as usize).div_ceil(PAGE);
-        PagedTable {
-            pages: (0..pages).map(|_| AtomicPtr::new(ptr::null_mut())).collect(),
-            writer: Mutex::new(()),
-        }
+/// Keys of a peer on one of its devices.
+pub(super) type PeerKeys = PagedTable<{ MAX_KEYS as usize / PAGE }>;
+/// Queue pair numbers of a peer.
+pub(super) type PeerQpns = PagedTable<{ MAX_QPS as usize / PAGE }>;
+/// A device's own queue pair numbers.
+pub(super) type DeviceQpns = PagedTable<{ (1 << 24) / PAGE }>;
+
+impl<const PAGES: usize> PagedTable<PAGES> {
+    pub(super) fn new() -> Self {
+        let pages: Box<[_]> = (0..PAGES).map(|_| AtomicPtr::new(no_page())).collect();
+        let pages = pages.try_into().unwrap_or_else(|_| unreachable!("as many as made"));
+        PagedTable { pages, writer: Mutex::new(()) }
     }
 
     /// What `name`, of index `index`, stands for.
     #[inline]
     pub(super) fn get(&self, index: usize, name: u32) -> Option<u32> {
-        let page = self.pages.get(index / PAGE)?.load(Ordering::Acquire);
-        // SAFETY: a page, once there, stays until the table is dropped.
-        let page = unsafe { page.as_ref() }?;
+        // An index beyond the table meets another's entry, which holds another name.
+        let page = self.pages[index / PAGE % PAGES].load(Ordering::Acquire);
+        // SAFETY: a page, once there, stays until the table is dropped; so does the static one.
+        let page = unsafe { &*page };
         matching(page[index % PAGE].load(Ordering::Acquire), name)
     }
 
@@ -144,7 +163,7 @@ impl PagedTable {
         let Some(slot) = self.pages.get(index / PAGE) else { return false };
         let _writer = super::lock_mutex(&self.writer);
         let mut page = slot.load(Ordering::Acquire);
-        if page.is_null() {
+        if page == no_page() {
             let fresh = Box::new([const { AtomicU64::new(0) }; PAGE]);
             if index < PAGE {
                 fresh[0].store(empty(0), Ordering::Relaxed);
@@ -152,7 +171,7 @@ impl PagedTable {
             page = Box::into_raw(fresh);
             slot.store(page, Ordering::Release);
         }
-        // SAFETY: as in `get`; it is not null.
+        // SAFETY: as in `get`; it is one of ours.
         let page = unsafe { &*page };
         page[index % PAGE].store(entry(name, value), Ordering::Release);
         true
@@ -162,20 +181,21 @@ impl PagedTable {
     /// something else by now, that stays.
     pub(super) fn unset(&self, index: usize, name: u32, value: u32) {
         let Some(slot) = self.pages.get(index / PAGE) else { return };
-        // SAFETY: as in `get`.
-        if let Some(page) = unsafe { slot.load(Ordering::Acquire).as_ref() } {
+        let page = slot.load(Ordering::Acquire);
+        if page != no_page() {
+            // SAFETY: as in `get`; it is one of ours.
+            let slot = unsafe { &(&*page)[index % PAGE] };
             let (old, empty) = (entry(name, value), empty(index));
-            let slot = &page[index % PAGE];
             let _ = slot.compare_exchange(old, empty, Ordering::AcqRel, Ordering::Acquire);
         }
     }
 }
 
-impl Drop for PagedTable {
+impl<const PAGES: usize> Drop for PagedTable<PAGES> {
     fn drop(&mut self) {
-        for slot in &mut self.pages {
+        for slot in self.pages.iter_mut() {
             let page = *slot.get_mut();
-            if !page.is_null() {
+            if page != no_page() {
                 // SAFETY: it came from `Box::into_raw`, and nobody reads the table any more.
                 drop(unsafe { Box::from_raw(page) });
             }
@@ -195,7 +215,7 @@ mod tests {
         fn tables_hold_what_was_put_in(
             steps in prop::collection::vec((1u32..40, any::<u8>(), any::<u32>(), any::<bool>()), 0..200),
         ) {
-            let (flat, paged) = (KeyTable::new(), PagedTable::new(MAX_KEYS));
+            let (flat, paged) = (KeyTable::new(), PeerKeys::new());
             let mut model: HashMap<u32, (u32, u32)> = HashMap::new();
             for (index, generation, value, set) in steps {
                 // Spread over pages.
@@ -223,11 +243,22 @@ mod tests {
 
         /// Promise: a key that was never dealt, however large, resolves to nothing.
         #[test]
-        fn no_key_makes_a_look_up_go_astray(key: u32) {
-            prop_assert_eq!(KeyTable::new().get(key), None);
-            let paged = PagedTable::new(MAX_QPS);
-            prop_assert_eq!(paged.get(key as usize, key), None);
-            prop_assert_eq!(paged.set(key as usize, key.max(1), 7), key < MAX_QPS);
+        fn no_key_makes_a_look_up_go_astray(
+            key in prop_oneof![any::<u32>(), Just(0), Just(u32::MAX)], neighbour: u32,
+        ) {
+            let (flat, keys, qpns) = (KeyTable::new(), PeerKeys::new(), PeerQpns::new());
+            let astray = |name| {
+                let key = keys.get(key_index(name), name);
+                (flat.get(name), key, qpns.get(name as usize, name)) != (None, None, None)
+            };
+            prop_assert!(!astray(key));
+            // Another of the same place in the tables.
+            let size = MAX_KEYS << 8;
+            let there = (neighbour % size).max(1);
+            flat.set(there, 7);
+            prop_assert!(keys.set(key_index(there), there, 7));
+            prop_assert!(!astray(there ^ size));
+            prop_assert_eq!(qpns.set(key as usize, key.max(1), 7), key < MAX_QPS);
         }
     }
 }

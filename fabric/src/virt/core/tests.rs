@@ -608,7 +608,7 @@ fn a_refused_post_leaves_nothing() {
     wr.opcode = abi::wr_opcode::LOCAL_INV;
     // SAFETY: one request without elements.
     let refused = unsafe { qa.device().post_send(&raw mut wr) }.unwrap_err();
-    assert_eq!((refused.errno, refused.bad_wr), (libc::EOPNOTSUPP, &raw mut wr));
+    assert_eq!((refused.errno(), refused.bad_wr()), (libc::EOPNOTSUPP, &raw mut wr));
 }
 
 /// Promise: the send queue is as deep as the program asked for, blocked or not, and slots come back

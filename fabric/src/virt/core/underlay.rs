@@ -1,6 +1,6 @@
 //! A device under virtual verbs: opened, with the table of our keys on it and its ports' addresses.
 
-use super::tables::{KeyTable, PagedTable};
+use super::tables::{DeviceQpns, KeyTable};
 use crate::abi;
 use crate::device::{DeviceContext, Kind};
 use crate::error::{Error, Result};
@@ -22,12 +22,12 @@ pub(super) struct Underlay {
     /// Our virtual keys, as this device has them.
     pub(super) keys: KeyTable,
     /// This device's queue pair numbers, as we call them.
-    pub(super) qpns: PagedTable,
+    pub(super) qpns: DeviceQpns,
 }
 
 impl Underlay {
     pub(super) fn new(id: DeviceId, device: Arc<dyn DeviceContext>) -> Self {
-        Underlay { id, device, keys: KeyTable::new(), qpns: PagedTable::new(abi::MASK_24 + 1) }
+        Underlay { id, device, keys: KeyTable::new(), qpns: DeviceQpns::new() }
     }
 
     /// How peers reach queue pair `qpn` over `port` of this device.

@@ -175,7 +175,7 @@ impl Qp {
     }
 
     unsafe fn post_recv(self: &Arc<Self>, mut wr: *mut RecvWr) -> PostRecv {
-        let refuse = |errno, bad_wr| Err(PostError { errno, bad_wr });
+        let refuse = |errno, bad_wr| Err(PostError::new(errno, bad_wr));
         if self.srq.is_some() || self.state() == qp_state::RESET {
             return refuse(libc::EINVAL, wr);
         }

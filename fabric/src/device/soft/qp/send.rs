@@ -150,7 +150,7 @@ impl Qp {
             max_inline: self.cap.max_inline_data,
         };
         let mut sq = self.sq.lock();
-        let refuse = |errno, bad_wr| Err(PostError { errno, bad_wr });
+        let refuse = |errno, bad_wr| Err(PostError::new(errno, bad_wr));
         // SAFETY: the caller's promise: a valid list.
         while let Some(head) = unsafe { wr.as_ref() } {
             let state = self.state();

@@ -52,7 +52,7 @@ impl QpCore {
         side.set(gate::FAILED | gate::ERR);
         side.clear(gate::BLOCKED);
         self.watch.fetch_or(watch::ENDING, Ordering::Release);
-        self.recv_side.note_err();
+        self.recv_side.note(gate::ERR);
         let handed = self.send.handed();
         side.ending = Ending { first: handed, status, through: false, flushed: handed };
         if let Some(qp) = side.physical() {
@@ -79,7 +79,7 @@ impl QpCore {
         let Some(qp) = side.physical() else { return };
         // SAFETY: one request without elements; a datagram's handle is the side's own.
         if let Err(error) = unsafe { qp.post_send(&raw mut wr) } {
-            let error = std::io::Error::from_raw_os_error(error.errno);
+            let error = std::io::Error::from_raw_os_error(error.errno());
             tracing::debug!("queue pair {:#x}: no marker in ERR: {error}", self.qpn);
         }
     }
@@ -161,8 +161,8 @@ impl QpCore {
         if self.recv_side.gate() & gate::ERR != 0 && self.send_side.gate() & gate::ERR != 0 {
             return;
         }
-        self.recv_side.note_err();
-        self.send_side.note_err();
+        self.recv_side.note(gate::ERR);
+        self.send_side.note(gate::ERR);
         // What waits for a name waits in vain.
         if let Some(mut side) = self.send_side.enter_shared()
             && self.send.handed() < self.send.appended()

@@ -23,13 +23,14 @@ pub(super) use recv::RecvLowering;
 pub(super) use send::sges;
 
 use super::cq::CqCore;
+use super::direct::Direct;
 use super::local::Local;
 use super::lock::Side;
 use super::peer::{Missing, Outcome, Peer, Wanted};
 use super::srq::SrqCore;
 use super::underlay::Underlay;
-use super::{QPN_SHIFT, lock_mutex};
-use crate::abi::{self, QpAttr, QpCap, qp_type, send_flags, wr_opcode};
+use super::{QPN_SHIFT, RECV, lock_mutex};
+use crate::abi::{self, QpAttr, QpCap, Sge, qp_type, send_flags};
 use crate::device::{DevicePd, DeviceQp, PostRecv, PostSend};
 use crate::error::{Error, Result};
 use crate::names::PhysicalEnd;
@@ -38,6 +39,7 @@ use ending::Ending;
 use recv::RecvSide;
 use send::SendSide;
 use sojourn_logging::{RecvWindow, SendWindow};
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
@@ -89,14 +91,11 @@ pub(super) struct QpCore {
     pub(super) recv: RecvWindow,
     send_side: Side<SendSide>,
     recv_side: Side<RecvSide>,
-    /// The queue pair's part of a physical `wr_id`.
+    /// The queue pair's part of a physical `wr_id`, of sends and of receives.
     tag: u64,
+    recv_tag: u64,
     /// Flags that every request gets.
-    always: u16,
-    /// Requests of opcodes below this one take the short way, see `is_plain`.
-    plain_opcodes: u8,
-    /// Receives of so many elements take the short way: 1, or a number that none has.
-    plain_recv_sges: i32,
+    always: u32,
     cap: QpCap,
     pub(super) srq: Option<Arc<SrqCore>>,
     pub(super) local: Arc<Local>,
@@ -107,6 +106,54 @@ pub(super) struct QpCore {
     /// `None` once the program has destroyed it.
     attachment: Mutex<Option<Attachment>>,
     control: Mutex<Control>,
+}
+
+/// A physical request or receive of one element, which stands beside it. Reached through raw
+/// pointers alone, since one part points to the other.
+struct PlainWr<W>(NonNull<PlainParts<W>>);
+
+// What is written for each request is on two cache lines.
+#[repr(C, align(64))]
+struct PlainParts<W> {
+    wr: W,
+    sge: Sge,
+}
+
+impl<W> PlainWr<W> {
+    /// `wr` has one element; `point` tells it which.
+    fn new(wr: W, point: impl FnOnce(&mut W, *mut Sge)) -> Self {
+        let at = NonNull::from(Box::leak(Box::new(PlainParts { wr, sge: Sge::default() })));
+        // SAFETY: it was just made, and nobody else has it.
+        unsafe { point(&mut (*at.as_ptr()).wr, &raw mut (*at.as_ptr()).sge) };
+        PlainWr(at)
+    }
+
+    /// The request, and its element.
+    #[inline]
+    fn parts(&mut self) -> (*mut W, *mut Sge) {
+        let at = self.0.as_ptr();
+        // SAFETY: it lives as long as this does.
+        unsafe { (&raw mut (*at).wr, &raw mut (*at).sge) }
+    }
+}
+
+impl<W> Drop for PlainWr<W> {
+    fn drop(&mut self) {
+        // SAFETY: it came from a box.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
+}
+
+// SAFETY: it owns what it points to, which holds no other pointers than to itself.
+unsafe impl<W> Send for PlainWr<W> {}
+
+/// What came of a request or a receive on the short way.
+enum Plain {
+    Posted,
+    /// With this errno.
+    Refused(i32),
+    /// Nothing has changed: it has to go the long way.
+    NameMissing,
 }
 
 /// Whether a queue pair waits for a name.
@@ -124,6 +171,11 @@ impl QpCore {
         let (send_sges, recv_sges) = (cap.max_send_sge as u8, cap.max_recv_sge as u8);
         let recv_depth = if srq.is_some() { 0 } else { cap.max_recv_wr };
         let attachment = &parts.attachment;
+        let send_side = Side::new(SendSide::new(attachment, send_sges), parts.single_threaded);
+        let recv_side = Side::new(RecvSide::new(attachment, recv_sges), parts.single_threaded);
+        // The short ways are for connected queue pairs, and requests of one element.
+        let odd_sends = parts.qp_type == qp_type::UD || send_sges == 0;
+        let odd_recvs = srq.is_some() || recv_sges == 0;
         Arc::new_cyclic(|me| QpCore {
             qpn,
             qp_type: parts.qp_type,
@@ -131,16 +183,11 @@ impl QpCore {
             remote: AtomicU64::new(0),
             send: SendWindow::new(cap.max_send_wr, send_sges, cap.max_inline_data),
             recv: RecvWindow::new(recv_depth, recv_sges),
-            send_side: Side::new(SendSide::new(attachment, send_sges), parts.single_threaded),
-            recv_side: Side::new(RecvSide::new(attachment, recv_sges), parts.single_threaded),
-            plain_recv_sges: if cap.max_recv_sge == 0 || srq.is_some() { -1 } else { 1 },
+            send_side: if odd_sends { send_side.odd() } else { send_side },
+            recv_side: if odd_recvs { recv_side.odd() } else { recv_side },
             tag: u64::from(qpn) << QPN_SHIFT,
-            always: if parts.sig_all { send_flags::SIGNALED as u16 } else { 0 },
-            plain_opcodes: if parts.qp_type == qp_type::UD || cap.max_send_sge == 0 {
-                0
-            } else {
-                wr_opcode::RDMA_READ as u8 + 1
-            },
+            recv_tag: u64::from(qpn) << QPN_SHIFT | RECV,
+            always: if parts.sig_all { send_flags::SIGNALED } else { 0 },
             cap,
             srq,
             local: Arc::clone(&parts.local),
@@ -244,7 +291,7 @@ impl Drop for QpCore {
 
 /// The queue pair that a program holds.
 pub(super) struct VirtualQp {
-    core: Arc<QpCore>,
+    core: Direct<QpCore>,
     send_cq: Arc<CqCore>,
     recv_cq: Arc<CqCore>,
 }
@@ -265,7 +312,7 @@ impl VirtualQp {
         }
         parts.local.add_qp(&core);
         let (send_cq, recv_cq) = (Arc::clone(&parts.send_cq), Arc::clone(&parts.recv_cq));
-        Ok(VirtualQp { core, send_cq, recv_cq })
+        Ok(VirtualQp { core: Direct::new(core), send_cq, recv_cq })
     }
 }
 
@@ -274,9 +321,9 @@ impl Drop for VirtualQp {
         let attachment = self.core.detach();
         let physical = attachment.map(|it| (it.underlay, it.qp.qp_num()));
         // The physical one is destroyed by now; what it left in the CQs is taken out by them.
-        self.send_cq.bury(&self.core);
+        self.send_cq.bury(self.core.arc());
         if !Arc::ptr_eq(&self.send_cq, &self.recv_cq) {
-            self.recv_cq.bury(&self.core);
+            self.recv_cq.bury(self.core.arc());
         }
         if let Some((underlay, number)) = physical {
             underlay.qpns.unset(number as usize, number, self.core.qpn);

@@ -1,15 +1,15 @@
 //! The receive side: appending, and handing at once.
 
-use super::{Attachment, Ending, QpCore};
+use super::{Attachment, Ending, Plain, PlainWr, QpCore};
 use crate::abi::{RecvWr, Sge};
 use crate::device::{DeviceQp, PostError, PostRecv};
+use crate::virt::core::LOW_31;
 use crate::virt::core::direct::Direct;
 use crate::virt::core::lock::gate;
 use crate::virt::core::qp::send::{element, sges};
 use crate::virt::core::tables::KeyTable;
 use crate::virt::core::underlay::NO_SUCH_KEY;
-use crate::virt::core::{LOW_31, RECV};
-use sojourn_logging::Refused;
+use sojourn_logging::{PlainRecvSlot, Refused};
 use std::ptr;
 use std::sync::Arc;
 
@@ -19,14 +19,20 @@ const CHAIN: usize = 16;
 /// What a poster of receives needs, behind the side's lock.
 pub(in crate::virt::core) struct RecvSide {
     qp: Option<Direct<dyn DeviceQp>>,
+    /// Where receives of one element are put together that come alone.
+    plain: PlainWr<RecvWr>,
+    /// Where the others are.
     lowering: RecvLowering,
     pub(super) ending: Ending,
 }
 
 impl RecvSide {
     pub(super) fn new(attachment: &Attachment, max_sges: u8) -> Self {
+        let (next, sg_list) = (ptr::null_mut(), ptr::null_mut());
+        let wr = RecvWr { wr_id: 0, next, sg_list, num_sge: 1 };
         RecvSide {
             qp: Some(Direct::new(Arc::clone(&attachment.qp))),
+            plain: PlainWr::new(wr, |wr, sge| wr.sg_list = sge),
             lowering: RecvLowering::new(attachment.underlay.keys.clone(), max_sges),
             ending: Ending::default(),
         }
@@ -72,17 +78,6 @@ impl RecvLowering {
         (wr.wr_id, wr.num_sge) = (wr_id, from.len() as i32);
     }
 
-    /// Puts a receive of one element in place 0, to be handed alone.
-    #[inline]
-    fn lower_one(&mut self, wr_id: u64, sge: Sge) -> *mut RecvWr {
-        let lkey = self.keys.get(sge.lkey).unwrap_or(NO_SUCH_KEY);
-        let wr = &mut self.wrs[0];
-        // SAFETY: it points to our own elements, of which there is at least one.
-        unsafe { *wr.sg_list = Sge { lkey, ..sge } };
-        (wr.wr_id, wr.num_sge) = (wr_id, 1);
-        wr
-    }
-
     /// Hands the first `n` with `post`. With an error: how many of them were taken.
     #[inline]
     pub(in crate::virt::core) fn hand(
@@ -99,8 +94,8 @@ impl RecvLowering {
             wr.next = ptr::null_mut();
         }
         posted.map_err(|error| {
-            let taken = (error.bad_wr as usize).wrapping_sub(base as usize) / size_of::<RecvWr>();
-            (taken.min(n - 1), error.errno)
+            let taken = (error.bad_wr() as usize).wrapping_sub(base as usize) / size_of::<RecvWr>();
+            (taken.min(n - 1), error.errno())
         })
     }
 }
@@ -110,34 +105,57 @@ impl QpCore {
     /// As [`DeviceQp::post_recv`].
     #[inline]
     pub(super) unsafe fn post_recv(&self, list: *mut RecvWr) -> PostRecv {
-        // SAFETY: the caller's list is valid during the call.
-        let Some(wr) = (unsafe { list.as_ref() }) else { return Ok(()) };
         // The shortest way alone is here: what else a function can do costs registers.
-        if self.is_plain_recv(wr)
+        // SAFETY: the caller's list is valid during the call.
+        if let Some(wr) = unsafe { list.as_ref() }
+            && Self::is_plain_recv(wr)
             && let Some(mut side) = self.recv_side.enter_bare()
+            && let Some(slot) = self.recv.claim_known()
         {
             // SAFETY: the caller's promise; it has one element.
-            return unsafe { self.post_one_recv(&mut side, wr) }
-                .map_err(|errno| PostError { errno, bad_wr: list });
+            match unsafe { self.post_one_recv(&mut side, slot, wr) } {
+                Plain::Posted => return Ok(()),
+                Plain::Refused(errno) => return Err(PostError::new(errno, list)),
+                Plain::NameMissing => {}
+            }
         }
         // SAFETY: the caller's promise.
-        unsafe { self.post_recv_locked(list) }
+        unsafe { self.leave_short_recv(list) }
     }
 
-    /// The same with the lock.
+    /// Cold, so that the compiler lays the shortest way out straight.
+    ///
+    /// # Safety
+    /// As [`DeviceQp::post_recv`].
+    #[cold]
+    #[inline(never)]
+    unsafe fn leave_short_recv(&self, list: *mut RecvWr) -> PostRecv {
+        // SAFETY: the caller's promise.
+        unsafe { self.post_recv_entering(list) }
+    }
+
+    /// The same with the lock, where there is one; and where room has to be looked for.
     ///
     /// # Safety
     /// As [`DeviceQp::post_recv`].
     #[inline(never)]
-    unsafe fn post_recv_locked(&self, list: *mut RecvWr) -> PostRecv {
+    unsafe fn post_recv_entering(&self, list: *mut RecvWr) -> PostRecv {
         // SAFETY: the caller's list is valid during the call.
         if let Some(wr) = unsafe { list.as_ref() }
-            && self.is_plain_recv(wr)
-            && let Some(mut side) = self.recv_side.enter_locked()
+            && Self::is_plain_recv(wr)
         {
-            // SAFETY: the caller's promise; it has one element.
-            return unsafe { self.post_one_recv(&mut side, wr) }
-                .map_err(|errno| PostError { errno, bad_wr: list });
+            let mut side = self.recv_side.enter();
+            if side.is_clear() {
+                let Some(slot) = self.recv.claim_plain() else {
+                    return Err(PostError::new(libc::ENOMEM, list));
+                };
+                // SAFETY: the caller's promise; it has one element.
+                match unsafe { self.post_one_recv(&mut side, slot, wr) } {
+                    Plain::Posted => return Ok(()),
+                    Plain::Refused(errno) => return Err(PostError::new(errno, list)),
+                    Plain::NameMissing => {}
+                }
+            }
         }
         // SAFETY: the caller's promise.
         unsafe { self.post_recv_list(list) }
@@ -145,8 +163,8 @@ impl QpCore {
 
     /// Whether a receive is alone and has one element.
     #[inline]
-    fn is_plain_recv(&self, wr: &RecvWr) -> bool {
-        wr.next.is_null() && wr.num_sge == self.plain_recv_sges
+    fn is_plain_recv(wr: &RecvWr) -> bool {
+        wr.next.is_null() && wr.num_sge == 1
     }
 
     /// What [`Self::post_recv_list`] does, in fewer steps.
@@ -154,26 +172,38 @@ impl QpCore {
     /// # Safety
     /// As [`DeviceQp::post_recv`], of one receive with one element.
     #[inline(always)]
-    unsafe fn post_one_recv(&self, side: &mut RecvSide, wr: &RecvWr) -> Result<(), i32> {
-        let Some(qp) = &side.qp else { return Err(libc::EINVAL) };
+    unsafe fn post_one_recv(
+        &self,
+        side: &mut RecvSide,
+        slot: PlainRecvSlot<'_>,
+        wr: &RecvWr,
+    ) -> Plain {
+        let (list, physical_sge) = side.plain.parts();
+        // SAFETY: ours alone while we are inside.
+        unsafe { (*list).wr_id = self.recv_tag | slot.seq() & LOW_31 };
+        slot.wr_id(wr.wr_id);
         // SAFETY: the caller's promise.
         let sge = unsafe { *wr.sg_list };
-        let Ok(seq) = self.recv.append_one(wr.wr_id, element(&sge)) else {
-            return Err(libc::ENOMEM);
-        };
-        let wr_id = self.tag | RECV | seq & LOW_31;
-        let physical = side.lowering.lower_one(wr_id, sge);
+        // One that stands for nothing is handed as such, the long way.
+        let Some(lkey) = side.lowering.keys.get(sge.lkey) else { return Plain::NameMissing };
+        slot.element(element(&sge));
+        self.recv.publish(slot);
+        // SAFETY: as above.
+        unsafe { *physical_sge = Sge { lkey, ..sge } };
+        // SAFETY: the physical queue pair goes with the virtual one, which is being posted to.
+        let qp = unsafe { side.qp.as_ref().unwrap_unchecked() };
         // SAFETY: one receive of ours, with one element, which names what the program's named.
-        match unsafe { qp.post_recv(physical) } {
-            Ok(()) => {
-                self.recv.mark_handed(seq + 1);
-                Ok(())
-            }
-            Err(error) => {
-                self.recv.take_back(seq);
-                Err(error.errno)
-            }
+        match unsafe { qp.post_recv(list) } {
+            Ok(()) => Plain::Posted,
+            Err(error) => Plain::Refused(self.refused_recv(error.errno())),
         }
+    }
+
+    /// The device does not want the receive that was published last.
+    #[cold]
+    fn refused_recv(&self, errno: i32) -> i32 {
+        self.recv.take_back(self.recv.appended() - 1);
+        errno
     }
 
     #[inline]
@@ -191,7 +221,7 @@ impl QpCore {
     unsafe fn stage_recv(&self, side: &mut RecvSide, at: usize, wr: &RecvWr) -> Result<u64, i32> {
         // SAFETY: the caller's promise.
         let seq = unsafe { self.append_recv(wr) }?;
-        let wr_id = self.tag | RECV | seq & LOW_31;
+        let wr_id = self.recv_tag | seq & LOW_31;
         // SAFETY: the caller's promise.
         side.lowering.lower(at, wr_id, unsafe { sges(wr.sg_list, wr.num_sge) });
         Ok(seq)
@@ -239,12 +269,12 @@ impl QpCore {
                 if let Err((taken, errno)) = self.hand_recvs(&mut side, n) {
                     self.recv.mark_handed(first + taken as u64);
                     self.recv.take_back(first + taken as u64);
-                    return Err(PostError { errno, bad_wr: staged[taken] });
+                    return Err(PostError::new(errno, staged[taken]));
                 }
                 self.recv.mark_handed(first + n as u64);
             }
             if let Some(errno) = refused {
-                return Err(PostError { errno, bad_wr: next });
+                return Err(PostError::new(errno, next));
             }
         }
         // In ERR: completed by us (a device may never flush what is posted after ERR).
@@ -254,7 +284,7 @@ impl QpCore {
         while let Some(wr) = unsafe { next.as_ref() } {
             // SAFETY: the caller's promise.
             if let Err(errno) = unsafe { self.append_recv(wr) } {
-                posted = Err(PostError { errno, bad_wr: next });
+                posted = Err(PostError::new(errno, next));
                 break;
             }
             next = wr.next;

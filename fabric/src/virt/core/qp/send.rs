@@ -1,6 +1,6 @@
 //! The send side: appending, and handing.
 
-use super::{Attachment, Blocked, Ending, QpCore};
+use super::{Attachment, Blocked, Ending, Plain, PlainWr, QpCore};
 use crate::abi::{self, AtomicWr, RdmaWr, SendWr, Sge, UdWr, qp_type, send_flags, wr_opcode};
 use crate::device::{DeviceAh, DeviceQp, PostError, PostSend};
 use crate::virt::core::LOW_31;
@@ -8,9 +8,9 @@ use crate::virt::core::ah::{AhCore, AhPd, Destination};
 use crate::virt::core::direct::Direct;
 use crate::virt::core::lock::{Guard, gate};
 use crate::virt::core::peer::{Missing, Peer, Wanted};
-use crate::virt::core::tables::{KeyTable, MAX_KEYS, PagedTable, key_index};
+use crate::virt::core::tables::{KeyTable, MAX_KEYS, PeerKeys, key_index};
 use crate::virt::core::underlay::{NO_SUCH_KEY, NO_SUCH_QPN};
-use sojourn_logging::{Element, Opcode, PlainRequest, Refused, SendEntry};
+use sojourn_logging::{Element, Opcode, PlainSlot, Refused, SendEntry};
 use std::ptr;
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ pub(super) enum Target {
     /// Not connected.
     Nobody,
     /// A process of the job, and its keys on the device that we are connected to.
-    Peer(Arc<Peer>, Arc<PagedTable>),
+    Peer(Arc<Peer>, Arc<PeerKeys>),
     /// Somebody outside: keys are physical.
     Foreign,
 }
@@ -42,7 +42,9 @@ pub(in crate::virt::core) struct SendSide {
     qp: Option<Direct<dyn DeviceQp>>,
     keys: KeyTable,
     pub(super) target: Target,
-    /// Where physical requests are put together; each points to its own elements.
+    /// Where plain requests are put together.
+    plain: PlainWr<SendWr>,
+    /// Where the others are; each points to its own elements.
     wrs: Box<[SendWr; CHAIN]>,
     sges: Box<[Sge]>,
     max_sges: usize,
@@ -56,15 +58,6 @@ pub(in crate::virt::core) struct SendSide {
 // SAFETY: the pointers are to this struct's own boxes, and null otherwise.
 unsafe impl Send for SendSide {}
 
-/// What came of a plain request.
-enum Plain {
-    Posted,
-    /// With this errno.
-    Refused(i32),
-    /// Nothing has changed: it has to go the long way.
-    NameMissing,
-}
-
 /// A request in the window: what stands in the way of handing it, if anything.
 type Staged = std::result::Result<u64, Missing>;
 
@@ -77,12 +70,14 @@ impl SendSide {
         for (wr, part) in wrs.iter_mut().zip(sges.chunks_exact_mut(max_sges)) {
             wr.sg_list = part.as_mut_ptr();
         }
+        let plain = PlainWr::new(SendWr::empty(), |wr, sge| (wr.sg_list, wr.num_sge) = (sge, 1));
         let on =
             AhPd { underlay: Arc::clone(&attachment.underlay), pd: Arc::clone(&attachment.pd) };
         SendSide {
             qp: Some(Direct::new(Arc::clone(&attachment.qp))),
             keys: attachment.underlay.keys.clone(),
             target: Target::Nobody,
+            plain,
             wrs,
             sges,
             max_sges,
@@ -279,8 +274,8 @@ impl SendSide {
             }
         }
         posted.map_err(|error| {
-            let taken = (error.bad_wr as usize).wrapping_sub(base as usize) / size_of::<SendWr>();
-            (taken.min(n - 1), error.errno)
+            let taken = (error.bad_wr() as usize).wrapping_sub(base as usize) / size_of::<SendWr>();
+            (taken.min(n - 1), error.errno())
         })
     }
 }
@@ -290,52 +285,69 @@ impl QpCore {
     /// As [`DeviceQp::post_send`].
     #[inline]
     pub(super) unsafe fn post_send(&self, list: *mut SendWr) -> PostSend {
-        // SAFETY: the caller's list is valid during the call.
-        let Some(wr) = (unsafe { list.as_ref() }) else { return Ok(()) };
         // The shortest way alone is here: what else a function can do costs registers.
-        if self.is_plain(wr)
+        // SAFETY: the caller's list is valid during the call.
+        if let Some(wr) = unsafe { list.as_ref() }
+            && Self::is_plain(wr)
             && let Some(mut side) = self.send_side.enter_bare()
+            && let Some(slot) = self.send.claim_known()
         {
             // SAFETY: the caller's promise; it is plain.
-            match unsafe { self.post_plain(&mut side, wr) } {
+            match unsafe { self.post_plain(&mut side, slot, wr) } {
                 Plain::Posted => return Ok(()),
-                Plain::Refused(errno) => return Err(PostError { errno, bad_wr: list }),
+                Plain::Refused(errno) => return Err(PostError::new(errno, list)),
                 Plain::NameMissing => {}
             }
         }
         // SAFETY: the caller's promise.
-        unsafe { self.post_send_locked(list) }
+        unsafe { self.leave_short_send(list) }
     }
 
-    /// The same with the lock.
+    /// Cold, so that the compiler lays the shortest way out straight.
     ///
     /// # Safety
-    /// As [`DeviceQp::post_send`], of a list that is not empty.
+    /// As [`DeviceQp::post_send`].
+    #[cold]
     #[inline(never)]
-    unsafe fn post_send_locked(&self, list: *mut SendWr) -> PostSend {
+    unsafe fn leave_short_send(&self, list: *mut SendWr) -> PostSend {
+        // SAFETY: the caller's promise.
+        unsafe { self.post_send_entering(list) }
+    }
+
+    /// The same with the lock, where there is one; and where room has to be looked for.
+    ///
+    /// # Safety
+    /// As [`DeviceQp::post_send`].
+    #[inline(never)]
+    unsafe fn post_send_entering(&self, list: *mut SendWr) -> PostSend {
         // SAFETY: the caller's list is valid during the call.
         if let Some(wr) = unsafe { list.as_ref() }
-            && self.is_plain(wr)
-            && let Some(mut side) = self.send_side.enter_locked()
+            && Self::is_plain(wr)
         {
-            // SAFETY: the caller's promise; it is plain.
-            match unsafe { self.post_plain(&mut side, wr) } {
-                Plain::Posted => return Ok(()),
-                Plain::Refused(errno) => return Err(PostError { errno, bad_wr: list }),
-                Plain::NameMissing => {}
+            let mut side = self.send_side.enter();
+            if side.is_clear() {
+                let Some(slot) = self.send.claim_plain() else {
+                    return Err(PostError::new(libc::ENOMEM, list));
+                };
+                // SAFETY: the caller's promise; it is plain.
+                match unsafe { self.post_plain(&mut side, slot, wr) } {
+                    Plain::Posted => return Ok(()),
+                    Plain::Refused(errno) => return Err(PostError::new(errno, list)),
+                    Plain::NameMissing => {}
+                }
             }
         }
         // SAFETY: the caller's promise.
         unsafe { self.post_list(list) }
     }
 
-    /// Whether a request is one of those that programs post by the million: alone, connected, one
-    /// element of registered memory, no atomic.
+    /// Whether a request is one of those that programs post by the million: alone, one element
+    /// of registered memory, no atomic.
     #[inline]
-    fn is_plain(&self, wr: &SendWr) -> bool {
+    fn is_plain(wr: &SendWr) -> bool {
         wr.next.is_null()
             && wr.num_sge == 1
-            && wr.opcode < u32::from(self.plain_opcodes)
+            && wr.opcode <= wr_opcode::RDMA_READ
             && wr.send_flags & !(FLAGS & !send_flags::INLINE) == 0
     }
 
@@ -344,52 +356,50 @@ impl QpCore {
     /// # Safety
     /// As [`DeviceQp::post_send`], of a request that [`Self::is_plain`].
     #[inline(always)]
-    unsafe fn post_plain(&self, side: &mut SendSide, wr: &SendWr) -> Plain {
-        let Some(qp) = &side.qp else { return Plain::NameMissing };
-        // SAFETY: every byte of these unions is initialised in a verbs request, and for a SEND
-        // they mean nothing.
-        let (imm, RdmaWr { remote_addr, rkey }) = unsafe { (wr.imm.imm_data, wr.wr.rdma) };
-        let mut physical_rkey = NO_SUCH_KEY;
+    unsafe fn post_plain(&self, side: &mut SendSide, slot: PlainSlot<'_>, wr: &SendWr) -> Plain {
+        let (list, physical_sge) = side.plain.parts();
+        // SAFETY: ours alone while we are inside.
+        let physical = unsafe { &mut *list };
+        let opcode = wr.opcode;
         // Plain requests are SENDs or one-sided.
-        if !matches!(wr.opcode, wr_opcode::SEND | wr_opcode::SEND_WITH_IMM) {
+        if !matches!(opcode, wr_opcode::SEND | wr_opcode::SEND_WITH_IMM) {
+            // SAFETY: one-sided requests have these.
+            let RdmaWr { remote_addr, rkey } = unsafe { wr.wr.rdma };
             let Target::Peer(_, keys) = &side.target else { return Plain::NameMissing };
             let Some(known) = keys.get(key_index(rkey), rkey) else { return Plain::NameMissing };
-            physical_rkey = known;
+            slot.remote(remote_addr, rkey);
+            physical.wr.rdma = RdmaWr { remote_addr, rkey: known };
         }
-        let flags = wr.send_flags as u16 | self.always;
+        let flags = wr.send_flags | self.always;
+        // SAFETY: every byte of this union is initialised in a verbs request.
+        let imm = unsafe { wr.imm.imm_data };
+        slot.request(wr.wr_id, opcode, flags, imm);
+        physical.wr_id = self.tag | slot.seq() & LOW_31;
+        physical.opcode = opcode;
+        physical.send_flags = flags;
+        physical.imm.imm_data = imm;
         // SAFETY: plain requests have one element.
         let sge = unsafe { *wr.sg_list };
-        let appended = self.send.append_plain(PlainRequest {
-            wr_id: wr.wr_id,
-            opcode: wr.opcode as u8,
-            flags,
-            imm,
-            remote_addr,
-            rkey,
-            element: element(&sge),
-        });
-        let Ok(seq) = appended else { return Plain::Refused(libc::ENOMEM) };
-        let physical = &mut side.wrs[0];
-        physical.wr_id = self.tag | seq & LOW_31;
-        physical.opcode = wr.opcode;
-        physical.send_flags = u32::from(flags);
-        physical.imm.imm_data = imm;
-        physical.wr.rdma = RdmaWr { remote_addr, rkey: physical_rkey };
-        physical.num_sge = 1;
-        let lkey = side.keys.get(sge.lkey).unwrap_or(NO_SUCH_KEY);
-        // SAFETY: it points to the side's own elements, of which there is at least one.
-        unsafe { *physical.sg_list = Sge { lkey, ..sge } };
+        // One that stands for nothing is handed as such, the long way.
+        let Some(lkey) = side.keys.get(sge.lkey) else { return Plain::NameMissing };
+        slot.element(element(&sge));
+        self.send.publish(slot);
+        // SAFETY: as above.
+        unsafe { *physical_sge = Sge { lkey, ..sge } };
+        // SAFETY: the physical queue pair goes with the virtual one, which is being posted to.
+        let qp = unsafe { side.qp.as_ref().unwrap_unchecked() };
         // SAFETY: one request of ours, with one element, which names what the program's named.
-        match unsafe { qp.post_send(physical) } {
-            Ok(()) => {
-                self.send.mark_handed(seq + 1);
-                Plain::Posted
-            }
-            Err(error) => {
-                self.send.take_back(seq);
-                Plain::Refused(error.errno)
-            }
+        match unsafe { qp.post_send(list) } {
+            Ok(()) => Plain::Posted,
+            Err(error) => Plain::Refused(self.refused_plain(error.errno())),
         }
+    }
+
+    /// The device does not want the request that was published last.
+    #[cold]
+    fn refused_plain(&self, errno: i32) -> i32 {
+        self.send.take_back(self.send.appended() - 1);
+        errno
     }
 
     /// Entries wait for a name from here on.
@@ -433,12 +443,12 @@ impl QpCore {
                 if let Err((taken, errno)) = side.hand(n) {
                     self.send.mark_handed(first + taken as u64);
                     self.send.take_back(first + taken as u64);
-                    return Err(PostError { errno, bad_wr: staged[taken] });
+                    return Err(PostError::new(errno, staged[taken]));
                 }
                 self.send.mark_handed(first + n as u64);
             }
             if let Some(errno) = refused {
-                return Err(PostError { errno, bad_wr: next });
+                return Err(PostError::new(errno, next));
             }
             if let Some(missing) = missing {
                 // What follows stays behind it, in order.
@@ -470,7 +480,7 @@ impl QpCore {
         while let Some(wr) = unsafe { next.as_ref() } {
             // SAFETY: the caller's promise.
             if let Err(errno) = unsafe { self.append(wr) } {
-                return Err(PostError { errno, bad_wr: next });
+                return Err(PostError::new(errno, next));
             }
             next = wr.next;
         }
@@ -517,7 +527,7 @@ impl QpCore {
             imm: unsafe { wr.imm.imm_data },
             ..SendEntry::empty()
         };
-        entry.flags |= self.always;
+        entry.flags |= self.always as u16;
         if opcode.is_one_sided() {
             let write = matches!(opcode, Opcode::Write | Opcode::WriteImm);
             // IBTA 9.2, table 38: what each transport service offers. The device would refuse it

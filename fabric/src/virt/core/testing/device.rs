@@ -686,7 +686,7 @@ impl DeviceCq for TestCq {
         self.fabric.lock().cqs[&self.number].cqe
     }
 
-    fn poll(&self, wcs: &mut [Wc]) -> std::result::Result<usize, i32> {
+    fn poll(&self, wcs: &mut [Wc]) -> Polled {
         let mut state = self.fabric.lock();
         let cq = state.cqs.get_mut(&self.number).unwrap();
         if cq.overrun {
@@ -704,7 +704,7 @@ impl DeviceCq for TestCq {
                 qp.out = qp.sends.len();
             }
         }
-        Ok(n)
+        Ok(n as u32)
     }
 
     fn req_notify(&self, _solicited_only: bool) -> Result<()> {
@@ -758,7 +758,7 @@ impl DeviceQp for TestQp {
             let ready = qp.attr.qp_state >= qp_state::RTS && !fails;
             if !ready || qp.out >= qp.cap.max_send_wr as usize {
                 let errno = if ready { libc::ENOMEM } else { libc::EINVAL };
-                posted = Err(PostError { errno, bad_wr: next });
+                posted = Err(PostError::new(errno, next));
                 break;
             }
             // SAFETY: the caller's list.
@@ -791,7 +791,7 @@ impl DeviceQp for TestQp {
             let deaf = state.deaf_in_err;
             let qp = state.qps.get_mut(&self.number).unwrap();
             if qp.attr.qp_state == qp_state::RESET {
-                return Err(PostError { errno: libc::EINVAL, bad_wr: next });
+                return Err(PostError::new(libc::EINVAL, next));
             }
             // SAFETY: the caller's list.
             qp.recvs.push_back(unsafe { recv(wr) });
