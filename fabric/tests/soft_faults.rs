@@ -5,6 +5,8 @@ mod soft_util;
 
 use soft_util::*;
 use sojourn_fabric::abi::{self, QpAttr, SendWr, Wc, qp_mask as m, qp_type, wc_status, wr_opcode};
+use std::io::{PipeWriter, Read, Write};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -431,6 +433,81 @@ fn a_replaced_program_is_not_written_to() {
     let wc = end.wait();
     assert_eq!((wc.wr_id, status(&wc)), (2, "RETRY_EXC_ERR"));
     assert!(other.child.try_wait().unwrap().is_none(), "the process lives on");
+}
+
+/// A process that comes to have the pid of a dead peer, with memory at the same address.
+struct Stranger {
+    pid: i32,
+    ask: PipeWriter,
+}
+
+impl Stranger {
+    /// Makes one; `Err` says why this machine does not let us.
+    fn new(pid: i32, addr: u64) -> Result<Stranger, String> {
+        let (question, ask) = std::io::pipe().unwrap();
+        let (mut ready, tell) = std::io::pipe().unwrap();
+        // SAFETY: plain data, all zeros.
+        let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+        args.exit_signal = libc::SIGCHLD as u64;
+        args.set_tid = (&raw const pid) as u64;
+        args.set_tid_size = 1;
+        // SAFETY: a fork; the child makes system calls only, and exits.
+        let got = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of_val(&args)) };
+        if got == 0 {
+            // SAFETY: raw calls on descriptors that are open here, and on a page that is mapped
+            // here if it was not before.
+            unsafe {
+                let (page, mut byte) = (addr as *mut libc::c_void, 0u8);
+                let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+                libc::mmap(page, 4096, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
+                page.cast::<u64>().write_volatile(0x5eed);
+                libc::write(tell.as_raw_fd(), (&raw const byte).cast(), 1);
+                // Until it is asked, or nobody is there to ask.
+                libc::close(ask.as_raw_fd());
+                libc::read(question.as_raw_fd(), (&raw mut byte).cast(), 1);
+                let same = page.cast::<u64>().read_volatile() == 0x5eed;
+                libc::_exit(if same { 0 } else { 1 });
+            }
+        }
+        if got < 0 {
+            return Err(std::io::Error::last_os_error().to_string());
+        }
+        drop(tell);
+        ready.read_exact(&mut [0]).expect("the stranger is there");
+        Ok(Stranger { pid: got as i32, ask })
+    }
+
+    /// Whether its memory is as it was.
+    fn untouched(mut self) -> bool {
+        self.ask.write_all(&[0]).unwrap();
+        let mut status = 0;
+        // SAFETY: our own child.
+        assert_eq!(unsafe { libc::waitpid(self.pid, &mut status, 0) }, self.pid);
+        libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0
+    }
+}
+
+/// A process that is given the pid of a dead peer is not written to, though it has memory at the
+/// same address.
+#[test]
+fn a_pid_that_is_dealt_anew_is_a_stranger() {
+    let mut other = Other::start("sleeper", &[]);
+    let end = End::new(&Setup::default());
+    let to = other.connect(&end);
+    end.memory.fill(0, 8, 0xee);
+    end.write(1, 0, 8, &to, 0);
+    end.success();
+    let pid = other.pid();
+    other.signal(libc::SIGKILL);
+    other.child.wait().unwrap();
+    let stranger = match Stranger::new(pid, to.addr) {
+        Ok(stranger) => stranger,
+        Err(why) => return eprintln!("skipped: no process can be given pid {pid}: {why}"),
+    };
+    end.write(2, 0, 8, &to, 0);
+    let wc = end.wait();
+    assert_eq!((wc.wr_id, status(&wc)), (2, "RETRY_EXC_ERR"));
+    assert!(stranger.untouched());
 }
 
 /// Deregistering the *local* memory of a READ in flight waits for it: nothing lands afterwards.
