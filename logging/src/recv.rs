@@ -214,7 +214,7 @@ impl RecvWindow {
         self.counters.retire(seq);
     }
 
-    /// Consumer: the completion of the receive whose sequence has the low 31 bits `low` was
+    /// Consumer: the completion of the receive whose sequence has the low 31 bits of `low` was
     /// taken: [`RecvWindow::expand`], [`RecvWindow::wr_id`] and [`RecvWindow::retire`] in one.
     #[inline]
     pub fn take(&self, low: u32) -> Option<u64> {

@@ -337,7 +337,7 @@ impl SendWindow {
         self.counters.retire(seq);
     }
 
-    /// Consumer: the completion of the request whose sequence has the low 31 bits `low` was taken:
+    /// Consumer: the completion of the request whose sequence has the low 31 bits of `low` was taken:
     /// [`SendWindow::expand`], [`SendWindow::wr_id`] and [`SendWindow::retire`] in one.
     #[inline]
     pub fn take(&self, low: u32) -> Option<u64> {

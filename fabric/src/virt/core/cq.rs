@@ -250,7 +250,8 @@ impl CqCore {
         if wc.status | qp.watch.load(Ordering::Relaxed) != 0 {
             return false;
         }
-        let low = (id & LOW_31) as u32;
+        // Of the lower half the windows look at 31 bits.
+        let low = id as u32;
         let wr_id = if id & RECV != 0 {
             name_peer(qp, wc);
             qp.recv.take(low)

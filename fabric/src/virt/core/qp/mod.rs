@@ -147,15 +147,6 @@ impl<W> Drop for PlainWr<W> {
 // SAFETY: it owns what it points to, which holds no other pointers than to itself.
 unsafe impl<W> Send for PlainWr<W> {}
 
-/// What came of a request or a receive on the short way.
-enum Plain {
-    Posted,
-    /// With this errno.
-    Refused(i32),
-    /// Nothing has changed: it has to go the long way.
-    NameMissing,
-}
-
 /// Whether a queue pair waits for a name.
 pub(super) enum Blocked {
     /// It waits for this one.

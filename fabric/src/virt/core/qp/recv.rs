@@ -1,6 +1,6 @@
 //! The receive side: appending, and handing at once.
 
-use super::{Attachment, Ending, Plain, PlainWr, QpCore};
+use super::{Attachment, Ending, PlainWr, QpCore};
 use crate::abi::{RecvWr, Sge};
 use crate::device::{DeviceQp, PostError, PostRecv};
 use crate::virt::core::LOW_31;
@@ -21,10 +21,15 @@ pub(in crate::virt::core) struct RecvSide {
     qp: Option<Direct<dyn DeviceQp>>,
     /// Where receives of one element are put together that come alone.
     plain: PlainWr<RecvWr>,
+    /// What the program has posted; a register would have to be saved at every call.
+    posting: *mut RecvWr,
     /// Where the others are.
     lowering: RecvLowering,
     pub(super) ending: Ending,
 }
+
+// SAFETY: `posting` is looked at by the call that set it alone.
+unsafe impl Send for RecvSide {}
 
 impl RecvSide {
     pub(super) fn new(attachment: &Attachment, max_sges: u8) -> Self {
@@ -33,6 +38,7 @@ impl RecvSide {
         RecvSide {
             qp: Some(Direct::new(Arc::clone(&attachment.qp))),
             plain: PlainWr::new(wr, |wr, sge| wr.sg_list = sge),
+            posting: ptr::null_mut(),
             lowering: RecvLowering::new(attachment.underlay.keys.clone(), max_sges),
             ending: Ending::default(),
         }
@@ -113,10 +119,8 @@ impl QpCore {
             && let Some(slot) = self.recv.claim_known()
         {
             // SAFETY: the caller's promise; it has one element.
-            match unsafe { self.post_one_recv(&mut side, slot, wr) } {
-                Plain::Posted => return Ok(()),
-                Plain::Refused(errno) => return Err(PostError::new(errno, list)),
-                Plain::NameMissing => {}
+            if let Some(posted) = unsafe { self.post_one_recv(&mut side, slot, list, wr) } {
+                return posted;
             }
         }
         // SAFETY: the caller's promise.
@@ -150,10 +154,8 @@ impl QpCore {
                     return Err(PostError::new(libc::ENOMEM, list));
                 };
                 // SAFETY: the caller's promise; it has one element.
-                match unsafe { self.post_one_recv(&mut side, slot, wr) } {
-                    Plain::Posted => return Ok(()),
-                    Plain::Refused(errno) => return Err(PostError::new(errno, list)),
-                    Plain::NameMissing => {}
+                if let Some(posted) = unsafe { self.post_one_recv(&mut side, slot, list, wr) } {
+                    return posted;
                 }
             }
         }
@@ -167,7 +169,8 @@ impl QpCore {
         wr.next.is_null() && wr.num_sge == 1
     }
 
-    /// What [`Self::post_recv_list`] does, in fewer steps.
+    /// What [`Self::post_recv_list`] does, in fewer steps. `None` where nothing has changed, and it
+    /// has to go the long way.
     ///
     /// # Safety
     /// As [`DeviceQp::post_recv`], of one receive with one element.
@@ -176,34 +179,35 @@ impl QpCore {
         &self,
         side: &mut RecvSide,
         slot: PlainRecvSlot<'_>,
+        list: *mut RecvWr,
         wr: &RecvWr,
-    ) -> Plain {
-        let (list, physical_sge) = side.plain.parts();
+    ) -> Option<PostRecv> {
+        let (physical, physical_sge) = side.plain.parts();
         // SAFETY: ours alone while we are inside.
-        unsafe { (*list).wr_id = self.recv_tag | slot.seq() & LOW_31 };
+        unsafe { (*physical).wr_id = self.recv_tag | slot.seq() & LOW_31 };
         slot.wr_id(wr.wr_id);
         // SAFETY: the caller's promise.
         let sge = unsafe { *wr.sg_list };
         // One that stands for nothing is handed as such, the long way.
-        let Some(lkey) = side.lowering.keys.get(sge.lkey) else { return Plain::NameMissing };
+        let lkey = side.lowering.keys.get(sge.lkey)?;
         slot.element(element(&sge));
         self.recv.publish(slot);
         // SAFETY: as above.
         unsafe { *physical_sge = Sge { lkey, ..sge } };
+        side.posting = list;
         // SAFETY: the physical queue pair goes with the virtual one, which is being posted to.
         let qp = unsafe { side.qp.as_ref().unwrap_unchecked() };
         // SAFETY: one receive of ours, with one element, which names what the program's named.
-        match unsafe { qp.post_recv(list) } {
-            Ok(()) => Plain::Posted,
-            Err(error) => Plain::Refused(self.refused_recv(error.errno())),
-        }
+        let posted = unsafe { qp.post_recv(physical) };
+        Some(posted.or_else(|error| self.refused_recv(side, error.errno())))
     }
 
     /// The device does not want the receive that was published last.
     #[cold]
-    fn refused_recv(&self, errno: i32) -> i32 {
+    #[inline(never)]
+    fn refused_recv(&self, side: &RecvSide, errno: i32) -> PostRecv {
         self.recv.take_back(self.recv.appended() - 1);
-        errno
+        Err(PostError::new(errno, side.posting))
     }
 
     #[inline]

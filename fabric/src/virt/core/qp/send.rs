@@ -1,6 +1,6 @@
 //! The send side: appending, and handing.
 
-use super::{Attachment, Blocked, Ending, Plain, PlainWr, QpCore};
+use super::{Attachment, Blocked, Ending, PlainWr, QpCore};
 use crate::abi::{self, AtomicWr, RdmaWr, SendWr, Sge, UdWr, qp_type, send_flags, wr_opcode};
 use crate::device::{DeviceAh, DeviceQp, PostError, PostSend};
 use crate::virt::core::LOW_31;
@@ -44,6 +44,8 @@ pub(in crate::virt::core) struct SendSide {
     pub(super) target: Target,
     /// Where plain requests are put together.
     plain: PlainWr<SendWr>,
+    /// What the program has posted; a register would have to be saved at every call.
+    posting: *mut SendWr,
     /// Where the others are; each points to its own elements.
     wrs: Box<[SendWr; CHAIN]>,
     sges: Box<[Sge]>,
@@ -55,7 +57,8 @@ pub(in crate::virt::core) struct SendSide {
     pub(super) ending: Ending,
 }
 
-// SAFETY: the pointers are to this struct's own boxes, and null otherwise.
+// SAFETY: the pointers are to this struct's own boxes, and null otherwise; `posting` is looked at by
+// the call that set it alone.
 unsafe impl Send for SendSide {}
 
 /// A request in the window: what stands in the way of handing it, if anything.
@@ -78,6 +81,7 @@ impl SendSide {
             keys: attachment.underlay.keys.clone(),
             target: Target::Nobody,
             plain,
+            posting: ptr::null_mut(),
             wrs,
             sges,
             max_sges,
@@ -293,10 +297,8 @@ impl QpCore {
             && let Some(slot) = self.send.claim_known()
         {
             // SAFETY: the caller's promise; it is plain.
-            match unsafe { self.post_plain(&mut side, slot, wr) } {
-                Plain::Posted => return Ok(()),
-                Plain::Refused(errno) => return Err(PostError::new(errno, list)),
-                Plain::NameMissing => {}
+            if let Some(posted) = unsafe { self.post_plain(&mut side, slot, list, wr) } {
+                return posted;
             }
         }
         // SAFETY: the caller's promise.
@@ -330,10 +332,8 @@ impl QpCore {
                     return Err(PostError::new(libc::ENOMEM, list));
                 };
                 // SAFETY: the caller's promise; it is plain.
-                match unsafe { self.post_plain(&mut side, slot, wr) } {
-                    Plain::Posted => return Ok(()),
-                    Plain::Refused(errno) => return Err(PostError::new(errno, list)),
-                    Plain::NameMissing => {}
+                if let Some(posted) = unsafe { self.post_plain(&mut side, slot, list, wr) } {
+                    return posted;
                 }
             }
         }
@@ -351,22 +351,29 @@ impl QpCore {
             && wr.send_flags & !(FLAGS & !send_flags::INLINE) == 0
     }
 
-    /// What [`Self::post_list`] does, in fewer steps.
+    /// What [`Self::post_list`] does, in fewer steps. `None` where nothing has changed, and it has
+    /// to go the long way.
     ///
     /// # Safety
     /// As [`DeviceQp::post_send`], of a request that [`Self::is_plain`].
     #[inline(always)]
-    unsafe fn post_plain(&self, side: &mut SendSide, slot: PlainSlot<'_>, wr: &SendWr) -> Plain {
-        let (list, physical_sge) = side.plain.parts();
+    unsafe fn post_plain(
+        &self,
+        side: &mut SendSide,
+        slot: PlainSlot<'_>,
+        list: *mut SendWr,
+        wr: &SendWr,
+    ) -> Option<PostSend> {
+        let (place, physical_sge) = side.plain.parts();
         // SAFETY: ours alone while we are inside.
-        let physical = unsafe { &mut *list };
+        let physical = unsafe { &mut *place };
         let opcode = wr.opcode;
         // Plain requests are SENDs or one-sided.
         if !matches!(opcode, wr_opcode::SEND | wr_opcode::SEND_WITH_IMM) {
             // SAFETY: one-sided requests have these.
             let RdmaWr { remote_addr, rkey } = unsafe { wr.wr.rdma };
-            let Target::Peer(_, keys) = &side.target else { return Plain::NameMissing };
-            let Some(known) = keys.get(key_index(rkey), rkey) else { return Plain::NameMissing };
+            let Target::Peer(_, keys) = &side.target else { return None };
+            let known = keys.get(key_index(rkey), rkey)?;
             slot.remote(remote_addr, rkey);
             physical.wr.rdma = RdmaWr { remote_addr, rkey: known };
         }
@@ -381,25 +388,25 @@ impl QpCore {
         // SAFETY: plain requests have one element.
         let sge = unsafe { *wr.sg_list };
         // One that stands for nothing is handed as such, the long way.
-        let Some(lkey) = side.keys.get(sge.lkey) else { return Plain::NameMissing };
+        let lkey = side.keys.get(sge.lkey)?;
         slot.element(element(&sge));
         self.send.publish(slot);
         // SAFETY: as above.
         unsafe { *physical_sge = Sge { lkey, ..sge } };
+        side.posting = list;
         // SAFETY: the physical queue pair goes with the virtual one, which is being posted to.
         let qp = unsafe { side.qp.as_ref().unwrap_unchecked() };
         // SAFETY: one request of ours, with one element, which names what the program's named.
-        match unsafe { qp.post_send(list) } {
-            Ok(()) => Plain::Posted,
-            Err(error) => Plain::Refused(self.refused_plain(error.errno())),
-        }
+        let posted = unsafe { qp.post_send(place) };
+        Some(posted.or_else(|error| self.refused_plain(side, error.errno())))
     }
 
     /// The device does not want the request that was published last.
     #[cold]
-    fn refused_plain(&self, errno: i32) -> i32 {
+    #[inline(never)]
+    fn refused_plain(&self, side: &SendSide, errno: i32) -> PostSend {
         self.send.take_back(self.send.appended() - 1);
-        errno
+        Err(PostError::new(errno, side.posting))
     }
 
     /// Entries wait for a name from here on.
