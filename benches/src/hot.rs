@@ -4,6 +4,7 @@ use crate::null::NullDevice;
 use sojourn_fabric::Result;
 use sojourn_fabric::abi::{RdmaWr, RecvWr, SendWr, Sge, Wc, access, send_flags, wr_opcode};
 use sojourn_fabric::device::{DeviceCq, DeviceQp};
+use sojourn_fabric::virt::core::Translation;
 use sojourn_fabric::virt::{
     CompletionQueue, ConnectOptions, Context, MemoryRegion, Process, QpOptions, QueuePair,
 };
@@ -144,6 +145,70 @@ impl Stage {
             }
             assert!(wc[0].status == 0 && wc[0].wr_id == i, "{} {i}: {:?}", verb.name(), wc[0]);
         }
+    }
+}
+
+/// A request's two keys, from the program's copy of it to the device's.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Keys {
+    /// Of the element.
+    pub lkey: u32,
+    /// Of the target.
+    pub rkey: u32,
+}
+
+/// Names alone: copies of requests, translated on their way or not.
+pub struct Names {
+    tables: Translation,
+    from: Vec<Keys>,
+    to: Vec<Keys>,
+}
+
+impl Names {
+    /// As many regions as a program of some size has, used in turn.
+    const REGIONS: u32 = 64;
+
+    /// Fills the tables.
+    #[must_use]
+    #[allow(clippy::new_without_default, reason = "there is nothing default about 64 regions")]
+    pub fn new() -> Self {
+        let key = |i: u32| Translation::key(i % Self::REGIONS);
+        let from = (0..Self::REGIONS).map(|i| Keys { lkey: key(i), rkey: key(i * 7) }).collect();
+        let to = vec![Keys::default(); Self::REGIONS as usize];
+        Names { tables: Translation::new(Self::REGIONS), from, to }
+    }
+
+    /// Copies `n` rounds of requests with physical names.
+    ///
+    /// # Panics
+    /// Where a name stands for nothing.
+    #[inline(never)]
+    pub fn translate(&mut self, n: u64) {
+        for _ in 0..n {
+            for (from, to) in black_box(&self.from).iter().zip(&mut self.to) {
+                let found = self.tables.look_up(from.lkey, from.rkey);
+                let (lkey, rkey) = found.expect("a name that was put in");
+                *to = Keys { lkey, rkey };
+            }
+            black_box(&mut self.to);
+        }
+    }
+
+    /// Copies `n` rounds of requests as they are.
+    #[inline(never)]
+    pub fn copy(&mut self, n: u64) {
+        for _ in 0..n {
+            for (from, to) in black_box(&self.from).iter().zip(&mut self.to) {
+                *to = *from;
+            }
+            black_box(&mut self.to);
+        }
+    }
+
+    /// Requests of a round.
+    #[must_use]
+    pub fn round(&self) -> u64 {
+        self.from.len() as u64
     }
 }
 

@@ -1,7 +1,7 @@
 //! Cycles that virtual verbs add to a post and a poll.
 
 use crate::report::{Goal, Report, best_in_turns};
-use sojourn_benches::hot::{Layer, Stage, Threads, Verb, cycles};
+use sojourn_benches::hot::{Layer, Names, Stage, Threads, Verb, cycles};
 
 /// Requests of one timing: long against the clock, short against an interruption.
 const BATCH: u64 = 2_000;
@@ -41,5 +41,25 @@ pub(crate) fn measure(report: &mut Report) -> Result<(), Box<dyn std::error::Err
             report.line(&name, "cyc", ours, reference, goal(verb, threads));
         }
     }
+    names(report);
     Ok(())
+}
+
+/// The two look-ups of a WRITE with nothing around them but the copy that there is anyway.
+fn names(report: &mut Report) {
+    let name = "cycles: translation of a WRITE's names alone";
+    if !report.wants(name) {
+        return;
+    }
+    let mut names = [Names::new(), Names::new()];
+    let n = BATCH / names[0].round();
+    let time = |names: &mut Names, run: fn(&mut Names, u64)| {
+        let start = cycles();
+        run(names, n);
+        Ok::<_, std::convert::Infallible>((cycles() - start) as f64 / (n * names.round()) as f64)
+    };
+    let [translated, copied] = &mut names;
+    let Ok((ours, reference)) =
+        best_in_turns(ROUNDS, || time(translated, Names::translate), || time(copied, Names::copy));
+    report.line(name, "cyc", ours, reference, Goal::MoreAtMost(5.0));
 }

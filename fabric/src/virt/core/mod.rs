@@ -13,7 +13,7 @@
 //! | `srq`, `ah`, `mr`, `pd`, `context` | the other objects, each with its physical side |
 //! | `underlay` | a device in use |
 //! | `arrived`, `grh`, `reverse` | who sent a datagram |
-//! | `tables`, `deal` | name tables, dealing names |
+//! | `tables`, `translation`, `deal` | name tables, measuring them, dealing names |
 //! | `lock`, `direct` | locks of the data path; device objects at hand |
 //! | `resolve` | the control path as a trait |
 //!
@@ -50,9 +50,12 @@ mod tables;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod translation;
 mod underlay;
 
 pub use resolve::{Answer, Resolver};
+#[doc(hidden)]
+pub use translation::Translation;
 
 use crate::device::DeviceContext;
 use crate::error::Result;
