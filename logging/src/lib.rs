@@ -27,6 +27,8 @@
 //! virtual names only, and inline payload by value, so that it can be handed to any physical queue
 //! pair at any later time.
 //!
+//! What the peer has executed of the entries that were handed, when a path has ended: [`replay`].
+//!
 //! # Threads
 //!
 //! A window has one producer (who appends and hands, under the queue pair's send or receive
@@ -38,6 +40,7 @@
 
 mod entry;
 mod recv;
+pub mod replay;
 mod ring;
 mod send;
 mod shared;
@@ -45,5 +48,6 @@ mod sync;
 
 pub use entry::{Element, Opcode, RecvEntry, Refused, SendEntry, State};
 pub use recv::{PlainRecvSlot, RecvWindow};
+pub use replay::{Executed, Plan, Replay, ReplayError, Start};
 pub use send::{PlainSlot, SendWindow};
 pub use shared::SharedRecvWindow;

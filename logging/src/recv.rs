@@ -202,6 +202,12 @@ impl RecvWindow {
         self.counters.hand(upto);
     }
 
+    /// Producer, while no physical queue pair is attached: receives from `seq` on count as appended,
+    /// and not handed, again.
+    pub fn unhand(&self, seq: u64) {
+        self.counters.unhand(seq);
+    }
+
     /// Producer: takes `seq` and all after it out again. The physical queue pair must not have
     /// taken them.
     pub fn take_back(&self, seq: u64) {

@@ -79,6 +79,11 @@ impl Counters {
         self.look_for_room(seq).then_some(seq)
     }
 
+    /// Producer: entries before this one may be overwritten.
+    pub(crate) fn free_from(&self) -> u64 {
+        self.producer.free_until.load(Ordering::Relaxed).saturating_sub(self.depth)
+    }
+
     #[cold]
     fn look_for_room(&self, seq: u64) -> bool {
         let free_until = self.consumer.retired.load(Ordering::Acquire) + self.depth;
@@ -113,6 +118,12 @@ impl Counters {
         debug_assert!(self.retired() <= seq && seq <= self.appended());
         self.producer.handed.store(self.handed().min(seq), Ordering::Release);
         self.producer.appended.store(seq, Ordering::Release);
+    }
+
+    /// Producer: entries from `seq` on have not been given to a physical queue pair after all.
+    pub(crate) fn unhand(&self, seq: u64) {
+        debug_assert!(self.retired() <= seq && seq <= self.handed());
+        self.producer.handed.store(seq, Ordering::Release);
     }
 
     /// Consumer: entries up to and including `seq` are done.

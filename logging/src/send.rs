@@ -1,8 +1,9 @@
 //! The window of a send queue.
 
 use crate::entry::{Element, Opcode, Refused, SendEntry, State};
+use crate::replay::Progress;
 use crate::ring::{Counters, MoreElements, load_element, pair, store_element, unpair};
-use crate::sync::{AtomicU64, Ordering, zeroed};
+use crate::sync::{AtomicU64, Mutex, Ordering, zeroed};
 
 /// One cache line: all of a request but further elements and inline bytes.
 #[repr(align(64))]
@@ -30,6 +31,8 @@ pub struct SendWindow {
     inline: Box<[AtomicU64]>,
     inline_words: usize,
     max_inline: u32,
+    /// What the peer may be asked about; see [`crate::replay`].
+    pub(crate) progress: Mutex<Progress>,
 }
 
 /// A place in the window for a request of the most common kind: exactly one element, and neither
@@ -108,6 +111,7 @@ impl SendWindow {
             inline: zeroed(slots * inline_words),
             inline_words,
             max_inline,
+            progress: Mutex::default(),
             counters,
         }
     }
@@ -125,7 +129,7 @@ impl SendWindow {
         if count > self.more.max() {
             return Err(Refused::TooManyElements);
         }
-        let seq = self.counters.claim().ok_or(Refused::Full)?;
+        let seq = self.claim().ok_or(Refused::Full)?;
         let at = self.counters.slot(seq);
         let slot = &self.slots[at];
         for (i, element) in elements.enumerate() {
@@ -149,11 +153,29 @@ impl SendWindow {
         Some(PlainSlot { slot: self.slot(seq), seq })
     }
 
+    /// Producer: the sequence of the next entry; `None` where the window is full.
+    #[inline]
+    fn claim(&self) -> Option<u64> {
+        let known = self.counters.claim_known();
+        if known.is_some() {
+            return known;
+        }
+        self.look_for_room()
+    }
+
+    /// What is about to be overwritten is added up before.
+    #[cold]
+    fn look_for_room(&self) -> Option<u64> {
+        let seq = self.counters.claim()?;
+        self.add_up(self.counters.free_from());
+        Some(seq)
+    }
+
     /// Producer: the next place, for a plain request; `None` where the window is full.
     #[inline]
     #[must_use]
     pub fn claim_plain(&self) -> Option<PlainSlot<'_>> {
-        let seq = self.counters.claim()?;
+        let seq = self.claim()?;
         Some(PlainSlot { slot: self.slot(seq), seq })
     }
 
@@ -185,7 +207,7 @@ impl SendWindow {
         if length > self.max_inline as usize {
             return Err(Refused::InlineTooLong);
         }
-        let seq = self.counters.claim().ok_or(Refused::Full)?;
+        let seq = self.claim().ok_or(Refused::Full)?;
         let at = self.counters.slot(seq);
         self.copy_in(at, pieces);
         self.store(at, entry, 0, length as u32);
@@ -327,6 +349,20 @@ impl SendWindow {
     /// taken them.
     pub fn take_back(&self, seq: u64) {
         self.counters.take_back(seq);
+    }
+
+    /// Producer, while no physical queue pair is attached: entries from `seq` on count as appended,
+    /// and not handed, again.
+    pub fn unhand(&self, seq: u64) {
+        self.counters.unhand(seq);
+    }
+
+    /// Bytes that a request moves.
+    #[must_use]
+    pub fn length(&self, seq: u64) -> u64 {
+        let entry = self.entry(seq);
+        let elements = (0..entry.elements).map(|i| u64::from(self.element(seq, i.into()).length));
+        u64::from(entry.inline) + elements.sum::<u64>()
     }
 
     /// Consumer: the completion of `seq` was taken. It and all before it leave the window: a

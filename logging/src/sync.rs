@@ -4,6 +4,8 @@
 pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+// Of the producer alone: there is nothing for loom to find.
+pub(crate) use std::sync::Mutex;
 
 /// `n` words of zero.
 pub(crate) fn zeroed(n: usize) -> Box<[AtomicU64]> {

@@ -1,0 +1,536 @@
+//! What the peer has executed, request by request, when a path has come to an end.
+//!
+//! RC delivers in order, so both ends count, and nothing is added to what goes over the wire. Two
+//! numbers of the responder tell how far it has come, once it executes nothing more (its queue
+//! pair is in ERR, and what was posted to it has come back):
+//!
+//! - how many *messages* it has delivered since the queue pairs were connected: SENDs, and WRITEs with
+//!   immediate data, each of which takes a receive;
+//! - its expected *packet sequence number*, where the device's is live. A request takes as many
+//!   numbers as it has packets; a READ those of its response; an atomic, and a request of no bytes,
+//!   one (IBTA 9.4, 9.7.2).
+//!
+//! An *incarnation* is the time during which one physical queue pair is attached. It begins with
+//! requests that are done again, in the order of the window, and goes on with the window from the
+//! cursor on; the packet numbers of one incarnation say nothing of another.
+//!
+//! | request | executed | in part | not at all |
+//! | --- | --- | --- | --- |
+//! | SEND | done | again, whole: its receive was not used up | again |
+//! | WRITE | done | the rest: what has landed may have been seen | again |
+//! | WRITE with immediate | done | the rest, with the immediate data | again |
+//! | READ | again: its data has not come | again | again |
+//! | atomic | undecided: its result has not come | | again |
+//!
+//! Without a live packet number, WRITEs and atomics behind the last delivered message are undecided.
+//! What is undecided ends with an error, and all that follows is flushed: never a silent guess.
+//!
+//! Requests whose completion has come are done, and so is everything before them. To add up what was
+//! posted costs nothing when posting: it is done for many requests at once, before their places in
+//! the window are used again.
+
+use crate::entry::Opcode;
+use crate::send::SendWindow;
+use crate::sync::Mutex;
+use std::fmt;
+use std::sync::{MutexGuard, PoisonError};
+
+/// Packet sequence numbers have 24 bits (IBTA 9.2).
+const PSNS: u64 = 1 << 24;
+
+/// Where the requests of an incarnation begin.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Start {
+    /// Packet sequence number of the first packet.
+    pub psn: u32,
+    /// Path MTU in bytes.
+    pub mtu: u32,
+}
+
+/// How far a responder has come; it executes nothing more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Executed {
+    /// Messages delivered since the queue pairs were connected.
+    pub messages: u64,
+    /// The packet sequence number that it expected next; `None` where the device's is not live.
+    pub psn: Option<u32>,
+}
+
+/// A request that is done again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Replay {
+    /// Which one.
+    pub seq: u64,
+    /// Its leading bytes that have landed already: of WRITEs alone.
+    pub skip: u32,
+}
+
+/// What is to be done with the requests that were handed, and whose completions have not come.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// To be done again, in order, before anything else is handed.
+    pub replays: Vec<Replay>,
+    /// Executed: their completions are ours to make, in order with the others.
+    pub executed: Vec<u64>,
+    /// The first request of which nobody can tell; it and all that follow end with errors.
+    pub undecided: Option<u64>,
+}
+
+/// A responder claims what cannot be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplayError {
+    /// Messages delivered, where between so many and so many can have been.
+    Messages {
+        /// As told.
+        told: u64,
+        /// What is known to have been delivered.
+        least: u64,
+        /// What was handed.
+        most: u64,
+    },
+    /// A packet sequence number, so many packets beyond what is known, where fewer were handed.
+    Packets {
+        /// As told.
+        told: u32,
+        /// Beyond what is known to have been executed.
+        ahead: u64,
+        /// Handed, and not known to have been executed.
+        most: u64,
+    },
+    /// The two numbers contradict each other at this request.
+    Contradiction(u64),
+}
+
+impl fmt::Display for ReplayError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ReplayError::Messages { told, least, most } => write!(
+                f,
+                "the peer says that it has delivered {told} messages; at least {least} are known, \
+                 and {most} were posted"
+            ),
+            ReplayError::Packets { told, ahead, most } => write!(
+                f,
+                "the peer says that it expects packet {told:#x}, {ahead} beyond the last that is \
+                 known, where {most} were posted"
+            ),
+            ReplayError::Contradiction(seq) => write!(
+                f,
+                "the peer's packet number and its count of messages contradict each other at \
+                 request {seq}"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for ReplayError {}
+
+/// What was posted so far, as far as it is not in the window any more; and how the incarnation
+/// began.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    /// There is a peer to be asked.
+    connected: bool,
+    start: Start,
+    /// Done again at the beginning of this incarnation, each with its packets.
+    replays: Vec<(Replay, u64)>,
+    /// Executed in earlier incarnations, without a completion so far.
+    executed: Vec<u64>,
+    /// The window from here on was handed in this incarnation.
+    from: u64,
+    /// Requests before this one are in the sums.
+    summed: u64,
+    /// Packets of requests from `from` on.
+    packets: u64,
+    /// Messages since the queue pairs were connected.
+    messages: u64,
+}
+
+fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
+    progress.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn is_message(opcode: Opcode) -> bool {
+    matches!(opcode, Opcode::Send | Opcode::SendImm | Opcode::SendInv | Opcode::WriteImm)
+}
+
+fn packets(opcode: Opcode, bytes: u64, mtu: u32) -> u64 {
+    if opcode.is_atomic() { 1 } else { bytes.div_ceil(u64::from(mtu)).max(1) }
+}
+
+/// A request of this incarnation, with the packets that it took: from, and to before.
+struct Posted {
+    seq: u64,
+    skip: u32,
+    first: u64,
+    end: u64,
+}
+
+impl SendWindow {
+    fn packets_of(&self, seq: u64, skip: u32, mtu: u32) -> u64 {
+        packets(self.entry(seq).opcode, self.length(seq).saturating_sub(skip.into()), mtu)
+    }
+
+    /// Producer: requests before `upto` are about to be overwritten.
+    pub(crate) fn add_up(&self, upto: u64) {
+        let mut progress = lock(&self.progress);
+        if !progress.connected {
+            return;
+        }
+        for seq in progress.summed..upto {
+            progress.messages += u64::from(is_message(self.entry(seq).opcode));
+            if seq >= progress.from {
+                progress.packets += self.packets_of(seq, 0, progress.start.mtu);
+            }
+        }
+        progress.summed = progress.summed.max(upto);
+    }
+
+    /// Producer: the queue pair is connected, and nothing is in its window. Messages count from here.
+    pub fn connect(&self, start: Start) {
+        let now = self.appended();
+        *lock(&self.progress) =
+            Progress { connected: true, start, from: now, summed: now, ..Progress::default() };
+    }
+
+    /// Producer, while no physical queue pair is attached: another incarnation begins. Its peer
+    /// executes the plan's replays first, and then whatever is handed after that.
+    pub fn attach(&self, start: Start, plan: &Plan) {
+        let mut progress = lock(&self.progress);
+        let progress = &mut *progress;
+        (progress.start, progress.packets, progress.from) = (start, 0, self.handed());
+        let packets = |it: &Replay| self.packets_of(it.seq, it.skip, start.mtu);
+        progress.replays = plan.replays.iter().map(|it| (*it, packets(it))).collect();
+        progress.executed.clone_from(&plan.executed);
+    }
+
+    /// Producer, while no physical queue pair is attached: what is to be done with the requests from
+    /// `first` on that were handed. Those before have their completions.
+    ///
+    /// # Errors
+    /// Where the responder's numbers cannot be.
+    pub fn judge(&self, peer: &Executed, first: u64) -> Result<Plan, ReplayError> {
+        let progress = lock(&self.progress);
+        let posted = self.posted(&progress);
+        let is_done = |seq: u64| seq < first || progress.executed.binary_search(&seq).is_ok();
+        // Messages before each request; the last that has been delivered proves what is before it.
+        let handed = self.handed();
+        let (mut least, mut most) = (progress.messages, progress.messages);
+        let mut proven = first;
+        for seq in progress.summed..handed {
+            if !is_message(self.entry(seq).opcode) {
+                continue;
+            }
+            if most < peer.messages {
+                proven = proven.max(seq + 1);
+            }
+            most += 1;
+            if is_done(seq) {
+                least = most;
+            }
+        }
+        if peer.messages < least || peer.messages > most {
+            return Err(ReplayError::Messages { told: peer.messages, least, most });
+        }
+        let reached = match peer.psn {
+            Some(psn) => Some(self.reached(&progress, &posted, psn, is_done)?),
+            None => None,
+        };
+        let mut plan = Plan {
+            executed: progress.executed.iter().copied().filter(|seq| *seq >= first).collect(),
+            ..Plan::default()
+        };
+        for Posted { seq, skip, first: begin, end } in posted {
+            if is_done(seq) {
+                continue;
+            }
+            let opcode = self.entry(seq).opcode;
+            let by_count = seq < proven;
+            let by_packets = reached.map(|reached| reached >= end);
+            if is_message(opcode) && by_packets.is_some_and(|by| by != by_count) {
+                return Err(ReplayError::Contradiction(seq));
+            }
+            if by_count || by_packets == Some(true) {
+                match opcode {
+                    Opcode::Read => plan.replays.push(Replay { seq, skip: 0 }),
+                    opcode if opcode.is_atomic() => {
+                        plan.undecided = Some(seq);
+                        break;
+                    }
+                    _ => plan.executed.push(seq),
+                }
+                continue;
+            }
+            let writes = matches!(opcode, Opcode::Write | Opcode::WriteImm);
+            let Some(reached) = reached else {
+                if writes || opcode.is_atomic() {
+                    plan.undecided = Some(seq);
+                    break;
+                }
+                plan.replays.push(Replay { seq, skip: 0 });
+                continue;
+            };
+            let landed = reached.saturating_sub(begin) * u64::from(progress.start.mtu);
+            let skip = if writes { skip + landed as u32 } else { 0 };
+            plan.replays.push(Replay { seq, skip });
+        }
+        if let Some(undecided) = plan.undecided {
+            plan.executed.retain(|seq| *seq < undecided);
+            plan.replays.retain(|replay| replay.seq < undecided);
+        }
+        plan.executed.sort_unstable();
+        Ok(plan)
+    }
+
+    /// The requests of this incarnation that are still in the window, in the order in which they
+    /// were posted.
+    fn posted(&self, progress: &Progress) -> Vec<Posted> {
+        let mtu = progress.start.mtu;
+        let mut next = 0;
+        let mut posted = Vec::new();
+        for &(Replay { seq, skip }, n) in &progress.replays {
+            posted.push(Posted { seq, skip, first: next, end: next + n });
+            next += n;
+        }
+        next += progress.packets;
+        for seq in progress.summed.max(progress.from)..self.handed() {
+            let n = self.packets_of(seq, 0, mtu);
+            posted.push(Posted { seq, skip: 0, first: next, end: next + n });
+            next += n;
+        }
+        posted
+    }
+
+    /// Packets of this incarnation that the peer has executed.
+    fn reached(
+        &self,
+        progress: &Progress,
+        posted: &[Posted],
+        psn: u32,
+        is_done: impl Fn(u64) -> bool,
+    ) -> Result<u64, ReplayError> {
+        let again: u64 = progress.replays.iter().map(|(_, packets)| packets).sum();
+        let summed = if progress.summed > progress.from { again + progress.packets } else { 0 };
+        let known = posted.iter().filter(|it| is_done(it.seq)).map(|it| it.end).max();
+        let known = known.unwrap_or(0).max(summed);
+        let most = posted.last().map_or(0, |it| it.end).max(summed);
+        // The number has come round so often that what is known does not exceed it.
+        let psn = u64::from(psn);
+        let ahead = (psn + PSNS * 2 - u64::from(progress.start.psn) - known % PSNS) % PSNS;
+        if known + ahead > most {
+            let most = most - known;
+            return Err(ReplayError::Packets { told: psn as u32, ahead, most });
+        }
+        Ok(known + ahead)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::entry::{Element, SendEntry};
+    use proptest::prelude::*;
+
+    const OPCODES: [Opcode; 7] = [
+        Opcode::Write,
+        Opcode::WriteImm,
+        Opcode::Send,
+        Opcode::SendImm,
+        Opcode::Read,
+        Opcode::CompareSwap,
+        Opcode::FetchAdd,
+    ];
+
+    /// A responder that executes packet by packet, and remembers all that it has done.
+    #[derive(Default)]
+    struct Responder {
+        /// What is to come, in this incarnation: which request, and from which byte on.
+        wire: Vec<Replay>,
+        next: usize,
+        /// Packets of the next one that have been executed.
+        within: u64,
+        psn: u32,
+        messages: u64,
+        /// How often each byte of each WRITE has landed, and each other request was executed.
+        landed: Vec<Vec<u8>>,
+        times: Vec<u32>,
+    }
+
+    struct Model {
+        window: SendWindow,
+        posted: Vec<(Opcode, u32)>,
+        responder: Responder,
+        mtu: u32,
+        /// Requests with completions.
+        completed: u64,
+        /// Handed, or told to be executed without a completion so far.
+        executed: Vec<u64>,
+    }
+
+    impl Model {
+        fn new(start: Start) -> Self {
+            let window = SendWindow::new(16, 2, 0);
+            window.connect(start);
+            let responder = Responder { psn: start.psn, ..Responder::default() };
+            let (posted, executed) = (Vec::new(), Vec::new());
+            Model { window, posted, responder, mtu: start.mtu, completed: 0, executed }
+        }
+
+        fn post(&mut self, opcode: Opcode, length: u32) {
+            let length = if opcode.is_atomic() { 8 } else { length };
+            let half = length / 2;
+            let element = |length| Element { addr: 0, length, lkey: 0 };
+            let elements = [element(half), element(length - half)];
+            let entry = SendEntry { opcode, ..SendEntry::empty() };
+            let Ok(seq) = self.window.append(&entry, elements.into_iter()) else { return };
+            self.window.mark_handed(seq + 1);
+            assert_eq!(self.window.length(seq), u64::from(length));
+            self.posted.push((opcode, length));
+            self.responder.landed.push(vec![0; length as usize]);
+            self.responder.times.push(0);
+            self.responder.wire.push(Replay { seq, skip: 0 });
+        }
+
+        /// The responder executes a packet, if there is one.
+        fn execute(&mut self) {
+            let Some(&Replay { seq, skip }) = self.responder.wire.get(self.responder.next) else {
+                return;
+            };
+            let (opcode, length) = self.posted[seq as usize];
+            let it = &mut self.responder;
+            let left = length - skip;
+            let n = packets(opcode, left.into(), self.mtu);
+            if matches!(opcode, Opcode::Write | Opcode::WriteImm) {
+                let from = (skip + it.within as u32 * self.mtu) as usize;
+                let to = (from + self.mtu as usize).min(length as usize);
+                it.landed[seq as usize][from..to].iter_mut().for_each(|byte| *byte += 1);
+            }
+            // A READ's and an atomic's numbers pass as one: requests are single packets.
+            let step = if opcode == Opcode::Read { n - it.within } else { 1 };
+            it.psn = (it.psn + step as u32) & (PSNS as u32 - 1);
+            it.within += step;
+            if it.within == n {
+                it.messages += u64::from(is_message(opcode));
+                it.times[seq as usize] += 1;
+                (it.next, it.within) = (it.next + 1, 0);
+            }
+        }
+
+        /// Completions of up to `n` executed requests come.
+        fn complete(&mut self, n: u64) {
+            for _ in 0..n {
+                let seq = self.completed;
+                let it = &self.responder;
+                let by_wire = it.wire[..it.next].iter().any(|done| done.seq == seq);
+                if !by_wire && !self.executed.contains(&seq) {
+                    return;
+                }
+                self.window.retire(seq);
+                self.completed += 1;
+            }
+        }
+
+        /// The path ends, and another begins. False where something was undecided.
+        fn remap(&mut self, start: Start, with_psn: bool) -> bool {
+            let it = &self.responder;
+            let peer = Executed { messages: it.messages, psn: with_psn.then_some(it.psn) };
+            let plan = self.window.judge(&peer, self.completed).unwrap();
+            for seq in self.completed..self.window.handed() {
+                let (opcode, _) = self.posted[seq as usize];
+                let executed = it.times[seq as usize] > 0;
+                if plan.undecided.is_some_and(|undecided| seq >= undecided) {
+                    continue;
+                }
+                let again = plan.replays.iter().any(|replay| replay.seq == seq);
+                assert_eq!(plan.executed.contains(&seq), !again, "request {seq}: {plan:?}");
+                assert_eq!(again, !executed || opcode == Opcode::Read, "request {seq}: {plan:?}");
+            }
+            if let Some(seq) = plan.undecided {
+                let (opcode, _) = self.posted[seq as usize];
+                let writes = matches!(opcode, Opcode::Write | Opcode::WriteImm);
+                assert!(opcode.is_atomic() || (writes && !with_psn), "{opcode:?} is decidable");
+                return false;
+            }
+            self.window.attach(start, &plan);
+            self.executed = plan.executed;
+            let it = &mut self.responder;
+            (it.wire, it.next, it.within) = (plan.replays, 0, 0);
+            (it.psn, self.mtu) = (start.psn, start.mtu);
+            true
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Post(Opcode, u32),
+        Execute(u8),
+        Complete(u64),
+        Remap(Start, bool),
+    }
+
+    fn start() -> impl Strategy<Value = Start> {
+        let psn = prop_oneof![0..PSNS as u32, PSNS as u32 - 20..PSNS as u32];
+        (psn, 0..5u32).prop_map(|(psn, mtu)| Start { psn, mtu: 256 << mtu })
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            8 => (prop::sample::select(&OPCODES[..]), 0..9000u32).prop_map(|(o, n)| Step::Post(o, n)),
+            8 => (1..20u8).prop_map(Step::Execute),
+            4 => (1..6u64).prop_map(Step::Complete),
+            2 => (start(), prop::bool::weighted(0.8)).prop_map(|(s, psn)| Step::Remap(s, psn)),
+        ]
+    }
+
+    proptest! {
+        /// Promises 1 to 3: through any number of paths every request is executed once, each byte of
+        /// a WRITE lands once, and only what cannot be decided is given up.
+        #[test]
+        fn every_request_is_executed_once(first in start(), steps in prop::collection::vec(step(), 1..120)) {
+            let mut model = Model::new(first);
+            let mut decided = true;
+            for step in steps {
+                match step {
+                    Step::Post(opcode, length) => model.post(opcode, length),
+                    Step::Execute(n) => (0..n).for_each(|_| model.execute()),
+                    Step::Complete(n) => model.complete(n),
+                    Step::Remap(start, psn) => decided = model.remap(start, psn),
+                }
+                if !decided {
+                    break;
+                }
+            }
+            if decided {
+                while model.responder.next < model.responder.wire.len() {
+                    model.execute();
+                }
+                model.complete(u64::MAX);
+                prop_assert_eq!(model.completed, model.window.appended());
+            }
+            for (seq, (opcode, _)) in model.posted.iter().enumerate() {
+                let times = model.responder.times[seq];
+                prop_assert!(times == 1 || !decided || *opcode == Opcode::Read, "{seq}: {times}");
+                prop_assert!(times <= 1 || *opcode == Opcode::Read, "{seq}: {times}");
+                if matches!(opcode, Opcode::Write | Opcode::WriteImm) {
+                    let most = u8::from(decided);
+                    prop_assert!(model.responder.landed[seq].iter().all(|n| (most..=1).contains(n)));
+                }
+            }
+        }
+
+        /// Promise: what a peer says is looked at before it is believed.
+        #[test]
+        fn numbers_that_cannot_be_are_refused(told in any::<u64>(), psn in 0..PSNS as u32) {
+            let mut model = Model::new(Start { psn: 5, mtu: 1024 });
+            model.post(Opcode::Send, 3000);
+            model.post(Opcode::Write, 1);
+            let judged = model.window.judge(&Executed { messages: told, psn: Some(psn) }, 0);
+            let can_be = match psn {
+                5..=7 => told == 0,
+                8..=9 => told == 1,
+                _ => false,
+            };
+            prop_assert_eq!(judged.is_ok(), can_be);
+        }
+    }
+}
