@@ -28,6 +28,7 @@
 //! pair at any later time.
 //!
 //! What the peer has executed of the entries that were handed, when a path has ended: [`replay`].
+//! How both ends of a connection go over to other hardware: [`remap`].
 //!
 //! # Threads
 //!
@@ -40,6 +41,7 @@
 
 mod entry;
 mod recv;
+pub mod remap;
 pub mod replay;
 mod ring;
 mod send;

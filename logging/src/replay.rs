@@ -32,6 +32,7 @@
 use crate::entry::Opcode;
 use crate::send::SendWindow;
 use crate::sync::Mutex;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::{MutexGuard, PoisonError};
 
@@ -48,7 +49,7 @@ pub struct Start {
 }
 
 /// How far a responder has come; it executes nothing more.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Executed {
     /// Messages delivered since the queue pairs were connected.
     pub messages: u64,
@@ -238,11 +239,14 @@ impl SendWindow {
             executed: progress.executed.iter().copied().filter(|seq| *seq >= first).collect(),
             ..Plan::default()
         };
+        // Nothing behind a message that was not delivered has been executed.
+        let mut stuck = false;
         for Posted { seq, skip, first: begin, end } in posted {
             if is_done(seq) {
                 continue;
             }
             let opcode = self.entry(seq).opcode;
+            stuck |= is_message(opcode) && seq >= proven;
             let by_count = seq < proven;
             let by_packets = reached.map(|reached| reached >= end);
             if by_count || by_packets == Some(true) {
@@ -258,11 +262,13 @@ impl SendWindow {
             }
             let writes = matches!(opcode, Opcode::Write | Opcode::WriteImm);
             let Some(reached) = reached else {
-                if writes || opcode.is_atomic() {
+                // Of a message that was cut no count tells how much of it has landed.
+                let cut = stuck && is_message(opcode) && writes && end - begin > 1;
+                if cut || (!stuck && (writes || opcode.is_atomic())) {
                     plan.undecided = Some(seq);
                     break;
                 }
-                plan.replays.push(Replay { seq, skip: 0 });
+                plan.replays.push(Replay { seq, skip });
                 continue;
             };
             let mtu = u64::from(progress.start.mtu.max(MIN_MTU));
