@@ -55,6 +55,9 @@ pub struct Executed {
     pub messages: u64,
     /// The packet sequence number that it expected next; `None` where the device's is not live.
     pub psn: Option<u32>,
+    /// It has passed the barrier: nothing moves the number any more. Without, it is believed only by
+    /// whom nothing was under way from.
+    pub settled: bool,
 }
 
 /// A request that is done again.
@@ -139,6 +142,9 @@ pub(crate) struct Progress {
     packets: u64,
     /// Messages since the queue pairs were connected.
     messages: u64,
+    /// Requests of ours, of one packet each, and not in the sums: each stands before the request of
+    /// this sequence.
+    hidden: Vec<u64>,
 }
 
 fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
@@ -179,10 +185,18 @@ impl SendWindow {
         for seq in progress.summed..upto {
             progress.messages += u64::from(is_message(self.entry(seq).opcode));
             if seq >= progress.from {
-                progress.packets += self.packets_of(seq, 0, progress.start.mtu);
+                let before = progress.hidden.iter().take_while(|at| **at <= seq).count();
+                progress.hidden.drain(..before);
+                progress.packets += before as u64 + self.packets_of(seq, 0, progress.start.mtu);
             }
         }
         progress.summed = progress.summed.max(upto);
+    }
+
+    /// Producer: a request of one packet that is not in the window was given to the physical queue
+    /// pair, behind all that were handed: it proves them by its completion.
+    pub fn hide(&self) {
+        lock(&self.progress).hidden.push(self.handed());
     }
 
     /// Producer: the queue pair is connected, and nothing is in its window. Messages count from here.
@@ -201,6 +215,7 @@ impl SendWindow {
         let packets = |it: &Replay| self.packets_of(it.seq, it.skip, start.mtu);
         progress.replays = plan.replays.iter().map(|it| (*it, packets(it))).collect();
         progress.executed.clone_from(&plan.executed);
+        progress.hidden.clear();
     }
 
     /// Producer, while no physical queue pair is attached: what is to be done with the requests from
@@ -210,7 +225,7 @@ impl SendWindow {
     /// Where the responder's numbers cannot be.
     pub fn judge(&self, peer: &Executed, first: u64) -> Result<Plan, ReplayError> {
         let progress = lock(&self.progress);
-        let posted = self.posted(&progress);
+        let (posted, total) = self.posted(&progress);
         let is_done = |seq: u64| seq < first || progress.executed.binary_search(&seq).is_ok();
         // Messages before each request; the last that has been delivered proves what is before it.
         let handed = self.handed();
@@ -232,7 +247,7 @@ impl SendWindow {
             return Err(ReplayError::Messages { told: peer.messages, least, most });
         }
         let reached = match peer.psn {
-            Some(psn) => self.reached(&progress, &posted, psn, proven, is_done)?,
+            Some(psn) => self.reached(&progress, (&posted, total), psn, proven, is_done)?,
             None => None,
         };
         let mut plan = Plan {
@@ -285,9 +300,10 @@ impl SendWindow {
     }
 
     /// The requests of this incarnation that are still in the window, in the order in which they
-    /// were posted.
-    fn posted(&self, progress: &Progress) -> Vec<Posted> {
+    /// were posted; and the packets of all.
+    fn posted(&self, progress: &Progress) -> (Vec<Posted>, u64) {
         let mtu = progress.start.mtu;
+        let mut hidden = progress.hidden.iter().copied().peekable();
         let mut next = 0;
         let mut posted = Vec::new();
         for &(Replay { seq, skip }, n) in &progress.replays {
@@ -296,11 +312,14 @@ impl SendWindow {
         }
         next += progress.packets;
         for seq in progress.summed.max(progress.from)..self.handed() {
+            while hidden.next_if(|at| *at <= seq).is_some() {
+                next += 1;
+            }
             let n = self.packets_of(seq, 0, mtu);
             posted.push(Posted { seq, skip: 0, first: next, end: next + n });
             next += n;
         }
-        posted
+        (posted, next + hidden.count() as u64)
     }
 
     /// Packets of this incarnation that the peer has executed; `None` where as many are out as there
@@ -308,7 +327,7 @@ impl SendWindow {
     fn reached(
         &self,
         progress: &Progress,
-        posted: &[Posted],
+        (posted, total): (&[Posted], u64),
         psn: u32,
         proven: u64,
         is_done: impl Fn(u64) -> bool,
@@ -322,7 +341,7 @@ impl SendWindow {
         let known = posted.iter().filter(is_known).map(|it| it.end).max().unwrap_or(0).max(summed);
         // And the first message that was not delivered has its last packet still to come.
         let limit = posted.iter().find(|it| !is_known(it) && is_message(it)).map(|it| it.end - 1);
-        let most = limit.unwrap_or_else(|| posted.last().map_or(0, |it| it.end)).max(known);
+        let most = limit.unwrap_or(total).max(known);
         // The number has come round so often that what is known does not exceed it.
         let psn = u64::from(psn);
         let ahead = (psn + PSNS * 2 - u64::from(progress.start.psn) - known % PSNS) % PSNS;
@@ -353,8 +372,9 @@ mod tests {
     /// A responder that executes packet by packet, and remembers all that it has done.
     #[derive(Default)]
     struct Responder {
-        /// What is to come, in this incarnation: which request, and from which byte on.
-        wire: Vec<Replay>,
+        /// What is to come, in this incarnation: which request, and from which byte on; or one of
+        /// ours.
+        wire: Vec<Option<Replay>>,
         next: usize,
         /// Packets of the next one that have been executed.
         within: u64,
@@ -397,12 +417,20 @@ mod tests {
             self.posted.push((opcode, length));
             self.responder.landed.push(vec![0; length as usize]);
             self.responder.times.push(0);
-            self.responder.wire.push(Replay { seq, skip: 0 });
+            self.responder.wire.push(Some(Replay { seq, skip: 0 }));
+        }
+
+        fn hide(&mut self) {
+            self.window.hide();
+            self.responder.wire.push(None);
         }
 
         /// The responder executes a packet, if there is one.
         fn execute(&mut self) {
-            let Some(&Replay { seq, skip }) = self.responder.wire.get(self.responder.next) else {
+            let Some(&next) = self.responder.wire.get(self.responder.next) else { return };
+            let Some(Replay { seq, skip }) = next else {
+                let it = &mut self.responder;
+                (it.psn, it.next) = ((it.psn + 1) & (PSNS as u32 - 1), it.next + 1);
                 return;
             };
             let (opcode, length) = self.posted[seq as usize];
@@ -430,7 +458,7 @@ mod tests {
             for _ in 0..n {
                 let seq = self.completed;
                 let it = &self.responder;
-                let by_wire = it.wire[..it.next].iter().any(|done| done.seq == seq);
+                let by_wire = it.wire[..it.next].iter().flatten().any(|done| done.seq == seq);
                 if !by_wire && !self.executed.contains(&seq) {
                     return;
                 }
@@ -442,7 +470,8 @@ mod tests {
         /// The path ends, and another begins. False where something was undecided.
         fn remap(&mut self, start: Start, with_psn: bool) -> bool {
             let it = &self.responder;
-            let peer = Executed { messages: it.messages, psn: with_psn.then_some(it.psn) };
+            let psn = with_psn.then_some(it.psn);
+            let peer = Executed { messages: it.messages, psn, settled: true };
             let plan = self.window.judge(&peer, self.completed).unwrap();
             for seq in self.completed..self.window.handed() {
                 let (opcode, _) = self.posted[seq as usize];
@@ -463,7 +492,8 @@ mod tests {
             self.window.attach(start, &plan);
             self.executed = plan.executed;
             let it = &mut self.responder;
-            (it.wire, it.next, it.within) = (plan.replays, 0, 0);
+            (it.next, it.within) = (0, 0);
+            it.wire = plan.replays.into_iter().map(Some).collect();
             (it.psn, self.mtu) = (start.psn, start.mtu);
             true
         }
@@ -474,6 +504,7 @@ mod tests {
         Post(Opcode, u32),
         Execute(u8),
         Complete(u64),
+        Hide,
         Remap(Start, bool),
     }
 
@@ -487,6 +518,7 @@ mod tests {
             8 => (prop::sample::select(&OPCODES[..]), 0..9000u32).prop_map(|(o, n)| Step::Post(o, n)),
             8 => (1..20u8).prop_map(Step::Execute),
             4 => (1..6u64).prop_map(Step::Complete),
+            1 => Just(Step::Hide),
             2 => (start(), prop::bool::weighted(0.8)).prop_map(|(s, psn)| Step::Remap(s, psn)),
         ]
     }
@@ -503,6 +535,7 @@ mod tests {
                     Step::Post(opcode, length) => model.post(opcode, length),
                     Step::Execute(n) => (0..n).for_each(|_| model.execute()),
                     Step::Complete(n) => model.complete(n),
+                    Step::Hide => model.hide(),
                     Step::Remap(start, psn) => decided = model.remap(start, psn),
                 }
                 if !decided {
@@ -542,7 +575,7 @@ mod tests {
             let last = Element { length: 256 * extra, ..half };
             window.append(&write, [last].into_iter()).unwrap();
             window.mark_handed(3);
-            let plan = window.judge(&Executed { messages: 0, psn: Some(psn) }, 0).unwrap();
+            let plan = window.judge(&Executed { psn: Some(psn), ..Executed::default() }, 0).unwrap();
             let ahead = (psn + PSNS as u32 - start.psn) % PSNS as u32;
             let twice = ahead <= extra.max(1);
             prop_assert_eq!(plan.undecided, twice.then_some(0));
@@ -559,7 +592,8 @@ mod tests {
             let mut model = Model::new(Start { psn: 5, mtu: 1024 });
             model.post(Opcode::Send, 3000);
             model.post(Opcode::Write, 1);
-            let judged = model.window.judge(&Executed { messages: told, psn: Some(psn) }, 0);
+            let peer = Executed { messages: told, psn: Some(psn), settled: true };
+            let judged = model.window.judge(&peer, 0);
             let can_be = match psn {
                 5..=7 => told == 0,
                 8..=9 => told == 1,
