@@ -61,7 +61,7 @@ pub use sojourn_fabric::{Error, Result, abi, device};
 pub mod verbs {
     pub use sojourn_fabric::virt::{
         AddressHandle, CompletionChannel, CompletionQueue, ConnectOptions, Context, Data, Datagram,
-        Endpoint, MemoryRegion, Op, ProtectionDomain, QpOptions, QueuePair, Remote, SendRequest,
-        SharedReceiveQueue,
+        Endpoint, MemoryRegion, Op, Phase, ProtectionDomain, QpOptions, QueuePair, Relocation,
+        Remote, SendRequest, SharedReceiveQueue,
     };
 }

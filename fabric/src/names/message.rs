@@ -15,6 +15,8 @@ use super::types::{Address, Fetch, Grant, Incarnation, KeyRecord, ProcessId, Rec
 pub const MAX_NOTE: usize = 32 * 1024;
 /// Longest name of a note.
 pub const MAX_NOTE_NAME: usize = 255;
+/// Most queue pairs of which one message says that they have moved: 40 bytes each.
+pub const MAX_MOVED: usize = 512;
 /// Most devices that one virtual key may stand on.
 pub const MAX_KEY_DEVICES: usize = 16;
 /// Most TCP addresses that one process may have.
@@ -190,6 +192,8 @@ impl Checked for Fetch {
     fn check(&self) -> Result<(), &'static str> {
         match self {
             Fetch::Note(name) => at_most(name.len(), MAX_NOTE_NAME, "length of a note's name"),
+            Fetch::Remap(_, request) => request.check().map_err(|malformed| malformed.0),
+            Fetch::Moved(qps) => at_most(qps.len(), MAX_MOVED, "number of queue pairs that moved"),
             Fetch::Qpn { .. } | Fetch::Key(_) => Ok(()),
         }
     }
@@ -209,7 +213,8 @@ impl Checked for Peer {
             Peer::Answer { answer: Answer::Record(record), .. } => match record {
                 Record::Key(key) => key.check(),
                 Record::Note(note) => at_most(note.len(), MAX_NOTE, "length of a note"),
-                Record::Qpn(_) => Ok(()),
+                Record::Remap(answer) => answer.check().map_err(|malformed| malformed.0),
+                Record::Qpn(_) | Record::Noted => Ok(()),
             },
             Peer::Answer { .. } => Ok(()),
         }
@@ -221,6 +226,8 @@ mod tests {
     use std::net::SocketAddr;
 
     use proptest::prelude::*;
+    use sojourn_logging::Executed;
+    use sojourn_logging::remap::{self, Accept, Cut, GroupId, MAX_LINKS, Offer, Request};
 
     use super::*;
     use crate::names::types::{DeviceId, JobId, MachineId, PhysicalEnd, QpnRecord};
@@ -237,12 +244,54 @@ mod tests {
             })
     }
 
+    fn executed() -> impl Strategy<Value = Vec<Executed>> {
+        let one = (any::<u64>(), prop::option::of(any::<u32>()))
+            .prop_map(|(messages, psn)| Executed { messages, psn, ..Executed::default() });
+        prop::collection::vec(one, 0..9)
+    }
+
+    fn cuts() -> impl Strategy<Value = Vec<Cut>> {
+        let one =
+            (0..MAX_LINKS as u32, any::<u32>()).prop_map(|(link, landed)| Cut { link, landed });
+        prop::collection::vec(one, 0..9)
+    }
+
+    fn request() -> impl Strategy<Value = Request<PhysicalEnd>> {
+        let offer =
+            (any::<[u32; 4]>(), end()).prop_map(|([qpn, mover_qpn, incarnation, psn], end)| {
+                Offer { qpn, mover_qpn, incarnation, end, psn }
+            });
+        prop_oneof![
+            prop::collection::vec(offer, 0..9).prop_map(|links| Request::Prepare { links }),
+            Just(Request::Quiesce),
+            executed().prop_map(|executed| Request::Switch { executed }),
+            cuts().prop_map(|cuts| Request::Finish { cuts }),
+            Just(Request::Abort),
+        ]
+    }
+
+    fn remap_answer() -> impl Strategy<Value = remap::Answer<PhysicalEnd>> {
+        use remap::Answer;
+        let accept =
+            prop::option::of((end(), any::<u32>()).prop_map(|(end, psn)| Accept { end, psn }));
+        prop_oneof![
+            prop::collection::vec(accept, 0..9).prop_map(Answer::Prepared),
+            Just(Answer::Busy),
+            ".{0,40}".prop_map(Answer::Refused),
+            any::<bool>().prop_map(Answer::Quiet),
+            (executed(), cuts()).prop_map(|(executed, cuts)| Answer::Switched { executed, cuts }),
+            Just(Answer::Unknown),
+        ]
+    }
+
     fn fetch() -> impl Strategy<Value = Fetch> {
         prop_oneof![
             (any::<u32>(), any::<u32>(), prop::option::of(end()))
                 .prop_map(|(qpn, own_qpn, own_end)| Fetch::Qpn { qpn, own_qpn, own_end }),
             any::<u32>().prop_map(Fetch::Key),
             ".{0,40}".prop_map(Fetch::Note),
+            prop::collection::vec((any::<u32>(), end()), 0..9).prop_map(Fetch::Moved),
+            (any::<u64>(), request()).prop_map(|(id, r)| Fetch::Remap(GroupId(id), r)),
         ]
     }
 
@@ -254,6 +303,8 @@ mod tests {
             prop::collection::vec((any::<u32>().prop_map(DeviceId), any::<u32>()), 0..=16)
                 .prop_map(|on| Record::Key(KeyRecord { on })),
             prop::collection::vec(any::<u8>(), 0..500).prop_map(Record::Note),
+            remap_answer().prop_map(Record::Remap),
+            Just(Record::Noted),
         ]
     }
 

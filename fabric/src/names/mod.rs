@@ -42,7 +42,9 @@ pub use conversation::{Conversation, Reception};
 pub use error::Error;
 pub use key::{JobKey, KEY_LEN};
 pub use links::HANDSHAKE_TIME;
-pub use message::{MAX_KEY_DEVICES, MAX_NOTE, MAX_NOTE_NAME, MAX_SOCKET_PATH, MAX_TCP_ADDRESSES};
+pub use message::{
+    MAX_KEY_DEVICES, MAX_MOVED, MAX_NOTE, MAX_NOTE_NAME, MAX_SOCKET_PATH, MAX_TCP_ADDRESSES,
+};
 pub use poller::Ready;
 pub use service::{Done, Fetched, Handle, Job, OnReady, Owner, Service, ServiceConfig, Watch};
 pub(crate) use session::{OPENING, OVERHEAD, Received, Session, SessionError};

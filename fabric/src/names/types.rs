@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use sojourn_logging::remap::{self, GroupId, Request};
 
 /// The largest LID that is dealt: unicast LIDs of InfiniBand end here.
 pub const MAX_LID: u32 = 0xBFFF;
@@ -185,6 +186,10 @@ pub enum Fetch {
     Key(u32),
     /// A note. The answer comes when the owner publishes it.
     Note(String),
+    /// What the asker, whose context goes to another device, asks of a group of connections.
+    Remap(GroupId, Request<PhysicalEnd>),
+    /// Queue pairs of the asker for datagrams stand for these from now on.
+    Moved(Vec<(u32, PhysicalEnd)>),
 }
 
 impl fmt::Display for Fetch {
@@ -193,6 +198,17 @@ impl fmt::Display for Fetch {
             Fetch::Qpn { qpn, .. } => write!(f, "queue pair {qpn:#x}"),
             Fetch::Key(key) => write!(f, "remote key {key:#x}"),
             Fetch::Note(name) => write!(f, "note {name:?}"),
+            Fetch::Remap(GroupId(group), request) => {
+                let what = match request {
+                    Request::Prepare { .. } => "prepare",
+                    Request::Quiesce => "quiesce",
+                    Request::Switch { .. } => "switch",
+                    Request::Finish { .. } => "finish",
+                    Request::Abort => "abort",
+                };
+                write!(f, "re-map {group:#x}, {what}")
+            }
+            Fetch::Moved(qps) => write!(f, "note of {} queue pairs that have moved", qps.len()),
         }
     }
 }
@@ -206,6 +222,10 @@ pub enum Record {
     Key(KeyRecord),
     /// To [`Fetch::Note`].
     Note(Vec<u8>),
+    /// To [`Fetch::Remap`].
+    Remap(remap::Answer<PhysicalEnd>),
+    /// To [`Fetch::Moved`].
+    Noted,
 }
 
 impl Record {
@@ -216,6 +236,8 @@ impl Record {
             (Record::Qpn(_), Fetch::Qpn { .. })
                 | (Record::Key(_), Fetch::Key(_))
                 | (Record::Note(_), Fetch::Note(_))
+                | (Record::Remap(_), Fetch::Remap(..))
+                | (Record::Noted, Fetch::Moved(_))
         )
     }
 }

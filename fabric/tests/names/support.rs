@@ -10,6 +10,7 @@ use sojourn_fabric::names::{
     Address, Asker, DeviceId, Endpoint, Error, Fetch, Incarnation, JobKey, KeyRecord, Owner,
     PhysicalEnd, PrivateDir, ProcessId, QpnRecord, Record, Service, ServiceConfig, Whereabouts,
 };
+use sojourn_logging::remap::{Answer as RemapAnswer, GroupId, Request};
 
 /// Far above what anything takes on a loaded machine; reached only by failures.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
@@ -69,6 +70,17 @@ impl Owner for Tables {
     fn key(&self, asker: ProcessId, key: u32) -> Option<KeyRecord> {
         (key < 10).then(|| KeyRecord { on: vec![(DeviceId(asker.0), key + 1000)] })
     }
+
+    fn remap(
+        &self,
+        _asker: ProcessId,
+        _group: GroupId,
+        _request: &Request<PhysicalEnd>,
+    ) -> RemapAnswer<PhysicalEnd> {
+        RemapAnswer::Unknown
+    }
+
+    fn moved(&self, _asker: ProcessId, _qpn: u32, _end: &PhysicalEnd) {}
 }
 
 /// A directory whose answers a test alters on their way.

@@ -51,6 +51,8 @@ pub enum Failure {
     Silent(usize, Stage),
     /// The peer of this group answered what makes no sense.
     Confused(usize, Stage),
+    /// The new queue pairs of this group cannot be connected.
+    Unable(usize, String),
 }
 
 impl fmt::Display for Failure {
@@ -62,6 +64,7 @@ impl fmt::Display for Failure {
             Failure::Confused(_, stage) => {
                 write!(f, "the peer answered what was not asked ({stage})")
             }
+            Failure::Unable(_, why) => f.write_str(why),
         }
     }
 }
@@ -103,6 +106,7 @@ pub enum Action<E> {
     /// Ask this of a group's peer; bring the answer with [`Event::Answer`].
     Ask(usize, Request<E>),
     /// Connect the new queue pairs of a group to these; `None`: the peer has no such queue pair.
+    /// Bring [`Event::Unable`] where that fails.
     Connect(usize, Vec<Option<Accept<E>>>),
     /// From here on sends are only appended. Bring [`Event::Drained`] when nothing that was handed is
     /// still to be executed.
@@ -132,6 +136,8 @@ pub enum Event<E> {
     Answer(usize, Answer<E>),
     /// A group's peer is dead.
     Lost(usize),
+    /// A group's new queue pairs cannot be connected, and why.
+    Unable(usize, String),
     /// Nothing that was handed is still to be executed.
     Drained,
     /// The old queue pairs are down: what was executed here, group by group and link by link.
@@ -252,6 +258,7 @@ impl<E: Clone> Mover<E> {
         match event {
             Event::Answer(at, answer) => self.answer(at, answer, now),
             Event::Lost(at) => self.lost(at),
+            Event::Unable(at, why) => self.unable(at, why, now),
             Event::Drained => self.drained = true,
             Event::Down(executed) => self.down(executed, now),
             Event::Attached(at, cuts) => self.attached(at, cuts, now),
@@ -316,6 +323,12 @@ impl<E: Clone> Mover<E> {
         // Before, its links are told when all others know where they stand.
         if self.stage == Stage::Switch {
             self.actions.push_back(Action::Fail(at));
+        }
+    }
+
+    fn unable(&mut self, at: usize, why: String, now: Duration) {
+        if matches!(self.stage, Stage::Prepare | Stage::Quiesce) {
+            self.take_back(Failure::Unable(at, why), now);
         }
     }
 

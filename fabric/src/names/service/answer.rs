@@ -162,6 +162,13 @@ impl Answers {
             Fetch::Key(key) => {
                 self.owner.key(asker, *key).filter(|r| r.check().is_ok()).map(Record::Key)
             }
+            Fetch::Remap(group, request) => {
+                Some(Record::Remap(self.owner.remap(asker, *group, request)))
+            }
+            Fetch::Moved(qps) => {
+                qps.iter().for_each(|(qpn, end)| self.owner.moved(asker, *qpn, end));
+                Some(Record::Noted)
+            }
             Fetch::Note(name) => match self.notes.get(name) {
                 Some(note) => Some(Record::Note(note.clone())),
                 None => return self.wait(name, who, until),

@@ -19,6 +19,7 @@ use std::thread::{JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, Sender};
+use sojourn_logging::remap::{self, GroupId, Request};
 
 use super::directory::Directory;
 use super::error::Error;
@@ -26,7 +27,7 @@ use super::key::JobKey;
 use super::links::HANDSHAKE_TIME;
 use super::message::{MAX_NOTE, MAX_NOTE_NAME};
 use super::poller::{Poller, Ready, Wake};
-use super::types::{Asker, Fetch, Grant, KeyRecord, ProcessId, QpnRecord, Record};
+use super::types::{Asker, Fetch, Grant, KeyRecord, PhysicalEnd, ProcessId, QpnRecord, Record};
 
 mod answer;
 mod fetch;
@@ -47,6 +48,16 @@ pub trait Owner: Send + Sync {
     fn qpn(&self, asker: &Asker, qpn: u32) -> Option<QpnRecord>;
     /// What a virtual remote key of this process stands for.
     fn key(&self, asker: ProcessId, key: u32) -> Option<KeyRecord>;
+    /// A context of `asker` goes to another device, and this is about a group of connections with
+    /// it. It may be asked again.
+    fn remap(
+        &self,
+        asker: ProcessId,
+        group: GroupId,
+        request: &Request<PhysicalEnd>,
+    ) -> remap::Answer<PhysicalEnd>;
+    /// A queue pair of `asker` for datagrams stands for `end` from now on.
+    fn moved(&self, asker: ProcessId, qpn: u32, end: &PhysicalEnd);
 }
 
 /// The result of a fetch.

@@ -7,6 +7,7 @@ use crate::device::{
     AsyncEvent, CqInit, DeviceAh, DeviceContext, DevicePd, PdInit, QpInit, SrqInit,
 };
 use crate::error::{Error, Result};
+use crate::virt::core::Relocation;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -39,6 +40,35 @@ impl Context {
     #[must_use]
     pub fn device(&self) -> &Arc<dyn DeviceContext> {
         &self.dev
+    }
+
+    /// Moves everything of this context to the device of that name, while the program and its peers
+    /// go on: protection domains, regions, completion queues and channels, shared receive queues,
+    /// queue pairs of every type, address handles. All that the program knows stays as it is:
+    /// queue pair numbers, keys, LID and GID, states, unread completions, armed notifications, file
+    /// descriptors. Not one message is lost, repeated or reordered (datagrams and UC messages may be
+    /// lost, as ever).
+    ///
+    /// The calling thread does the work, and returns when the context is on the new device. Any thread
+    /// may post and poll meanwhile; whoever makes, changes or destroys an object of this context
+    /// waits. Peers follow by themselves with the queue pairs concerned. Where two that are connected move at the
+    /// same time, one waits for the other.
+    ///
+    /// What is undecided because a device does not say what it has executed completes with
+    /// `IBV_WC_RETRY_EXC_ERR` (on `soft` and rxe nothing is).
+    ///
+    /// # Errors
+    /// Where there is one, the context is where it was, whole, and the program goes on there.
+    /// - `ENODEV`: there is no such device (the message lists those that there are);
+    /// - `EOPNOTSUPP`: this context is not one of virtual verbs, or a queue pair or an address handle leads out
+    ///   of the job;
+    /// - `EINVAL`, `ENOMEM`: the device is too small: the message names the limit, the need, and
+    ///   what needs it;
+    /// - `ECONNREFUSED`: a peer cannot follow, and why;
+    /// - `ETIMEDOUT`: a peer does not answer; the message names it and the step;
+    /// - `EBUSY`: for 30 s this process or a peer was busy with other moves.
+    pub fn relocate(&self, device: &str) -> Result<Relocation> {
+        crate::virt::core::relocate(&self.dev, &crate::device::open(device)?)
     }
 
     /// The device's limits.

@@ -3,17 +3,17 @@
 //! The physical handle is made when the first datagram is about to go, because only then the
 //! peer's queue pair number says over which of its ports it is reached.
 
-use super::local::Local;
-use super::lock_mutex;
+use super::local::{read, write};
+use super::pd::PdCore;
 use super::peer::{NOWHERE, Peer};
 use super::underlay::Underlay;
 use crate::abi;
 use crate::device::{DeviceAh, DevicePd};
 use crate::error::{Error, Result};
-use crate::names::PhysicalEnd;
+use crate::names::{DeviceId, PhysicalEnd};
 use std::ffi::c_void;
 use std::ptr;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, RwLock};
 
 /// Where datagrams with a handle go.
 pub(super) enum Destination {
@@ -22,6 +22,16 @@ pub(super) enum Destination {
     /// Outside: the address was physical already.
     Foreign(Arc<dyn DeviceAh>),
 }
+
+impl Destination {
+    /// Outside the job: it keeps this process where it is.
+    pub(super) fn is_foreign(&self) -> bool {
+        matches!(self, Destination::Foreign(_))
+    }
+}
+
+/// Our device, the number of the peer's end, the physical handle.
+type Made = (DeviceId, u8, Arc<dyn DeviceAh>);
 
 /// A virtual address handle. What programs hold points here: C code finds the fields of
 /// `struct ibv_ah` at the front.
@@ -32,11 +42,9 @@ pub(super) struct AhCore {
     pub(super) number: u32,
     pub(super) destination: Destination,
     attr: abi::AhAttr,
-    on: AhPd,
-    /// The physical handle that was made first: almost always the only one.
-    first: OnceLock<(u8, Arc<dyn DeviceAh>)>,
-    more: Mutex<Vec<(u8, Arc<dyn DeviceAh>)>>,
-    local: Arc<Local>,
+    pd: Arc<PdCore>,
+    /// Physical handles, by our device and the number of the peer's end: almost always one.
+    made: RwLock<Vec<Made>>,
 }
 
 // SAFETY: the pointers of the header are not used here, and null.
@@ -52,6 +60,13 @@ pub(super) struct AhPd {
 }
 
 impl AhPd {
+    fn of(pd: &PdCore, underlay: &Arc<Underlay>) -> Result<Self> {
+        let physical = pd.physical_on(underlay.id).ok_or_else(|| {
+            Error::new(libc::EIO, format!("no protection domain on {}", underlay.device.name()))
+        })?;
+        Ok(AhPd { underlay: Arc::clone(underlay), pd: physical })
+    }
+
     fn make(&self, wanted: &abi::AhAttr, end: &PhysicalEnd) -> Result<Arc<dyn DeviceAh>> {
         Arc::clone(&self.pd).create_ah(&self.underlay.route(wanted, end)?)
     }
@@ -64,7 +79,9 @@ impl AhPd {
 }
 
 impl AhCore {
-    pub(super) fn new(local: &Arc<Local>, on: AhPd, attr: &abi::AhAttr) -> Result<Arc<Self>> {
+    pub(super) fn new(pd: &Arc<PdCore>, attr: &abi::AhAttr) -> Result<Arc<Self>> {
+        let local = pd.context.local();
+        let on = AhPd::of(pd, &pd.context.underlay())?;
         let ports = on.underlay.device.query_device()?.phys_port_cnt;
         if !(1..=ports).contains(&attr.port_num) {
             return Err(Error::invalid(format!(
@@ -94,52 +111,53 @@ impl AhCore {
                 number,
                 destination,
                 attr: *attr,
-                on,
-                first: OnceLock::new(),
-                more: Mutex::default(),
-                local: Arc::clone(local),
+                pd: Arc::clone(pd),
+                made: RwLock::default(),
             })
         })
     }
 
-    /// The physical handle to the peer's end of that number; `None` where there is none to be had.
+    /// The physical handle on our device `on` to the peer's end of that number; `None` where there is
+    /// none to be had.
     #[inline]
-    pub(super) fn physical(&self, end: u8) -> Option<*mut c_void> {
-        match self.first.get() {
-            Some((number, ah)) if *number == end => Some(ah.as_raw()),
-            _ => self.make(end),
-        }
+    pub(super) fn physical(&self, on: DeviceId, end: u8) -> Option<*mut c_void> {
+        let made = read(&self.made);
+        let ours = |(device, number, _): &&Made| (*device, *number) == (on, end);
+        let found = made.iter().find(ours).map(|(_, _, ah)| ah.as_raw());
+        drop(made);
+        found.or_else(|| self.make(on, end))
     }
 
     #[cold]
-    fn make(&self, end: u8) -> Option<*mut c_void> {
+    fn make(&self, on: DeviceId, end: u8) -> Option<*mut c_void> {
         let Destination::Peer(peer) = &self.destination else { return None };
         if end == NOWHERE {
             return None;
         }
-        let mut more = lock_mutex(&self.more);
-        if let Some((_, ah)) = more.iter().find(|(number, _)| *number == end) {
-            return Some(ah.as_raw());
-        }
         let physical = peer.end(end)?;
-        let ah = match self.on.make(&self.attr, &physical) {
-            Ok(ah) => ah,
+        let (underlay, pd) = self.pd.all().into_iter().find(|(it, _)| it.id == on)?;
+        match (AhPd { underlay, pd }).make(&self.attr, &physical) {
+            Ok(ah) => {
+                let raw = ah.as_raw();
+                write(&self.made).push((on, end, ah));
+                Some(raw)
+            }
             Err(error) => {
                 tracing::error!("datagrams to {} are dropped: {error}", peer.process);
-                return None;
+                None
             }
-        };
-        let raw = ah.as_raw();
-        if let Err(second) = self.first.set((end, ah)) {
-            more.push(second);
         }
-        Some(raw)
+    }
+
+    /// Has no handle on that device any more.
+    pub(super) fn retract(&self, device: DeviceId) {
+        write(&self.made).retain(|(on, _, _)| *on != device);
     }
 }
 
 impl Drop for AhCore {
     fn drop(&mut self) {
-        self.local.ahs.remove(self.number);
+        self.pd.context.local().ahs.remove(self.number);
     }
 }
 

@@ -1,18 +1,21 @@
 //! Virtual completion channels: a descriptor of our own in front of the physical one.
 //!
 //! Programs keep the descriptor in their event loops, so it stays the same whatever it stands for:
-//! an epoll instance with the physical channel's descriptor in it, and an eventfd for the
+//! an epoll instance with the physical channels' descriptors in it, and an eventfd for the
 //! events of the backlog.
 
 use super::cq::CqCore;
+use super::local::{read, write};
 use super::lock_mutex;
+use super::underlay::Underlay;
 use crate::device::DeviceChannel;
 use crate::error::{Error, Result};
+use crate::names::DeviceId;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, RwLock, Weak};
 
 /// An epoll instance that is readable when any of some descriptors is.
 pub(super) fn readable_with(fds: &[BorrowedFd<'_>], what: &str) -> Result<Epoll> {
@@ -38,7 +41,8 @@ pub(super) fn readable_with(fds: &[BorrowedFd<'_>], what: &str) -> Result<Epoll>
 /// A channel, as its CQs and the program share it.
 pub(super) struct ChannelCore {
     epoll: Epoll,
-    physical: Arc<dyn DeviceChannel>,
+    /// The physical one on each device in use.
+    on: RwLock<Vec<(DeviceId, Arc<dyn DeviceChannel>)>>,
     ours: EventFd,
     /// Events of the backlog: the `user` values of their CQs.
     ready: Mutex<VecDeque<u64>>,
@@ -46,17 +50,61 @@ pub(super) struct ChannelCore {
 }
 
 impl ChannelCore {
-    pub(super) fn new(physical: Arc<dyn DeviceChannel>) -> Result<Arc<Self>> {
+    pub(super) fn new(underlays: &[Arc<Underlay>]) -> Result<Arc<Self>> {
         let what = "creating a completion channel";
         let ours = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|errno| Error::new(errno as i32, format!("{what}: {}", errno.desc())))?;
-        let epoll = readable_with(&[physical.fd(), ours.as_fd()], what)?;
+        let epoll = readable_with(&[ours.as_fd()], what)?;
         let (ready, cqs) = (Mutex::default(), Mutex::default());
-        Ok(Arc::new(ChannelCore { epoll, physical, ours, ready, cqs }))
+        let channel = ChannelCore { epoll, on: RwLock::default(), ours, ready, cqs };
+        for underlay in underlays {
+            channel.extend(underlay)?;
+        }
+        Ok(Arc::new(channel))
     }
 
-    pub(super) fn physical(&self) -> &Arc<dyn DeviceChannel> {
-        &self.physical
+    /// Is on that device, too.
+    pub(super) fn extend(&self, underlay: &Underlay) -> Result<()> {
+        let physical = Arc::clone(&underlay.device).create_channel()?;
+        match self.epoll.add(physical.fd(), EpollEvent::new(EpollFlags::EPOLLIN, 0)) {
+            // What cannot be waited for announces nothing (a device without events).
+            Ok(()) | Err(nix::errno::Errno::EPERM) => {}
+            Err(errno) => {
+                let what = "waiting for a completion channel";
+                return Err(Error::new(errno as i32, format!("{what}: {}", errno.desc())));
+            }
+        }
+        write(&self.on).push((underlay.id, physical));
+        Ok(())
+    }
+
+    /// Is not on that device any more; events that nobody has taken are ours now.
+    pub(super) fn retract(&self, device: DeviceId) {
+        let gone = {
+            let mut on = write(&self.on);
+            let at = on.iter().position(|(id, _)| *id == device);
+            at.map(|at| on.remove(at).1)
+        };
+        let Some(gone) = gone else { return };
+        while let Ok(Some(number)) = gone.get_event() {
+            if let Some(user) = self.user_of(number) {
+                self.announce(user);
+            }
+        }
+        // Fails where it was never added.
+        let _ = self.epoll.delete(gone.fd());
+    }
+
+    /// The physical one on a device.
+    pub(super) fn physical_on(&self, device: DeviceId) -> Option<Arc<dyn DeviceChannel>> {
+        read(&self.on).iter().find(|(id, _)| *id == device).map(|(_, it)| Arc::clone(it))
+    }
+
+    /// How the program calls the CQ of that number, whose notification has fired; `None` where the
+    /// CQ has been destroyed, or its one notification has come already, from another device.
+    fn user_of(&self, number: u64) -> Option<u64> {
+        let cq = lock_mutex(&self.cqs).get(&(number as u32)).and_then(Weak::upgrade)?;
+        cq.event_came().then(|| cq.user())
     }
 
     /// Events of this CQ come here.
@@ -99,12 +147,12 @@ impl DeviceChannel for VirtualChannel {
         if let Some(user) = self.0.own_event() {
             return Ok(Some(user));
         }
-        while let Some(number) = self.0.physical.get_event()? {
-            let cq = lock_mutex(&self.0.cqs).get(&(number as u32)).and_then(Weak::upgrade);
-            // One whose CQ has been destroyed is nobody's.
-            if let Some(cq) = cq {
-                cq.event_came();
-                return Ok(Some(cq.user()));
+        let on = read(&self.0.on).clone();
+        for (_, physical) in on {
+            while let Some(number) = physical.get_event()? {
+                if let Some(user) = self.0.user_of(number) {
+                    return Ok(Some(user));
+                }
             }
         }
         Ok(None)

@@ -1,10 +1,13 @@
 //! Virtual contexts.
 
+use super::ah::AhCore;
 use super::channel::{ChannelCore, VirtualChannel, readable_with};
 use super::cq::{CqCore, VirtualCq};
-use super::local::Local;
-use super::pd::VirtualPd;
-use super::qp::HIDDEN_SENDS;
+use super::local::{Herd, Local, read, write};
+use super::mr::VirtualMr;
+use super::pd::{PdCore, VirtualPd};
+use super::qp::{HIDDEN_SENDS, QpCore};
+use super::srq::SrqCore;
 use super::underlay::Underlay;
 use crate::abi::{self, DeviceAttr, Gid, PortAttr, event_type};
 use crate::device::{
@@ -12,18 +15,31 @@ use crate::device::{
     PdInit,
 };
 use crate::error::{Error, Result};
-use nix::sys::epoll::Epoll;
+use crate::names::DeviceId;
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use std::any::Any;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 
 /// A context: names of this process, over a list of devices.
 pub(super) struct VirtualContext {
+    /// Of the device that it was opened over.
+    name: String,
     local: Arc<Local>,
-    /// The devices in use, the first of which new objects are created on. One, as long as
-    /// nothing has moved.
-    underlays: Vec<Arc<Underlay>>,
+    /// The devices in use, the first of which new objects are created on. Others are there while a
+    /// move is under way, and for queue pairs whose peer has gone where the first does not reach.
+    underlays: RwLock<Vec<Arc<Underlay>>>,
     events: Epoll,
+    /// Whoever makes, changes or destroys an object holds it for reading; a move, for writing.
+    settled: RwLock<()>,
+    pub(super) pds: Herd<PdCore>,
+    pub(super) mrs: Herd<VirtualMr>,
+    pub(super) channels: Herd<ChannelCore>,
+    pub(super) cqs: Herd<CqCore>,
+    pub(super) srqs: Herd<SrqCore>,
+    pub(super) qps: Herd<QpCore>,
+    pub(super) ahs: Herd<AhCore>,
 }
 
 impl VirtualContext {
@@ -33,8 +49,20 @@ impl VirtualContext {
     ) -> Result<Arc<dyn DeviceContext>> {
         let what = format!("opening virtual verbs over {}", device.name());
         let events = readable_with(&[device.async_fd()], &what)?;
-        let underlays = vec![local.add_device(device)?];
-        Ok(Arc::new(VirtualContext { local: Arc::clone(local), underlays, events }))
+        Ok(Arc::new(VirtualContext {
+            name: device.name().to_owned(),
+            local: Arc::clone(local),
+            underlays: RwLock::new(vec![local.add_device(device)]),
+            events,
+            settled: RwLock::default(),
+            pds: Herd::default(),
+            mrs: Herd::default(),
+            channels: Herd::default(),
+            cqs: Herd::default(),
+            srqs: Herd::default(),
+            qps: Herd::default(),
+            ahs: Herd::default(),
+        }))
     }
 
     pub(super) fn local(&self) -> &Arc<Local> {
@@ -42,12 +70,69 @@ impl VirtualContext {
     }
 
     /// The device that new objects are created on.
-    pub(super) fn underlay(&self) -> &Arc<Underlay> {
-        &self.underlays[0]
+    pub(super) fn underlay(&self) -> Arc<Underlay> {
+        Arc::clone(&read(&self.underlays)[0])
     }
 
-    fn device(&self) -> &Arc<dyn DeviceContext> {
-        &self.underlay().device
+    /// All devices in use, that one first.
+    pub(super) fn underlays(&self) -> Vec<Arc<Underlay>> {
+        read(&self.underlays).clone()
+    }
+
+    /// Nothing moves while this is held.
+    pub(super) fn settled(&self) -> RwLockReadGuard<'_, ()> {
+        read(&self.settled)
+    }
+
+    /// Nothing is made, changed or destroyed while this is held. Tried only: who waited for it would
+    /// keep out whoever comes, the very one too who holds it for reading and comes again.
+    pub(super) fn try_unsettle(&self) -> Option<RwLockWriteGuard<'_, ()>> {
+        match self.settled.try_write() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// A device is in use from now on.
+    pub(super) fn add_underlay(&self, underlay: &Arc<Underlay>) -> Result<()> {
+        // One that announces nothing cannot be waited for.
+        let fd = underlay.device.async_fd();
+        match self.events.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, 0)) {
+            Ok(()) | Err(Errno::EPERM) => {}
+            Err(errno) => {
+                return Err(Error::new(
+                    errno as i32,
+                    format!("waiting for events of {}: {errno}", underlay.device.name()),
+                ));
+            }
+        }
+        write(&self.underlays).push(Arc::clone(underlay));
+        Ok(())
+    }
+
+    /// A device is not in use any more; or, of several, not the first to create objects on.
+    pub(super) fn remove_underlay(&self, id: DeviceId) {
+        let mut underlays = write(&self.underlays);
+        if underlays.len() > 1
+            && let Some(at) = underlays.iter().position(|underlay| underlay.id == id)
+        {
+            let gone = underlays.remove(at);
+            // It closes with its last user; fails where it was never added.
+            let _ = self.events.delete(gone.device.async_fd());
+        }
+    }
+
+    /// New objects are created on this device from now on.
+    pub(super) fn promote_underlay(&self, id: DeviceId) {
+        let mut underlays = write(&self.underlays);
+        if let Some(at) = underlays.iter().position(|underlay| underlay.id == id) {
+            underlays.swap(0, at);
+        }
+    }
+
+    fn device(&self) -> Arc<dyn DeviceContext> {
+        Arc::clone(&self.underlay().device)
     }
 
     /// What an event is about, virtually; `None` where it is none of the program's business.
@@ -74,8 +159,9 @@ impl VirtualContext {
 }
 
 impl DeviceContext for VirtualContext {
+    /// A name like others: it stays.
     fn name(&self) -> &str {
-        self.device().name()
+        &self.name
     }
 
     fn kind(&self) -> Kind {
@@ -132,15 +218,17 @@ impl DeviceContext for VirtualContext {
     }
 
     fn alloc_pd(self: Arc<Self>, init: PdInit) -> Result<Arc<dyn DevicePd>> {
-        // Our locks are the only ones.
-        let physical = PdInit { single_threaded: true };
-        let pd = Arc::clone(self.device()).alloc_pd(physical)?;
-        Ok(Arc::new(VirtualPd::new(self, pd, init.single_threaded)))
+        let _settled = self.settled();
+        let pd = PdCore::new(Arc::clone(&self), init.single_threaded)?;
+        self.pds.add(&pd);
+        Ok(Arc::new(VirtualPd(pd)))
     }
 
     fn create_channel(self: Arc<Self>) -> Result<Arc<dyn DeviceChannel>> {
-        let physical = Arc::clone(self.device()).create_channel()?;
-        Ok(Arc::new(VirtualChannel(ChannelCore::new(physical)?)))
+        let _settled = self.settled();
+        let channel = ChannelCore::new(&self.underlays())?;
+        self.channels.add(&channel);
+        Ok(Arc::new(VirtualChannel(channel)))
     }
 
     fn create_cq(self: Arc<Self>, init: CqInit) -> Result<Arc<dyn DeviceCq>> {
@@ -154,11 +242,12 @@ impl DeviceContext for VirtualContext {
             }
             None => None,
         };
+        let _settled = self.settled();
         let of_event = channel.clone();
-        let cq = self
-            .local
-            .cqs
-            .try_add(|number| CqCore::new(&self.local, self.underlay(), number, &init, channel))?;
+        let cq = self.local.cqs.try_add(|number| {
+            CqCore::new(&self.local, &self.underlays(), number, &init, channel)
+        })?;
+        self.cqs.add(&cq);
         if let Some(channel) = of_event {
             channel.add(&cq);
         }
@@ -170,7 +259,7 @@ impl DeviceContext for VirtualContext {
     }
 
     fn get_async_event(&self) -> Result<Option<AsyncEvent>> {
-        for underlay in &self.underlays {
+        for underlay in &self.underlays() {
             while let Some(event) = underlay.device.get_async_event()? {
                 if let Some(event) = self.translate(underlay, event) {
                     return Ok(Some(event));

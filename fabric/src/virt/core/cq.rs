@@ -12,17 +12,19 @@ use super::channel::ChannelCore;
 use super::direct::Direct;
 use super::local::{Local, QpTable};
 use super::lock::{Side, gate};
-use super::qp::{HIDDEN_SENDS, QpCore};
+use super::qp::{HIDDEN_SENDS, QpCore, watch};
 use super::srq::SrqCore;
 use super::underlay::Underlay;
-use super::{KIND_SHIFT, LOW_31, MARKER, QPN_SHIFT, RECV, SHARED, arrived, lock_mutex};
+use super::{
+    KIND_SHIFT, LOW_31, MARKER, PROOF, QPN_SHIFT, QUIET, RECV, SHARED, arrived, lock_mutex,
+};
 use crate::abi::{self, Wc, qp_type, wc_status};
 use crate::device::{CqInit, DeviceCq, Polled};
 use crate::error::{Error, Result};
 use crate::names::DeviceId;
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 
 /// Completions harvested at a time into the backlog.
 const HARVEST: usize = 64;
@@ -35,6 +37,13 @@ pub(super) struct Held {
     pub(super) wc: Wc,
 }
 
+impl Held {
+    /// One whose entry has left its window.
+    pub(super) fn gone(wc: Wc) -> Self {
+        Held { recv: false, seq: None, wc }
+    }
+}
+
 /// A physical CQ, and the device that it is on.
 struct Harvest {
     cq: Direct<dyn DeviceCq>,
@@ -43,12 +52,47 @@ struct Harvest {
     cqe: u32,
 }
 
+impl Harvest {
+    fn new(
+        underlay: &Arc<Underlay>,
+        number: u32,
+        cqe: u32,
+        comp_vector: u32,
+        channel: Option<&ChannelCore>,
+    ) -> Result<Self> {
+        let physical = CqInit {
+            cqe,
+            channel: channel.and_then(|channel| channel.physical_on(underlay.id)),
+            comp_vector,
+            // Ours is the only lock.
+            single_threaded: true,
+            user: u64::from(number),
+        };
+        let cq = Arc::clone(&underlay.device).create_cq(physical)?;
+        Ok(Harvest { cqe: cq.cqe(), cq: Direct::new(cq), underlay: Arc::clone(underlay) })
+    }
+}
+
+impl Backlog {
+    fn push(&mut self, held: Held) {
+        self.held.push_back(held);
+        self.came += 1;
+    }
+}
+
 #[derive(Default)]
 struct Backlog {
     held: VecDeque<Held>,
+    /// Completions that were put in here so far; and as many when the program last asked to be told
+    /// of the next.
+    came: u64,
+    armed_at: u64,
     /// Queue pairs that the program has destroyed, and of which the physical CQ may still hold
     /// completions: they stay until it has been emptied once more.
     graves: Vec<Arc<QpCore>>,
+    /// Queue pairs all of whose completions go through here, until it is empty and they need it no
+    /// longer.
+    through: Vec<Weak<QpCore>>,
 }
 
 /// One for each device in use.
@@ -87,6 +131,8 @@ impl Load {
 mod armed {
     pub(super) const NO: u32 = 0;
     pub(super) const YES: u32 = 1;
+    /// For solicited and failed ones.
+    pub(super) const SOLICITED: u32 = 2;
 }
 
 /// A completion queue, as its pollers, its queue pairs and the service thread share it.
@@ -101,13 +147,17 @@ pub(super) struct CqCore {
     load: Mutex<Load>,
     cqe: AtomicU32,
     armed: AtomicU32,
+    /// Queue pairs of it that are between two devices: events may be of what the program does not see.
+    moving: AtomicU32,
+    /// There have been such, since its last event.
+    doubtful: AtomicBool,
     channel: Option<Arc<ChannelCore>>,
 }
 
 impl CqCore {
     pub(super) fn new(
         local: &Arc<Local>,
-        underlay: &Arc<Underlay>,
+        underlays: &[Arc<Underlay>],
         number: u32,
         init: &CqInit,
         channel: Option<Arc<ChannelCore>>,
@@ -115,29 +165,80 @@ impl CqCore {
         if init.cqe == 0 {
             return Err(Error::invalid("a CQ of 0 completions: at least 1 is needed"));
         }
-        let physical = CqInit {
-            cqe: init.cqe,
-            channel: channel.as_ref().map(|channel| Arc::clone(channel.physical())),
-            comp_vector: init.comp_vector,
-            // Ours is the only lock.
-            single_threaded: true,
-            user: u64::from(number),
+        let harvest = |underlay: &Arc<Underlay>| {
+            Harvest::new(underlay, number, init.cqe, init.comp_vector, channel.as_deref())
         };
-        let cq = Arc::clone(&underlay.device).create_cq(physical)?;
-        let harvest =
-            Harvest { cqe: cq.cqe(), cq: Direct::new(cq), underlay: Arc::clone(underlay) };
-        Ok(CqCore {
+        let first = harvest(&underlays[0])?;
+        let more = underlays[1..].iter().map(harvest).collect::<Result<Vec<_>>>()?;
+        let attention = !more.is_empty();
+        let cq = CqCore {
             number,
             user: init.user,
             qps: local.qps.clone(),
             local: Arc::clone(local),
-            on: Side::new(Devices { first: harvest, more: Vec::new() }, init.single_threaded),
+            on: Side::new(Devices { first, more }, init.single_threaded),
             backlog: Mutex::default(),
             load: Mutex::default(),
             cqe: AtomicU32::new(init.cqe),
             armed: AtomicU32::new(armed::NO),
+            moving: AtomicU32::new(0),
+            doubtful: AtomicBool::new(false),
             channel,
-        })
+        };
+        if attention {
+            cq.on.note(gate::ATTENTION);
+        }
+        Ok(cq)
+    }
+
+    /// Is on that device, too, with room for everything that its queue pairs may leave.
+    pub(super) fn extend(&self, underlay: &Arc<Underlay>) -> Result<()> {
+        let need = u64::from(self.cqe.load(Ordering::Relaxed)).max(lock_mutex(&self.load).total());
+        let limit = underlay.device.query_device()?.max_cqe.max(0) as u64;
+        if need > limit {
+            return Err(Error::new(
+                libc::ENOMEM,
+                format!(
+                    "a CQ needs room for {need} completions, and one of {} holds {limit} at most",
+                    underlay.device.name()
+                ),
+            ));
+        }
+        // Another device may have fewer vectors; on which one an event comes tells nothing.
+        let vector = 0;
+        let harvest =
+            Harvest::new(underlay, self.number, need as u32, vector, self.channel.as_deref())?;
+        let mut on = self.on.visit();
+        // Under the lock, under which it is armed: so no notification is missed.
+        match self.armed.load(Ordering::Acquire) {
+            armed::NO => {}
+            kind => harvest.cq.req_notify(kind == armed::SOLICITED)?,
+        }
+        on.more.push(harvest);
+        self.on.note(gate::ATTENTION);
+        Ok(())
+    }
+
+    /// What that device has goes into the backlog; it is not polled any more.
+    pub(super) fn retract(&self, device: DeviceId) {
+        let mut on = self.on.visit();
+        let on = &mut *on;
+        if on.first.underlay.id == device && !on.more.is_empty() {
+            std::mem::swap(&mut on.first, &mut on.more[0]);
+        }
+        if let Some(at) = on.more.iter().position(|harvest| harvest.underlay.id == device) {
+            let gone = on.more.remove(at);
+            self.harvest_one(&gone);
+        }
+    }
+
+    /// This device is polled first from now on.
+    pub(super) fn promote(&self, device: DeviceId) {
+        let mut on = self.on.visit();
+        let on = &mut *on;
+        if let Some(at) = on.more.iter().position(|harvest| harvest.underlay.id == device) {
+            std::mem::swap(&mut on.first, &mut on.more[at]);
+        }
     }
 
     /// Its number within the process: how physical events name it.
@@ -203,24 +304,29 @@ impl CqCore {
     /// Fills `wcs` from its entry `n` on: from the backlog, then from the devices.
     #[cold]
     fn poll_more(&self, on: &Devices, wcs: &mut [Wc], mut n: usize) -> Polled {
-        if self.on.gate() & gate::ATTENTION != 0 {
-            n += self.attend(on, &mut wcs[n..]);
-        }
-        for harvest in on.iter() {
-            while n < wcs.len() {
-                let got = match harvest.cq.poll(&mut wcs[n..]) {
-                    Ok(got) => got as usize,
-                    Err(errno) if n == 0 => return Err(errno),
-                    Err(_) => break,
-                };
-                let kept = self.translate_rest(harvest, &mut wcs[n..n + got]);
-                n += kept;
-                if kept == got {
-                    break;
+        loop {
+            if self.on.gate() & gate::ATTENTION != 0 {
+                n += self.attend(on, &mut wcs[n..]);
+            }
+            for harvest in on.iter() {
+                while n < wcs.len() {
+                    let got = match harvest.cq.poll(&mut wcs[n..]) {
+                        Ok(got) => got as usize,
+                        Err(errno) if n == 0 => return Err(errno),
+                        Err(_) => break,
+                    };
+                    let kept = self.translate_rest(harvest, &mut wcs[n..n + got]);
+                    n += kept;
+                    if kept == got {
+                        break;
+                    }
                 }
             }
+            // What came may have gone into the backlog: "nothing" must not be said then.
+            if n == wcs.len() || lock_mutex(&self.backlog).held.is_empty() {
+                return Ok(n as u32);
+            }
         }
-        Ok(n as u32)
     }
 
     /// Makes completions virtual in place, whatever they are, and moves those that are the
@@ -274,6 +380,13 @@ impl CqCore {
         // SAFETY: we hold this CQ, alone.
         let Some(qp) = (unsafe { self.qps.get((id >> QPN_SHIFT) as u32) }) else { return false };
         let (low, recv) = ((id & LOW_31) as u32, id & RECV != 0);
+        if qp.withholds(harvest.underlay.id, wc) {
+            return false;
+        }
+        if !recv && qp.watch.load(Ordering::Relaxed) & watch::THROUGH != 0 {
+            self.pass_through(qp, wc, true);
+            return false;
+        }
         let wr_id = if recv {
             if qp.qp_type == qp_type::UD {
                 self.rename_sender(qp, low, wc);
@@ -287,7 +400,19 @@ impl CqCore {
         let Some(wr_id) = wr_id else { return false };
         wc.wr_id = wr_id;
         wc.qp_num = qp.qpn;
+        if recv {
+            qp.mend(wc);
+        }
         qp.look_closer(wc, recv)
+    }
+
+    /// A send completion of a queue pair that is not to overtake what is in the backlog: it goes there
+    /// itself, with those of ours that come before and after it.
+    fn pass_through(&self, qp: &QpCore, wc: &Wc, asked: bool) {
+        self.hold(qp.in_turn(wc, asked).into_iter().map(Held::gone));
+        if wc.status != wc_status::SUCCESS {
+            qp.look_closer(wc, false);
+        }
     }
 
     /// A datagram's completion, before its receive leaves the window.
@@ -307,7 +432,22 @@ impl CqCore {
         if id >> KIND_SHIFT == MARKER >> KIND_SHIFT {
             // SAFETY: we hold this CQ, alone.
             if let Some(qp) = unsafe { self.qps.get(number) } {
+                self.come_late(harvest, qp.take_withheld_sends());
                 qp.marker_came((id & LOW_31) as u32);
+            }
+            return false;
+        }
+        if id >> KIND_SHIFT == QUIET >> KIND_SHIFT {
+            // SAFETY: we hold this CQ, alone.
+            if let Some(qp) = unsafe { self.qps.get(number) } {
+                return self.quiet(harvest, qp, wc);
+            }
+            return false;
+        }
+        if id >> KIND_SHIFT == PROOF >> KIND_SHIFT {
+            // SAFETY: we hold this CQ, alone.
+            if let Some(qp) = unsafe { self.qps.get(number) } {
+                qp.proof_came(wc);
             }
             return false;
         }
@@ -328,15 +468,38 @@ impl CqCore {
                 name_peer(qp, wc);
             }
         }
+        // A path that ends has not consumed it: it is posted again.
+        if qp.is_some_and(|qp| qp.withholds(harvest.underlay.id, wc)) {
+            return false;
+        }
         // Given back in any case: a queue pair that is gone has consumed it, too.
         srq.window.retire(slot);
         let Some(qp) = qp else { return false };
+        qp.delivered.fetch_add(u64::from(wc.status == wc_status::SUCCESS), Ordering::Relaxed);
         wc.wr_id = entry.wr_id;
         wc.qp_num = qp.qpn;
+        qp.mend(wc);
         if wc.status != wc_status::SUCCESS || qp.watch.load(Ordering::Relaxed) != 0 {
             return qp.look_closer(wc, true);
         }
         true
+    }
+
+    /// A send completion that we asked for, and the program did not. False where it must not see it.
+    fn quiet(&self, harvest: &Harvest, qp: &QpCore, wc: &mut Wc) -> bool {
+        if qp.withholds(harvest.underlay.id, wc) {
+            return false;
+        }
+        let low = (wc.wr_id & LOW_31) as u32;
+        let asked = wc.status != wc_status::SUCCESS;
+        if qp.watch.load(Ordering::Relaxed) & watch::THROUGH != 0 {
+            self.pass_through(qp, wc, asked);
+            return false;
+        }
+        let Some(wr_id) = qp.send.take(low) else { return false };
+        wc.wr_id = wr_id;
+        wc.qp_num = qp.qpn;
+        asked && qp.look_closer(wc, false)
     }
 
     /// Gives out the backlog, and buries the dead.
@@ -354,6 +517,9 @@ impl CqCore {
                 wcs[n] = held.wc;
                 n += 1;
             }
+        }
+        if backlog.held.is_empty() {
+            backlog.through.retain(|qp| qp.upgrade().is_some_and(|qp| !qp.leave_through()));
         }
         let more = !backlog.held.is_empty() || !backlog.graves.is_empty() || !on.more.is_empty();
         if !more {
@@ -377,16 +543,19 @@ impl CqCore {
 
     /// Moves everything that the devices have into the backlog.
     fn harvest_all(&self, on: &Devices) {
+        on.iter().for_each(|harvest| self.harvest_one(harvest));
+    }
+
+    fn harvest_one(&self, harvest: &Harvest) {
         let mut wcs = [Wc::default(); HARVEST];
-        for harvest in on.iter() {
-            while let Ok(got @ 1..) = harvest.cq.poll(&mut wcs) {
-                let kept = self.translate_rest(harvest, &mut wcs[..got as usize]);
-                let mut backlog = lock_mutex(&self.backlog);
-                for wc in &wcs[..kept] {
-                    backlog.held.push_back(Held { recv: false, seq: None, wc: *wc });
+        while let Ok(got @ 1..) = harvest.cq.poll(&mut wcs) {
+            // One by one: some put others into the backlog themselves, in turn.
+            for wc in &mut wcs[..got as usize] {
+                if self.translate(wc) || self.translate_odd(harvest, wc) {
+                    lock_mutex(&self.backlog).push(Held::gone(*wc));
                 }
-                self.on.note(gate::ATTENTION);
             }
+            self.on.note(gate::ATTENTION);
         }
     }
 
@@ -423,9 +592,45 @@ impl CqCore {
         })
     }
 
+    /// Harvests what the devices have, whoever else may poll.
+    pub(super) fn harvest_now(&self) {
+        let on = self.on.visit();
+        self.harvest_all(&on);
+    }
+
+    /// Runs `job` while nobody polls.
+    pub(super) fn alone<R>(&self, job: impl FnOnce() -> R) -> R {
+        let _on = self.on.visit();
+        job()
+    }
+
+    /// Completions of that device that were withheld come after all.
+    pub(super) fn give_back(&self, device: DeviceId, wcs: Vec<Wc>) {
+        if wcs.is_empty() {
+            return;
+        }
+        let on = self.on.visit();
+        if let Some(harvest) = on.iter().find(|harvest| harvest.underlay.id == device) {
+            self.come_late(harvest, wcs);
+        }
+    }
+
+    fn come_late(&self, harvest: &Harvest, wcs: Vec<Wc>) {
+        for mut wc in wcs {
+            if self.translate(&mut wc) || self.translate_odd(harvest, &mut wc) {
+                self.hold(std::iter::once(Held::gone(wc)));
+            }
+        }
+    }
+
+    /// From now on all send completions of this queue pair go through the backlog.
+    pub(super) fn pass(&self, qp: &QpCore) {
+        lock_mutex(&self.backlog).through.push(qp.weak());
+    }
+
     /// The physical CQ on one device.
     pub(super) fn physical_on(&self, device: DeviceId) -> Option<Arc<dyn DeviceCq>> {
-        let on = self.on.enter();
+        let on = self.on.visit();
         let harvest = on.iter().find(|harvest| harvest.underlay.id == device)?;
         Some(Arc::clone(harvest.cq.arc()))
     }
@@ -438,11 +643,21 @@ impl CqCore {
     /// Adds completions of ours to the backlog.
     pub(super) fn hold(&self, completions: impl Iterator<Item = Held>) {
         let mut backlog = lock_mutex(&self.backlog);
-        backlog.held.extend(completions);
+        let before = backlog.held.len();
+        completions.for_each(|held| backlog.push(held));
         self.on.note(gate::ATTENTION);
+        // Successful ones of ours are of sends, which nobody solicits.
+        let loud = |held: &Held| held.wc.status != wc_status::SUCCESS;
+        let (any, loud) = (backlog.held.len() > before, backlog.held.range(before..).any(loud));
         drop(backlog);
-        // They are errors all, so that they count as solicited.
-        if self.armed.swap(armed::NO, Ordering::AcqRel) != armed::NO
+        let kind = self.armed.load(Ordering::Acquire);
+        let due = match kind {
+            armed::NO => false,
+            armed::SOLICITED => loud,
+            _ => any,
+        };
+        if due
+            && self.armed.swap(armed::NO, Ordering::AcqRel) != armed::NO
             && let Some(channel) = &self.channel
         {
             channel.announce(self.user);
@@ -502,16 +717,64 @@ impl CqCore {
         if self.channel.is_none() {
             return Err(Error::invalid("a notification was asked for of a CQ without a channel"));
         }
-        self.armed.store(armed::YES, Ordering::Release);
-        for harvest in self.on.enter().iter() {
+        let on = self.on.enter();
+        let kind = if solicited_only { armed::SOLICITED } else { armed::YES };
+        // Asked for any, and then for solicited ones: it stays at any.
+        if self.armed.load(Ordering::Acquire) != armed::YES {
+            self.armed.store(kind, Ordering::Release);
+        }
+        {
+            let mut backlog = lock_mutex(&self.backlog);
+            backlog.armed_at = backlog.came;
+        }
+        for harvest in on.iter() {
             harvest.cq.req_notify(solicited_only)?;
         }
         Ok(())
     }
 
-    /// A physical CQ has raised its event.
-    pub(super) fn event_came(&self) {
-        self.armed.store(armed::NO, Ordering::Release);
+    /// One more of its queue pairs is between two devices.
+    pub(super) fn begin_move(&self) {
+        self.moving.fetch_add(1, Ordering::AcqRel);
+        self.doubtful.store(true, Ordering::Release);
+    }
+
+    /// It has arrived.
+    pub(super) fn end_move(&self) {
+        self.moving.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// A physical CQ has raised its event. False where none was asked for any more, or it was of
+    /// what the program does not see.
+    pub(super) fn event_came(&self) -> bool {
+        if self.doubtful.load(Ordering::Acquire) && !self.event_is_real() {
+            return false;
+        }
+        self.armed.swap(armed::NO, Ordering::AcqRel) != armed::NO
+    }
+
+    /// Looks what has come. Where it is nothing, the physical CQs are to raise another event.
+    fn event_is_real(&self) -> bool {
+        let on = self.on.visit();
+        if self.moving.load(Ordering::Acquire) == 0 {
+            self.doubtful.store(false, Ordering::Release);
+        }
+        let something = || {
+            self.harvest_all(&on);
+            let backlog = lock_mutex(&self.backlog);
+            backlog.came > backlog.armed_at
+        };
+        let kind = self.armed.load(Ordering::Acquire);
+        if kind == armed::NO || something() {
+            return true;
+        }
+        for harvest in on.iter() {
+            if let Err(error) = harvest.cq.req_notify(kind == armed::SOLICITED) {
+                tracing::warn!("a notification of {}: {error}", harvest.underlay.device.name());
+            }
+        }
+        // What came before that raises none.
+        something()
     }
 
     fn resize(&self, cqe: u32) -> Result<()> {

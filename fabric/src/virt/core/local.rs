@@ -9,6 +9,7 @@ use super::deal::Dealer;
 use super::lock_mutex;
 use super::peer::Peer;
 use super::qp::QpCore;
+use super::remap::Remaps;
 use super::resolve::Resolver;
 use super::reverse::ReverseTable;
 use super::srq::SrqCore;
@@ -19,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::names::{
     Asker, DeviceId, Gid, Grant, Incarnation, KeyRecord, MAX_LID, PhysicalEnd, ProcessId, QpnRecord,
 };
+use sojourn_logging::remap::{Answer, GroupId, Request};
 use std::collections::HashMap;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
@@ -28,8 +30,6 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak
 const FIRST_QPN: u32 = 2;
 /// The key 0 is nobody's.
 const FIRST_KEY: u32 = 1;
-/// Contexts that one process may open, ever: a peer's device number must fit what others store.
-const MAX_DEVICES: u32 = 128;
 
 /// A region as this process knows it.
 #[derive(Clone)]
@@ -42,6 +42,31 @@ pub(super) struct Region {
     pub(super) length: u64,
     /// Physical rkey on each device.
     pub(super) rkeys: Vec<(DeviceId, u32)>,
+}
+
+/// Things that are somewhere, held weakly.
+pub(super) struct Herd<T>(Mutex<Vec<Weak<T>>>);
+
+impl<T> Default for Herd<T> {
+    fn default() -> Self {
+        Herd(Mutex::default())
+    }
+}
+
+impl<T> Herd<T> {
+    pub(super) fn add(&self, thing: &Arc<T>) {
+        let mut things = lock_mutex(&self.0);
+        // The dead are cleared away whenever the list would have to grow.
+        if things.len() == things.capacity() {
+            things.retain(|thing| thing.strong_count() > 0);
+        }
+        things.push(Arc::downgrade(thing));
+    }
+
+    /// Those that are alive, in the order in which they came.
+    pub(super) fn alive(&self) -> Vec<Arc<T>> {
+        lock_mutex(&self.0).iter().filter_map(Weak::upgrade).collect()
+    }
 }
 
 /// The queue pairs by index, for pollers.
@@ -100,6 +125,8 @@ pub(super) struct Local {
     pub(super) cqs: Registry<CqCore>,
     /// Senders of datagrams: physical names to virtual ones.
     pub(super) senders: ReverseTable,
+    /// Re-maps under way.
+    pub(super) remaps: Remaps,
 }
 
 impl Local {
@@ -120,6 +147,7 @@ impl Local {
             srqs: Registry::default(),
             cqs: Registry::default(),
             senders: ReverseTable::new(),
+            remaps: Remaps::default(),
         })
     }
 
@@ -138,20 +166,11 @@ impl Local {
         self.resolver.get().expect("set before any context is opened")
     }
 
-    /// Numbers an opened device.
-    pub(super) fn add_device(&self, device: Arc<dyn DeviceContext>) -> Result<Arc<Underlay>> {
+    /// Numbers an opened device: every opening has a number of its own, for life, so that a key that
+    /// somebody remembers of an earlier one never means something of this.
+    pub(super) fn add_device(&self, device: Arc<dyn DeviceContext>) -> Arc<Underlay> {
         let id = DeviceId(self.next_device.fetch_add(1, Ordering::Relaxed));
-        if id.0 >= MAX_DEVICES {
-            return Err(Error::new(
-                libc::EMFILE,
-                format!(
-                    "opening {}: this process has opened {MAX_DEVICES} contexts, which is the \
-                     most; use one context for several purposes",
-                    device.name()
-                ),
-            ));
-        }
-        Ok(Arc::new(Underlay::new(id, device)))
+        Arc::new(Underlay::new(id, device))
     }
 
     /// The peer of that number: made when it is first named.
@@ -234,6 +253,20 @@ impl Local {
         write(&self.regions).insert(key, region);
     }
 
+    /// The region has a key on that device, too.
+    pub(super) fn region_is_on(&self, key: u32, device: DeviceId, rkey: u32) {
+        if let Some(region) = write(&self.regions).get_mut(&key) {
+            region.rkeys.push((device, rkey));
+        }
+    }
+
+    /// The region has no key on that device any more.
+    pub(super) fn region_is_gone_from(&self, key: u32, device: DeviceId) {
+        if let Some(region) = write(&self.regions).get_mut(&key) {
+            region.rkeys.retain(|(id, _)| *id != device);
+        }
+    }
+
     /// From here on nobody finds the region, and nobody who found it is still at it.
     pub(super) fn remove_region(&self, key: u32) {
         write(&self.regions).remove(&key);
@@ -262,6 +295,9 @@ impl crate::names::Owner for Local {
         if let Some(end) = asker.physical.filter(|_| asker.qpn != 0) {
             self.learn_sender(&end, asker.qpn, asker.process);
         }
+        if let Some(qp) = self.qp(qpn) {
+            qp.is_known_to(asker.process);
+        }
         let (end, qp_type) = self.own_qpn(qpn)?;
         Some(QpnRecord { end, qp_type: qp_type as u8, incarnation: Incarnation(1) })
     }
@@ -269,6 +305,20 @@ impl crate::names::Owner for Local {
     fn key(&self, _asker: ProcessId, key: u32) -> Option<KeyRecord> {
         let on = self.regions().get(&key)?.rkeys.clone();
         Some(KeyRecord { on })
+    }
+
+    fn remap(
+        &self,
+        asker: ProcessId,
+        group: GroupId,
+        request: &Request<PhysicalEnd>,
+    ) -> Answer<PhysicalEnd> {
+        let Some(me) = self.me.upgrade() else { return Answer::Unknown };
+        self.remaps.answer(&me, asker, group, request)
+    }
+
+    fn moved(&self, asker: ProcessId, qpn: u32, end: &PhysicalEnd) {
+        self.peer(asker).learn_qpn(qpn, end);
     }
 }
 

@@ -7,7 +7,8 @@
 
 use std::cell::UnsafeCell;
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, compiler_fence};
 
 /// Rounds of waiting before a waiter lets others run: the holder may need this very core.
 const SPINS_BEFORE_YIELD: u32 = 100;
@@ -58,8 +59,10 @@ pub(super) mod gate {
     pub(in super::super) const FAILED: u32 = 2;
     /// The physical queue pair was seen in ERR.
     pub(in super::super) const ERR: u32 = 4;
+    /// No physical queue pair is attached: entries are only appended.
+    pub(in super::super) const SUSPENDED: u32 = 64;
     /// With one of these set, threads other than the user may enter.
-    pub(in super::super) const SHARED: u32 = BLOCKED | FAILED;
+    pub(in super::super) const SHARED: u32 = BLOCKED | FAILED | SUSPENDED;
     /// A CQ: its backlog or its graves hold something. Lets nobody in.
     pub(in super::super) const ATTENTION: u32 = 8;
     /// Thread-safe, for life: so that one look at the gate tells all that stands in the way of
@@ -69,6 +72,22 @@ pub(super) mod gate {
     pub(super) const ODD: u32 = 32;
     /// What says nothing of the moment.
     pub(super) const FOR_LIFE: u32 = LOCKED | ODD;
+    /// The upper half counts those who are about to enter though the side is its user's alone.
+    pub(super) const VISITOR: u32 = 1 << 16;
+    /// What stands in the way of a request, rather than of the lock.
+    pub(super) const IN_THE_WAY: u32 = (VISITOR - 1) & !FOR_LIFE;
+}
+
+/// Whether a thread can make every other one of this process see what it has written, without
+/// their help: `membarrier(2)`, private and expedited (Linux 4.14).
+fn can_fence_others() -> bool {
+    static REGISTERED: OnceLock<bool> = OnceLock::new();
+    *REGISTERED.get_or_init(|| membarrier(libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED))
+}
+
+fn membarrier(command: libc::c_int) -> bool {
+    // SAFETY: it takes numbers, and touches no memory.
+    unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) == 0 }
 }
 
 /// One side of a queue pair (or a CQ): data of type `T` behind a lock.
@@ -79,8 +98,16 @@ pub(super) mod gate {
 /// ([`Guard::share`]), or under the lock; they are cleared under the lock. So user and others
 /// never are inside at once, and each sees what the other wrote: by the lock, or by the release
 /// store and the acquire load of the gate.
+///
+/// Whoever cannot wait for a bit to be set ([`Side::visit`]: a re-map, which comes when it comes)
+/// counts itself in the gate's upper half, makes every thread see that by `membarrier(2)`, and waits
+/// until the user is not `inside`. The user says that it is inside before it looks at the gate: so
+/// either it sees the visitor, or the visitor sees it. All the cost is the visitor's: to the user
+/// these are two plain stores.
 pub(super) struct Side<T> {
     gate: AtomicU32,
+    /// The user has entered without the lock.
+    inside: AtomicBool,
     lock: SpinLock,
     data: UnsafeCell<T>,
 }
@@ -91,8 +118,10 @@ unsafe impl<T: Send> Sync for Side<T> {}
 
 impl<T> Side<T> {
     pub(super) fn new(data: T, single_threaded: bool) -> Self {
+        let bare = single_threaded && can_fence_others();
         Side {
-            gate: AtomicU32::new(if single_threaded { 0 } else { gate::LOCKED }),
+            gate: AtomicU32::new(if bare { 0 } else { gate::LOCKED }),
+            inside: AtomicBool::new(false),
             lock: SpinLock::default(),
             data: UnsafeCell::new(data),
         }
@@ -108,25 +137,62 @@ impl<T> Side<T> {
     /// Enters as the user.
     #[inline]
     pub(super) fn enter(&self) -> Guard<'_, T> {
-        let bare = self.gate.load(Ordering::Acquire) & !gate::ODD == 0;
+        let bare = self.enter_if(!gate::ODD);
         if !bare {
             self.lock.lock();
         }
-        Guard { side: self, locked: !bare }
+        Guard { side: self, locked: !bare, visiting: false }
+    }
+
+    /// Enters without the lock, unless one of these bits is set.
+    #[inline]
+    fn enter_if(&self, none_of: u32) -> bool {
+        // Where there is a lock for life, nobody says anything.
+        if self.gate.load(Ordering::Relaxed) & none_of != 0 {
+            return false;
+        }
+        self.inside.store(true, Ordering::Relaxed);
+        // The processor may swap the two; the visitor's membarrier is against that.
+        compiler_fence(Ordering::SeqCst);
+        let bare = self.gate.load(Ordering::Acquire) & none_of == 0;
+        if !bare {
+            self.inside.store(false, Ordering::Release);
+        }
+        bare
     }
 
     /// Enters as the user without the lock, where that is allowed right now. The short way of
     /// every request: it has nothing to give back, and keeps no account of whether it has.
     #[inline]
     pub(super) fn enter_bare(&self) -> Option<Bare<'_, T>> {
-        let bare = self.gate.load(Ordering::Acquire) == 0;
-        bare.then_some(Bare { side: self })
+        self.enter_if(u32::MAX).then(|| Bare { side: self })
+    }
+
+    /// Enters as somebody else, whatever the user does. Not for a thread that is inside already.
+    pub(super) fn visit(&self) -> Guard<'_, T> {
+        let visiting = self.gate.load(Ordering::Relaxed) & gate::LOCKED == 0;
+        if visiting {
+            self.gate.fetch_add(gate::VISITOR, Ordering::SeqCst);
+            let fenced = membarrier(libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED);
+            debug_assert!(fenced, "registered when the side was made");
+            let mut spins = 0;
+            while self.inside.load(Ordering::Acquire) {
+                spins += 1;
+                if spins < SPINS_BEFORE_YIELD {
+                    std::hint::spin_loop();
+                } else {
+                    std::thread::yield_now();
+                }
+            }
+        }
+        self.lock.lock();
+        Guard { side: self, locked: true, visiting }
     }
 
     /// Enters as somebody else: `None` where the side is its user's alone.
     pub(super) fn enter_shared(&self) -> Option<Guard<'_, T>> {
         self.lock.lock();
-        let guard = Guard { side: self, locked: true };
+        let guard = Guard { side: self, locked: true, visiting: false };
         let open = self.gate.load(Ordering::Acquire) & (gate::LOCKED | gate::SHARED) != 0;
         open.then_some(guard)
     }
@@ -134,7 +200,7 @@ impl<T> Side<T> {
     /// What is in the way.
     #[inline]
     pub(super) fn gate(&self) -> u32 {
-        self.gate.load(Ordering::Acquire) & !gate::FOR_LIFE
+        self.gate.load(Ordering::Acquire) & gate::IN_THE_WAY
     }
 
     /// Sets the bit [`gate::ERR`] or [`gate::ATTENTION`], which let nobody in: anybody may.
@@ -154,13 +220,14 @@ impl<T> Side<T> {
 pub(super) struct Guard<'a, T> {
     side: &'a Side<T>,
     locked: bool,
+    visiting: bool,
 }
 
 impl<T> Guard<'_, T> {
     /// What is in the way.
     #[inline]
     pub(super) fn gate(&self) -> u32 {
-        self.side.gate.load(Ordering::Relaxed) & !gate::FOR_LIFE
+        self.side.gate.load(Ordering::Relaxed) & gate::IN_THE_WAY
     }
 
     /// Nothing is in the way of the short way.
@@ -178,8 +245,10 @@ impl<T> Guard<'_, T> {
     /// Sets bits of the gate, and stays: only under the lock.
     pub(super) fn set(&mut self, bits: u32) {
         if !self.locked {
+            // Nobody holds it: a visitor waits until we are not inside.
             self.side.lock.lock();
             self.locked = true;
+            self.side.inside.store(false, Ordering::Release);
         }
         self.side.gate.fetch_or(bits, Ordering::Release);
     }
@@ -234,9 +303,22 @@ impl<T> DerefMut for Bare<'_, T> {
 impl<T> Drop for Guard<'_, T> {
     #[inline]
     fn drop(&mut self) {
+        if self.visiting {
+            // Before the lock goes: the user then finds the gate as it is to be.
+            self.side.gate.fetch_sub(gate::VISITOR, Ordering::Release);
+        }
         if self.locked {
             self.side.lock.unlock();
+        } else {
+            self.side.inside.store(false, Ordering::Release);
         }
+    }
+}
+
+impl<T> Drop for Bare<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        self.side.inside.store(false, Ordering::Release);
     }
 }
 
@@ -278,6 +360,39 @@ mod tests {
         side.note(gate::ERR);
         assert!(side.enter_shared().is_none(), "ERR is a hint, and lets nobody in");
         assert_eq!(*side.enter(), 1);
+    }
+
+    /// Promise: a re-map enters a side whose user asks nobody, and the two never meet.
+    #[test]
+    fn a_visitor_and_the_user_never_meet() {
+        const ROUNDS: u64 = 20_000;
+        let side = Arc::new(Side::new((0u64, 0u64), true));
+        let visitor = {
+            let side = Arc::clone(&side);
+            std::thread::spawn(move || {
+                for _ in 0..ROUNDS / 10 {
+                    let mut inside = side.visit();
+                    inside.0 += 1;
+                    inside.1 += 1;
+                }
+            })
+        };
+        let mut bare = 0;
+        for _ in 0..ROUNDS {
+            if let Some(mut inside) = side.enter_bare() {
+                bare += 1;
+                inside.0 += 1;
+                inside.1 += 1;
+            } else {
+                let mut inside = side.enter();
+                inside.0 += 1;
+                inside.1 += 1;
+            }
+        }
+        visitor.join().unwrap();
+        let inside = side.enter();
+        assert_eq!((inside.0, inside.1), (ROUNDS + ROUNDS / 10, ROUNDS + ROUNDS / 10));
+        assert!(bare > 0);
     }
 
     /// Promise: a user and the service thread, which take turns by the gate, never meet.

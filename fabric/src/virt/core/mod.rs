@@ -12,6 +12,7 @@
 //! | `cq`, `channel` | a backlog in front of physical CQs; events |
 //! | `srq`, `ah`, `mr`, `pd`, `context` | the other objects, each with its physical side |
 //! | `underlay` | a device in use |
+//! | `remap` | going over to another device, and following a peer that does |
 //! | `arrived`, `grh`, `reverse` | who sent a datagram |
 //! | `tables`, `translation`, `deal` | name tables, measuring them, dealing names |
 //! | `lock`, `direct` | locks of the data path; device objects at hand |
@@ -42,6 +43,7 @@ mod mr;
 mod pd;
 mod peer;
 mod qp;
+mod remap;
 mod resolve;
 mod reverse;
 mod srq;
@@ -53,13 +55,15 @@ mod tests;
 mod translation;
 mod underlay;
 
+pub use remap::{Phase, Relocation};
 pub use resolve::{Answer, Resolver};
 #[doc(hidden)]
 pub use translation::Translation;
 
 use crate::device::DeviceContext;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::names::Owner;
+use std::any::Any;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 // A physical `wr_id`: kind (8 bits), number of the queue pair or SRQ (24), receive (1), sequence
@@ -72,6 +76,10 @@ const KIND_SHIFT: u32 = 56;
 const MARKER: u64 = 1 << KIND_SHIFT;
 /// Kind: a receive of a shared receive queue.
 const SHARED: u64 = 2 << KIND_SHIFT;
+/// Kind: a request of the program's whose completion it did not ask for, and we did.
+const QUIET: u64 = 3 << KIND_SHIFT;
+/// Kind: a request of ours behind the program's, which proves them by its completion.
+const PROOF: u64 = 4 << KIND_SHIFT;
 
 /// A process's virtual names, under all of its contexts.
 #[derive(Clone)]
@@ -105,6 +113,22 @@ impl Core {
     pub fn open_over(&self, device: Arc<dyn DeviceContext>) -> Result<Arc<dyn DeviceContext>> {
         context::VirtualContext::open(&self.local, device)
     }
+}
+
+/// Moves a virtual context to another device: see [`Context::relocate`](super::Context::relocate).
+///
+/// # Errors
+/// `EOPNOTSUPP` where `context` is not one of virtual verbs; and as that says.
+pub fn relocate(
+    context: &Arc<dyn DeviceContext>,
+    device: &Arc<dyn DeviceContext>,
+) -> Result<Relocation> {
+    let name = context.name().to_owned();
+    let context: Arc<dyn Any + Send + Sync> = Arc::clone(context) as _;
+    let context = context.downcast::<context::VirtualContext>().map_err(|_| {
+        Error::unsupported(format!("{name} was opened without virtual verbs: it cannot move"))
+    })?;
+    remap::relocate(&context, device)
 }
 
 impl Default for Core {

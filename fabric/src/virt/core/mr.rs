@@ -1,13 +1,15 @@
 //! Virtual memory regions: one key for local and remote use, that stands for a registration on each
 //! device in use.
 
-use super::local::{Local, Region};
+use super::local::Region;
 use super::lock_mutex;
+use super::pd::PdCore;
 use super::tables::key_index;
 use super::underlay::Underlay;
 use crate::abi::access;
 use crate::device::{DeviceMr, DevicePd};
 use crate::error::{Error, Result};
+use crate::names::DeviceId;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex};
 
@@ -20,18 +22,19 @@ struct Registration {
 /// A memory region.
 pub(super) struct VirtualMr {
     key: u32,
-    local: Arc<Local>,
+    pd: Arc<PdCore>,
+    addr: usize,
+    length: usize,
+    flags: u32,
     /// Empty once deregistered.
     on: Mutex<Vec<Registration>>,
 }
 
 impl VirtualMr {
     /// # Safety
-    /// As [`DevicePd::reg_mr`].
+    /// As [`DevicePd::reg_mr`](crate::device::DevicePd::reg_mr).
     pub(super) unsafe fn register(
-        local: &Arc<Local>,
-        underlay: Arc<Underlay>,
-        pd: Arc<dyn DevicePd>,
+        pd: &Arc<PdCore>,
         addr: *mut c_void,
         length: usize,
         flags: u32,
@@ -41,32 +44,88 @@ impl VirtualMr {
                 "a region with the access flag MW_BIND: virtual verbs have no memory windows",
             ));
         }
+        let local = pd.context.local();
         let key = local.deal_key()?;
-        // SAFETY: the caller's promise.
-        let mr = match unsafe { pd.reg_mr(addr, length, flags) } {
-            Ok(mr) => mr,
-            Err(error) => {
-                local.return_key(key);
+        let start = if flags & access::ZERO_BASED != 0 { 0 } else { addr as u64 };
+        let region =
+            Region { base: addr as usize, start, length: length as u64, rkeys: Vec::new() };
+        local.add_region(key, region);
+        let on = Mutex::default();
+        // Dropped, and so deregistered, where a device does not want it.
+        let mr = VirtualMr { key, pd: Arc::clone(pd), addr: addr as usize, length, flags, on };
+        for (underlay, physical) in pd.all() {
+            // SAFETY: the caller's promise.
+            if let Err(error) = unsafe { mr.register_on(&underlay, physical) } {
+                mr.forget()?;
                 return Err(error);
             }
-        };
-        let start = if flags & access::ZERO_BASED != 0 { 0 } else { addr as u64 };
-        local.add_region(
-            key,
-            Region {
-                base: addr as usize,
-                start,
-                length: length as u64,
-                rkeys: vec![(underlay.id, mr.rkey())],
-            },
-        );
-        underlay.keys.set(key, mr.lkey());
+        }
+        Ok(mr)
+    }
+
+    /// Its access flags.
+    pub(super) fn flags(&self) -> u32 {
+        self.flags
+    }
+
+    /// Is registered on another device, too, where it is registered at all.
+    pub(super) fn extend(&self, underlay: &Arc<Underlay>) -> Result<()> {
+        let Some(physical) = self.pd.physical_on(underlay.id) else { return Ok(()) };
+        // SAFETY: it is registered with these very values, by somebody who keeps the memory until
+        // it is deregistered; that has not begun, since whoever moves keeps it out.
+        unsafe { self.register_on(underlay, physical) }
+    }
+
+    /// # Safety
+    /// As [`DevicePd::reg_mr`](crate::device::DevicePd::reg_mr), for the region's own memory.
+    unsafe fn register_on(&self, underlay: &Arc<Underlay>, pd: Arc<dyn DevicePd>) -> Result<()> {
+        // SAFETY: the caller's promise.
+        let mr = unsafe { pd.reg_mr(self.addr as *mut c_void, self.length, self.flags) }?;
+        let local = self.pd.context.local();
+        local.region_is_on(self.key, underlay.id, mr.rkey());
+        underlay.keys.set(self.key, mr.lkey());
         // Queue pairs that are connected to this very process find it without asking.
         let own = local.peer(local.grant().process);
-        let known = own.keys(underlay.id).set(key_index(key), key, mr.rkey());
+        let known = own.keys(underlay.id).set(key_index(self.key), self.key, mr.rkey());
         debug_assert!(known, "keys are dealt within the table");
-        let on = Mutex::new(vec![Registration { underlay, mr }]);
-        Ok(VirtualMr { key, local: Arc::clone(local), on })
+        lock_mutex(&self.on).push(Registration { underlay: Arc::clone(underlay), mr });
+        Ok(())
+    }
+
+    /// Is not registered on that device any more.
+    ///
+    /// # Errors
+    /// Where the device does not let go of it.
+    pub(super) fn retract(&self, device: DeviceId) -> Result<()> {
+        let mut on = lock_mutex(&self.on);
+        let Some(at) = on.iter().position(|it| it.underlay.id == device) else { return Ok(()) };
+        self.hide(&on[at]);
+        on[at].mr.dereg()?;
+        on.remove(at);
+        Ok(())
+    }
+
+    /// Nobody finds a registration any more.
+    fn hide(&self, Registration { underlay, mr }: &Registration) {
+        let local = self.pd.context.local();
+        local.region_is_gone_from(self.key, underlay.id);
+        underlay.keys.unset(self.key);
+        let own = local.peer(local.grant().process);
+        own.keys(underlay.id).unset(key_index(self.key), self.key, mr.rkey());
+    }
+
+    fn forget(&self) -> Result<()> {
+        let local = self.pd.context.local();
+        // First nobody finds it any more, by any name; then the memory is let go.
+        local.remove_region(self.key);
+        let mut on = lock_mutex(&self.on);
+        on.iter().for_each(|it| self.hide(it));
+        while let Some(last) = on.last() {
+            last.mr.dereg()?;
+            on.pop();
+        }
+        local.return_key(self.key);
+        Ok(())
     }
 }
 
@@ -80,23 +139,15 @@ impl DeviceMr for VirtualMr {
     }
 
     fn dereg(&self) -> Result<()> {
-        let mut on = lock_mutex(&self.on);
-        if on.is_empty() {
+        // Looked at first, since one that was never whole is dropped by whoever makes it.
+        if lock_mutex(&self.on).is_empty() {
             return Ok(());
         }
-        // First nobody finds it any more, by any name; then the memory is let go.
-        self.local.remove_region(self.key);
-        let own = self.local.peer(self.local.grant().process);
-        for Registration { underlay, mr } in on.iter() {
-            underlay.keys.unset(self.key);
-            own.keys(underlay.id).unset(key_index(self.key), self.key, mr.rkey());
+        let _settled = self.pd.context.settled();
+        if lock_mutex(&self.on).is_empty() {
+            return Ok(());
         }
-        while let Some(last) = on.last() {
-            last.mr.dereg()?;
-            on.pop();
-        }
-        self.local.return_key(self.key);
-        Ok(())
+        self.forget()
     }
 }
 

@@ -1,57 +1,94 @@
 //! Virtual protection domains: where objects with virtual names are created.
 
-use super::ah::{AhCore, AhPd, VirtualAh};
+use super::ah::{AhCore, VirtualAh};
 use super::context::VirtualContext;
 use super::cq::{CqCore, VirtualCq, sends};
+use super::local::{read, write};
 use super::mr::VirtualMr;
-use super::qp::{Attachment, HIDDEN_SENDS, QpParts, VirtualQp};
+use super::qp::{Attachment, HIDDEN_SENDS, PhysicalParts, QpParts, VirtualQp};
 use super::srq::{SrqCore, VirtualSrq};
+use super::underlay::Underlay;
 use crate::abi::{self, QpCap, qp_type};
-use crate::device::{DeviceAh, DeviceCq, DeviceMr, DevicePd, DeviceQp, DeviceSrq, QpInit, SrqInit};
+use crate::device::{
+    DeviceAh, DeviceCq, DeviceMr, DevicePd, DeviceQp, DeviceSrq, PdInit, QpInit, SrqInit,
+};
 use crate::error::{Error, Result};
+use crate::names::DeviceId;
 use std::any::Any;
 use std::ffi::c_void;
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 
-/// A protection domain, with its physical one on the device in use.
-pub(super) struct VirtualPd {
-    context: Arc<VirtualContext>,
-    physical: Arc<dyn DevicePd>,
+/// A device, and the domain on it.
+type OnDevice = (Arc<Underlay>, Arc<dyn DevicePd>);
+
+/// A protection domain, as all that was made from it shares it.
+pub(super) struct PdCore {
+    pub(super) context: Arc<VirtualContext>,
     single_threaded: bool,
+    /// The physical one on each device in use.
+    on: RwLock<Vec<OnDevice>>,
 }
 
-impl VirtualPd {
-    pub(super) fn new(
-        context: Arc<VirtualContext>,
-        physical: Arc<dyn DevicePd>,
-        single_threaded: bool,
-    ) -> Self {
-        VirtualPd { context, physical, single_threaded }
+impl PdCore {
+    pub(super) fn new(context: Arc<VirtualContext>, single_threaded: bool) -> Result<Arc<Self>> {
+        let pd = PdCore { context, single_threaded, on: RwLock::default() };
+        for underlay in pd.context.underlays() {
+            pd.extend(&underlay)?;
+        }
+        Ok(Arc::new(pd))
     }
 
-    /// The sizes that a physical queue pair must have; an error that names the limit where it is
-    /// beyond the device's.
-    fn physical_cap(&self, cap: &QpCap, srq: bool) -> Result<QpCap> {
-        let attr = self.context.underlay().device.query_device()?;
-        let name = self.context.underlay().device.name();
-        let check = |what: &str, wanted: u32, limit: u32| {
-            if wanted <= limit {
-                return Ok(());
-            }
-            Err(Error::invalid(format!(
-                "a queue pair with {what} of {wanted}: virtual verbs over {name} have {limit} at most"
-            )))
-        };
-        let wrs = (attr.max_qp_wr.max(0) as u32).saturating_sub(HIDDEN_SENDS);
-        let sges = (attr.max_sge.max(0) as u32).min(u32::from(u8::MAX));
-        check("max_send_wr", cap.max_send_wr, wrs)?;
-        check("max_send_sge", cap.max_send_sge, sges)?;
-        if !srq {
-            check("max_recv_wr", cap.max_recv_wr, wrs)?;
-            check("max_recv_sge", cap.max_recv_sge, sges)?;
-        }
-        Ok(QpCap { max_send_wr: cap.max_send_wr + HIDDEN_SENDS, ..*cap })
+    /// Is on that device, too.
+    pub(super) fn extend(&self, underlay: &Arc<Underlay>) -> Result<()> {
+        // Our locks are the only ones.
+        let physical = PdInit { single_threaded: true };
+        let pd = Arc::clone(&underlay.device).alloc_pd(physical)?;
+        write(&self.on).push((Arc::clone(underlay), pd));
+        Ok(())
     }
+
+    /// Is not on that device any more.
+    pub(super) fn retract(&self, device: DeviceId) {
+        write(&self.on).retain(|(underlay, _)| underlay.id != device);
+    }
+
+    /// The physical one on a device.
+    pub(super) fn physical_on(&self, device: DeviceId) -> Option<Arc<dyn DevicePd>> {
+        let on = read(&self.on);
+        on.iter().find(|(underlay, _)| underlay.id == device).map(|(_, pd)| Arc::clone(pd))
+    }
+
+    /// All of them, with their devices.
+    pub(super) fn all(&self) -> Vec<OnDevice> {
+        read(&self.on).clone()
+    }
+}
+
+/// The protection domain that a program holds.
+pub(super) struct VirtualPd(pub(super) Arc<PdCore>);
+
+/// The sizes that a physical queue pair must have on a device; an error that names the limit where
+/// one is beyond the device's.
+pub(super) fn physical_cap(underlay: &Underlay, cap: &QpCap, srq: bool) -> Result<QpCap> {
+    let attr = underlay.device.query_device()?;
+    let name = underlay.device.name();
+    let check = |what: &str, wanted: u32, limit: u32| {
+        if wanted <= limit {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "a queue pair with {what} of {wanted}: virtual verbs over {name} have {limit} at most"
+        )))
+    };
+    let wrs = (attr.max_qp_wr.max(0) as u32).saturating_sub(HIDDEN_SENDS);
+    let sges = (attr.max_sge.max(0) as u32).min(u32::from(u8::MAX));
+    check("max_send_wr", cap.max_send_wr, wrs)?;
+    check("max_send_sge", cap.max_send_sge, sges)?;
+    if !srq {
+        check("max_recv_wr", cap.max_recv_wr, wrs)?;
+        check("max_recv_sge", cap.max_recv_sge, sges)?;
+    }
+    Ok(QpCap { max_send_wr: cap.max_send_wr + HIDDEN_SENDS, ..*cap })
 }
 
 /// The virtual object behind a trait object, or an error that says whose it is not.
@@ -106,11 +143,11 @@ impl DevicePd for VirtualPd {
         length: usize,
         flags: u32,
     ) -> Result<Arc<dyn DeviceMr>> {
-        let underlay = Arc::clone(self.context.underlay());
-        let pd = Arc::clone(&self.physical);
-        let local = self.context.local();
+        let _settled = self.0.context.settled();
         // SAFETY: the caller's promise.
-        Ok(Arc::new(unsafe { VirtualMr::register(local, underlay, pd, addr, length, flags) }?))
+        let mr = Arc::new(unsafe { VirtualMr::register(&self.0, addr, length, flags) }?);
+        self.0.context.mrs.add(&mr);
+        Ok(mr)
     }
 
     fn create_qp(self: Arc<Self>, init: &QpInit) -> Result<Arc<dyn DeviceQp>> {
@@ -121,6 +158,8 @@ impl DevicePd for VirtualPd {
                 init.qp_type
             )));
         }
+        let context = &self.0.context;
+        let _settled = context.settled();
         let (send_cq, recv_cq) = (own_cq(&init.send_cq)?, own_cq(&init.recv_cq)?);
         let srq = match &init.srq {
             Some(srq) => {
@@ -133,57 +172,55 @@ impl DevicePd for VirtualPd {
         if srq.is_some() {
             (cap.max_recv_wr, cap.max_recv_sge) = (0, 0);
         }
-        let physical_cap = self.physical_cap(&cap, srq.is_some())?;
-        let underlay = Arc::clone(self.context.underlay());
-        let cq = |cq: &CqCore| {
-            cq.physical_on(underlay.id).ok_or_else(|| {
-                Error::invalid("a queue pair and its CQs must be of the same context")
-            })
-        };
+        let underlay = context.underlay();
+        let physical_cap = physical_cap(&underlay, &cap, srq.is_some())?;
         let room = Room::reserve([
             (Arc::clone(&send_cq), sends(&cap), None),
             (Arc::clone(&recv_cq), u64::from(cap.max_recv_wr), srq.clone()),
         ])?;
-        let qp = Arc::clone(&self.physical).create_qp(&QpInit {
-            qp_type: init.qp_type,
-            cap: physical_cap,
-            // Every request says itself whether it is signalled.
-            sq_sig_all: false,
-            send_cq: cq(&send_cq)?,
-            recv_cq: cq(&recv_cq)?,
-            srq: srq.as_ref().map(|srq| Arc::clone(srq.physical())),
-        })?;
-        let attachment = Attachment { underlay, pd: Arc::clone(&self.physical), qp };
+        let attachment = Attachment::create(
+            &self.0,
+            &underlay,
+            &PhysicalParts {
+                qp_type: init.qp_type,
+                cap: physical_cap,
+                send_cq: &send_cq,
+                recv_cq: &recv_cq,
+                srq: srq.as_ref().map(|srq| srq.physical()),
+            },
+        )?;
         let qp = VirtualQp::new(&QpParts {
-            local: Arc::clone(self.context.local()),
+            pd: Arc::clone(&self.0),
             attachment,
             qp_type: init.qp_type,
             cap,
             sig_all: init.sq_sig_all,
-            single_threaded: self.single_threaded,
+            single_threaded: self.0.single_threaded,
             send_cq,
             recv_cq,
             srq,
         })?;
+        context.qps.add(qp.core());
         // From here on the queue pair sees to it.
         room.keep();
         Ok(Arc::new(qp))
     }
 
     fn create_srq(self: Arc<Self>, init: SrqInit) -> Result<Arc<dyn DeviceSrq>> {
-        let local = self.context.local();
-        let srq = local.srqs.try_add(|number| {
-            let physical = SrqInit { user: u64::from(number), ..init };
-            let srq = Arc::clone(&self.physical).create_srq(physical)?;
-            let underlay = self.context.underlay();
-            Ok(SrqCore::new(local, underlay, number, &init, self.single_threaded, srq))
-        })?;
+        let context = &self.0.context;
+        let _settled = context.settled();
+        let local = context.local();
+        let srq = local
+            .srqs
+            .try_add(|number| SrqCore::new(&self.0, number, &init, self.0.single_threaded))?;
+        context.srqs.add(&srq);
         Ok(Arc::new(VirtualSrq(srq)))
     }
 
     fn create_ah(self: Arc<Self>, attr: &abi::AhAttr) -> Result<Arc<dyn DeviceAh>> {
-        let on =
-            AhPd { underlay: Arc::clone(self.context.underlay()), pd: Arc::clone(&self.physical) };
-        Ok(Arc::new(VirtualAh(AhCore::new(self.context.local(), on, attr)?)))
+        let _settled = self.0.context.settled();
+        let ah = AhCore::new(&self.0, attr)?;
+        self.0.context.ahs.add(&ah);
+        Ok(Arc::new(VirtualAh(ah)))
     }
 }

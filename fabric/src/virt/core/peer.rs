@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 /// the longest retransmission of a queue pair with usual settings; a peer that is dead is known to
 /// be so at once.
 const NAME_PATIENCE: Duration = Duration::from_secs(20);
-/// Different (device, port) pairs of a peer that datagrams may go to.
+/// Different ports of a peer that datagrams may go to.
 const MAX_ENDS: usize = 200;
 /// In place of the number of an end: a datagram for nobody.
 pub(super) const NOWHERE: u8 = u8::MAX;
@@ -76,7 +76,17 @@ impl Peer {
     /// What keys stand for on one device of the peer.
     pub(super) fn keys(&self, device: DeviceId) -> Arc<PeerKeys> {
         let mut devices = lock_mutex(&self.devices);
+        // Those of devices that it has left, and nobody is connected to. (Our own are there from
+        // registration on, whoever is connected.)
+        if !self.own && !devices.contains_key(&device) {
+            devices.retain(|_, keys| Arc::strong_count(keys) > 1);
+        }
         Arc::clone(devices.entry(device).or_insert_with(|| Arc::new(PeerKeys::new())))
+    }
+
+    /// Forgets what keys stand for on a device that is not in use any more.
+    pub(super) fn forget_device(&self, device: DeviceId) {
+        lock_mutex(&self.devices).remove(&device);
     }
 
     /// The number of an end and the physical number of queue pair `qpn`.
@@ -96,8 +106,7 @@ impl Peer {
     pub(super) fn learn_qpn(&self, qpn: u32, end: &PhysicalEnd) {
         let mut ends = lock_mutex(&self.ends);
         let same = |known: &PhysicalEnd| {
-            (known.device, known.lid, known.gid, known.link_layer)
-                == (end.device, end.lid, end.gid, end.link_layer)
+            (known.lid, known.gid, known.link_layer) == (end.lid, end.gid, end.link_layer)
         };
         let number = match ends.iter().position(same) {
             Some(number) => number,

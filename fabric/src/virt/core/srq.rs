@@ -1,51 +1,121 @@
 //! Virtual shared receive queues.
 
-use super::local::Local;
 use super::lock::Side;
+use super::pd::PdCore;
 use super::qp::RecvLowering;
 use super::underlay::Underlay;
 use super::{QPN_SHIFT, SHARED};
-use crate::abi::{self, RecvWr, SrqAttr};
+use crate::abi::{self, RecvWr, Sge, SrqAttr};
 use crate::device::{DeviceSrq, PostError, PostRecv, SrqInit};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use sojourn_logging::{Element, Refused, SharedRecvWindow};
 use std::sync::Arc;
+
+fn physical(
+    pd: &PdCore,
+    underlay: &Arc<Underlay>,
+    number: u32,
+    attr: SrqAttr,
+) -> Result<Arc<dyn DeviceSrq>> {
+    let physical = pd.physical_on(underlay.id).ok_or_else(|| {
+        Error::new(libc::EIO, format!("no protection domain on {}", underlay.device.name()))
+    })?;
+    physical.create_srq(SrqInit { attr, user: u64::from(number) })
+}
 
 /// A shared receive queue, as its posters and the pollers of its queue pairs share it.
 pub(super) struct SrqCore {
     pub(super) number: u32,
     pub(super) user: u64,
     pub(super) window: SharedRecvWindow,
+    pub(super) pd: Arc<PdCore>,
     max_sge: u32,
-    side: Side<RecvLowering>,
+    side: Side<SrqSide>,
+    single_threaded: bool,
+}
+
+/// What a poster needs, behind the lock.
+struct SrqSide {
+    lowering: RecvLowering,
     physical: Arc<dyn DeviceSrq>,
-    local: Arc<Local>,
 }
 
 impl SrqCore {
     pub(super) fn new(
-        local: &Arc<Local>,
-        underlay: &Arc<Underlay>,
+        pd: &Arc<PdCore>,
         number: u32,
         init: &SrqInit,
         single_threaded: bool,
-        physical: Arc<dyn DeviceSrq>,
-    ) -> Self {
+    ) -> Result<Self> {
         let max_sge = init.attr.max_sge.min(u32::from(u8::MAX)) as u8;
+        let underlay = pd.context.underlay();
+        let physical = physical(pd, &underlay, number, init.attr)?;
         let lowering = RecvLowering::new(underlay.keys.clone(), max_sge);
-        SrqCore {
+        Ok(SrqCore {
             number,
             user: init.user,
             window: SharedRecvWindow::new(init.attr.max_wr, max_sge),
+            pd: Arc::clone(pd),
             max_sge: u32::from(max_sge),
-            side: Side::new(lowering, single_threaded),
-            physical,
-            local: Arc::clone(local),
+            side: Side::new(SrqSide { lowering, physical }, single_threaded),
+            single_threaded,
+        })
+    }
+
+    /// The physical one. For the control path.
+    pub(super) fn physical(&self) -> Arc<dyn DeviceSrq> {
+        // Whoever is the only one to post may be posting now.
+        let side = if self.single_threaded { self.side.visit() } else { self.side.enter() };
+        Arc::clone(&side.physical)
+    }
+
+    /// One of the same sizes on another device, empty so far.
+    pub(super) fn another(&self, underlay: &Arc<Underlay>) -> Result<Arc<dyn DeviceSrq>> {
+        let attr = SrqAttr { max_wr: self.window.depth(), max_sge: self.max_sge, srq_limit: 0 };
+        physical(&self.pd, underlay, self.number, attr)
+    }
+
+    /// Goes over to a physical one of that device, which gets all receives that have not been
+    /// consumed. The old one takes nothing any more.
+    pub(super) fn go_over(&self, underlay: &Underlay, to: &Arc<dyn DeviceSrq>) {
+        let mut side = self.side.visit();
+        let limit = side.physical.query().map_or(0, |attr| attr.srq_limit);
+        side.physical = Arc::clone(to);
+        side.lowering = RecvLowering::new(underlay.keys.clone(), self.max_sge as u8);
+        let mut receives: Vec<(u64, u32)> = (0..self.window.depth())
+            .filter_map(|slot| Some((self.window.order(slot)?, slot)))
+            .collect();
+        receives.sort_unstable();
+        for (_, slot) in receives {
+            let Some(entry) = self.window.entry(slot) else { continue };
+            let sges: Vec<Sge> = (0..entry.elements)
+                .map(|i| super::qp::sge(&self.window.element(slot, i.into())))
+                .collect();
+            if let Err(errno) = self.post_slot(&mut side, slot, &sges) {
+                let error = std::io::Error::from_raw_os_error(errno);
+                tracing::error!("shared receive queue {}: a receive is lost: {error}", self.number);
+            }
+        }
+        if limit > 0 {
+            let attr = SrqAttr { srq_limit: limit, ..SrqAttr::default() };
+            if let Err(error) = to.modify(&attr, abi::srq_mask::LIMIT) {
+                tracing::error!("shared receive queue {}: its limit: {error}", self.number);
+            }
         }
     }
 
-    pub(super) fn physical(&self) -> &Arc<dyn DeviceSrq> {
-        &self.physical
+    fn post_slot(
+        &self,
+        side: &mut SrqSide,
+        slot: u32,
+        sges: &[Sge],
+    ) -> std::result::Result<(), i32> {
+        let wr_id = SHARED | u64::from(self.number) << QPN_SHIFT | u64::from(slot);
+        let SrqSide { lowering, physical } = side;
+        lowering.lower(0, wr_id, sges);
+        // SAFETY: one receive of ours, whose elements name what the program's named.
+        let posted = lowering.hand(1, |list| unsafe { physical.post_recv(list) });
+        posted.map_err(|(_, errno)| errno)
     }
 
     /// # Safety
@@ -71,10 +141,7 @@ impl SrqCore {
                 Err(Refused::Full) => return failed(libc::ENOMEM),
                 Err(_) => return failed(libc::EINVAL),
             };
-            let wr_id = SHARED | u64::from(self.number) << QPN_SHIFT | u64::from(slot);
-            side.lower(0, wr_id, sges);
-            // SAFETY: one receive of ours, whose elements name what the program's named.
-            if let Err((_, errno)) = side.hand(1, |list| unsafe { self.physical.post_recv(list) }) {
+            if let Err(errno) = self.post_slot(&mut side, slot, sges) {
                 self.window.retire(slot);
                 return failed(errno);
             }
@@ -86,7 +153,7 @@ impl SrqCore {
 
 impl Drop for SrqCore {
     fn drop(&mut self) {
-        self.local.srqs.remove(self.number);
+        self.pd.context.local().srqs.remove(self.number);
     }
 }
 
@@ -101,7 +168,7 @@ impl DeviceSrq for VirtualSrq {
 
     fn modify(&self, attr: &SrqAttr, mask: u32) -> Result<()> {
         if mask & abi::srq_mask::MAX_WR != 0 {
-            return Err(crate::Error::unsupported(format!(
+            return Err(Error::unsupported(format!(
                 "resizing a shared receive queue to {}: a virtual one keeps the size that it was \
                  created with ({})",
                 attr.max_wr,
@@ -111,16 +178,17 @@ impl DeviceSrq for VirtualSrq {
         // The device's may be larger than what was asked for.
         let depth = self.0.window.depth();
         if mask & abi::srq_mask::LIMIT != 0 && attr.srq_limit > depth {
-            return Err(crate::Error::invalid(format!(
+            return Err(Error::invalid(format!(
                 "a limit of {} for a shared receive queue of {depth}",
                 attr.srq_limit
             )));
         }
-        self.0.physical.modify(attr, mask)
+        let _settled = self.0.pd.context.settled();
+        self.0.physical().modify(attr, mask)
     }
 
     fn query(&self) -> Result<SrqAttr> {
-        let physical = self.0.physical.query()?;
+        let physical = self.0.physical().query()?;
         Ok(SrqAttr { max_wr: self.0.window.depth(), max_sge: self.0.max_sge, ..physical })
     }
 }

@@ -6,8 +6,9 @@ use crate::abi::{self, AhAttr, QpAttr, qp_mask, qp_state, qp_type};
 use crate::error::{Error, Result};
 use crate::names::{self, Fetch, PhysicalEnd, ProcessId, Record};
 use crate::virt::core::lock_mutex;
-use crate::virt::core::underlay::NO_SUCH_QPN;
+use crate::virt::core::underlay::{NO_SUCH_QPN, Underlay};
 use crate::virt::process::refused;
+use sojourn_logging::Start;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,12 @@ const ENDLESS_ON_RXE: u8 = 7;
 /// Attributes as the program set them.
 #[derive(Default)]
 pub(super) struct Control {
-    attr: QpAttr,
+    pub(super) attr: QpAttr,
+    /// The first packet's number, where the device's is not the one that the program named: its path
+    /// began anew.
+    pub(super) own_psn: Option<u32>,
+    /// The path MTU on the device, in bytes.
+    mtu: u32,
 }
 
 impl Control {
@@ -40,28 +46,39 @@ impl Control {
                 set(own);
             }
         };
-        take(qp_mask::STATE, &mut |own| own.qp_state = attr.qp_state);
-        take(qp_mask::PORT, &mut |own| own.port_num = attr.port_num);
-        take(qp_mask::AV, &mut |own| own.ah_attr = attr.ah_attr);
-        take(qp_mask::PATH_MTU, &mut |own| own.path_mtu = attr.path_mtu);
-        take(qp_mask::RETRY_CNT, &mut |own| own.retry_cnt = attr.retry_cnt);
-        take(qp_mask::DEST_QPN, &mut |own| own.dest_qp_num = attr.dest_qp_num);
+        macro_rules! take_all {
+            ($($bit:ident => $field:ident),* $(,)?) => {
+                $(take(qp_mask::$bit, &mut |own| own.$field = attr.$field);)*
+            };
+        }
+        take_all!(
+            STATE => qp_state, PKEY_INDEX => pkey_index, PORT => port_num, QKEY => qkey,
+            ACCESS_FLAGS => qp_access_flags, AV => ah_attr, PATH_MTU => path_mtu,
+            DEST_QPN => dest_qp_num, RQ_PSN => rq_psn, SQ_PSN => sq_psn, TIMEOUT => timeout,
+            RETRY_CNT => retry_cnt, RNR_RETRY => rnr_retry, MIN_RNR_TIMER => min_rnr_timer,
+            MAX_QP_RD_ATOMIC => max_rd_atomic, MAX_DEST_RD_ATOMIC => max_dest_rd_atomic,
+        );
     }
 }
 
 /// What a connected queue pair is connected to.
-struct Connection {
-    target: Target,
-    ah_attr: AhAttr,
-    dest_qp_num: u32,
+pub(super) struct Connection {
+    pub(super) target: Target,
+    pub(super) ah_attr: AhAttr,
+    pub(super) dest_qp_num: u32,
     /// The largest path MTU that both ends have.
-    mtu: u32,
+    pub(super) mtu: u32,
     /// LID in completions.
     lid: u16,
 }
 
 impl QpCore {
     pub(super) fn modify(&self, attr: &QpAttr, mask: u32) -> Result<()> {
+        let _settled = self.pd.context.settled();
+        self.while_it_stays(|| self.change(attr, mask))
+    }
+
+    fn change(&self, attr: &QpAttr, mask: u32) -> Result<()> {
         if mask & (qp_mask::ALT_PATH | qp_mask::PATH_MIG_STATE) != 0 {
             return Err(Error::unsupported(format!(
                 "queue pair {:#x}: an alternate path was given; virtual queue pairs have one path, \
@@ -100,8 +117,35 @@ impl QpCore {
             )));
         }
         let state = (mask & qp_mask::STATE != 0).then_some(attr.qp_state);
+        if state == Some(qp_state::RTS)
+            && mask & qp_mask::SQ_PSN != 0
+            && let Some(psn) = lock_mutex(&self.control).own_psn
+        {
+            physical.sq_psn = psn;
+        }
         attachment.qp.modify(&physical, mask)?;
-        lock_mutex(&self.control).set(attr, mask);
+        {
+            let mut control = lock_mutex(&self.control);
+            control.set(attr, mask);
+            if mask & qp_mask::PATH_MTU != 0 {
+                control.mtu = abi::mtu_bytes(physical.path_mtu).unwrap_or(0);
+            }
+            match state {
+                // Whatever is posted from here on is counted from here on.
+                Some(qp_state::RTS) if mask & qp_mask::SQ_PSN != 0 => {
+                    self.send.connect(Start { psn: physical.sq_psn, mtu: control.mtu });
+                }
+                Some(qp_state::RTR) => {
+                    self.recv_base.store(self.recv.retired(), Ordering::Relaxed);
+                    self.delivered.store(0, Ordering::Relaxed);
+                }
+                Some(qp_state::RESET) => {
+                    control.own_psn = None;
+                    lock_mutex(&self.known_to).clear();
+                }
+                _ => {}
+            }
+        }
         if let Some((found, dest)) = connection {
             let remote = u64::from(found.lid) << 32 | u64::from(dest);
             self.remote.store(remote, Ordering::Release);
@@ -164,7 +208,7 @@ impl QpCore {
         if wanted.port_num == 0 {
             wanted.port_num = lock_mutex(&self.control).port();
         }
-        let Some(process) = self.local.process_at(wanted.dlid, gid) else {
+        let Some(process) = self.local().process_at(wanted.dlid, gid) else {
             tracing::info!(
                 "queue pair {:#x} is connected to queue pair {dest:#x} at {wanted:?}, outside the \
                  job: a foreign queue pair, which keeps this process where it is",
@@ -190,11 +234,23 @@ impl QpCore {
                 PhysicalEnd { qpn: NO_SUCH_QPN, ..own }
             }
         };
-        let peer = self.local.peer(process);
+        self.connection_to(underlay, &wanted, process, &own, &end)
+    }
+
+    /// What leads from our end `own` to `end` of a process of the job.
+    pub(super) fn connection_to(
+        &self,
+        underlay: &Underlay,
+        wanted: &AhAttr,
+        process: ProcessId,
+        own: &PhysicalEnd,
+        end: &PhysicalEnd,
+    ) -> Result<Connection> {
+        let peer = self.local().peer(process);
         let keys = peer.keys(end.device);
         Ok(Connection {
             target: Target::Peer(peer, keys),
-            ah_attr: underlay.route(&wanted, &end)?,
+            ah_attr: underlay.route(wanted, end)?,
             dest_qp_num: end.qpn,
             mtu: u32::from(end.mtu.min(own.mtu)),
             lid: process.lid().0,
@@ -204,12 +260,15 @@ impl QpCore {
     /// Where queue pair `dest` of `process` is to be reached; `None` where it has none of that
     /// number.
     fn find_end(&self, process: ProcessId, dest: u32) -> Result<Option<PhysicalEnd>> {
-        if process == self.local.grant().process {
-            return Ok(self.local.own_qpn(dest).map(|(end, _)| end));
+        if process == self.local().grant().process {
+            if let Some(qp) = self.local().qp(dest) {
+                qp.is_known_to(process);
+            }
+            return Ok(self.local().own_qpn(dest).map(|(end, _)| end));
         }
         let what = Fetch::Qpn { qpn: dest, own_qpn: self.qpn, own_end: self.end() };
         let deadline = Instant::now() + CONNECT_PATIENCE;
-        match self.local.resolver().fetch_wait(process, what, deadline) {
+        match self.local().resolver().fetch_wait(process, what, deadline) {
             Ok(Record::Qpn(record)) => Ok(Some(record.end)),
             Err(names::Error::Unknown { .. }) => Ok(None),
             Ok(_) => Err(Error::new(

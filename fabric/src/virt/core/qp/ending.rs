@@ -35,6 +35,13 @@ pub(in crate::virt::core) struct Ending {
     flushed: u64,
 }
 
+impl Ending {
+    /// Of a queue pair all of whose handed requests, those before `first`, are through.
+    pub(super) fn through(first: u64, status: u32) -> Self {
+        Ending { first, status, through: true, flushed: first }
+    }
+}
+
 impl QpCore {
     /// A peer is lost: what waits for it ends with `status`, and the queue pair in ERR.
     pub(super) fn fail(&self, status: u32) {
@@ -50,11 +57,14 @@ impl QpCore {
             return;
         }
         side.set(gate::FAILED | gate::ERR);
-        side.clear(gate::BLOCKED);
+        side.clear(gate::BLOCKED | gate::SUSPENDED);
+        side.replays.clear();
         self.watch.fetch_or(watch::ENDING, Ordering::Release);
         self.recv_side.note(gate::ERR);
         let handed = self.send.handed();
-        side.ending = Ending { first: handed, status, through: false, flushed: handed };
+        if !(side.ending.through && side.ending.first == handed) {
+            side.ending = Ending { first: handed, status, through: false, flushed: handed };
+        }
         if let Some(qp) = side.physical() {
             let err = QpAttr { qp_state: qp_state::ERR, ..QpAttr::default() };
             if let Err(error) = qp.modify(&err, qp_mask::STATE) {
@@ -221,7 +231,7 @@ impl QpCore {
                 qp.end_by_force();
             }
         });
-        self.local.resolver().run_later(Instant::now() + FLUSH_PATIENCE, job);
+        self.local().resolver().run_later(Instant::now() + FLUSH_PATIENCE, job);
     }
 
     /// Completes what the device has left lying.
@@ -264,8 +274,10 @@ impl QpCore {
             self.send.retire(last);
         }
         side.ending = Ending::default();
-        side.clear(gate::BLOCKED | gate::FAILED | gate::ERR);
+        side.replays.clear();
+        side.clear(gate::BLOCKED | gate::SUSPENDED | gate::FAILED | gate::ERR);
         drop(side);
+        self.forget_replays();
         let mut side = self.recv_side.enter();
         side.set(0);
         if let Some(last) = self.recv.appended().checked_sub(1)
@@ -275,13 +287,13 @@ impl QpCore {
             self.recv.retire(last);
         }
         side.ending = Ending::default();
-        side.clear(gate::BLOCKED | gate::FAILED | gate::ERR);
-        self.watch.fetch_and(!watch::ENDING, Ordering::Release);
+        side.clear(gate::BLOCKED | gate::SUSPENDED | gate::FAILED | gate::ERR);
+        self.watch.fetch_and(!(watch::ENDING | watch::THROUGH | watch::MEND), Ordering::Release);
     }
 }
 
 /// `enum ibv_wc_opcode` of a request's completion.
-fn completion_of(opcode: Opcode) -> u32 {
+pub(super) fn completion_of(opcode: Opcode) -> u32 {
     match opcode {
         Opcode::Write | Opcode::WriteImm => wc_opcode::RDMA_WRITE,
         Opcode::Send | Opcode::SendImm | Opcode::SendInv => wc_opcode::SEND,

@@ -6,6 +6,7 @@
 //! | `recv` | the same for receives, which name nothing remote |
 //! | `ending` | completing ourselves what is not handed any more: after ERR, or when a peer is lost |
 //! | `control` | `modify` and `query`, where addresses are resolved |
+//! | `remap` | suspend, attach, replay |
 //!
 //! # Threads
 //!
@@ -17,35 +18,39 @@
 mod control;
 mod ending;
 mod recv;
+mod remap;
 mod send;
 
 pub(super) use recv::RecvLowering;
-pub(super) use send::sges;
+pub(super) use remap::{Fresh, Leaving};
+pub(super) use send::{sge, sges};
 
 use super::cq::CqCore;
 use super::direct::Direct;
 use super::local::Local;
 use super::lock::Side;
+use super::pd::PdCore;
 use super::peer::{Missing, Outcome, Peer, Wanted};
 use super::srq::SrqCore;
 use super::underlay::Underlay;
 use super::{QPN_SHIFT, RECV, lock_mutex};
 use crate::abi::{self, QpAttr, QpCap, Sge, qp_type, send_flags};
-use crate::device::{DevicePd, DeviceQp, PostRecv, PostSend};
+use crate::device::{DevicePd, DeviceQp, DeviceSrq, PostRecv, PostSend, QpInit};
 use crate::error::{Error, Result};
-use crate::names::PhysicalEnd;
+use crate::names::{PhysicalEnd, ProcessId};
 use control::Control;
 use ending::Ending;
 use recv::RecvSide;
 use send::SendSide;
 use sojourn_logging::{RecvWindow, SendWindow};
+use std::collections::HashSet;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Condvar, Mutex, Weak};
 
 /// Slots of the physical send queue that are ours: for the marker behind which nothing of the
-/// program's is outstanding any more.
-pub(super) const HIDDEN_SENDS: u32 = 1;
+/// program's is outstanding any more, and for the proof of a tail that is not signalled.
+pub(super) const HIDDEN_SENDS: u32 = 2;
 
 /// Bits of `QpCore::watch`: reasons for a poller to look closer.
 pub(super) mod watch {
@@ -55,6 +60,12 @@ pub(super) mod watch {
     pub(in super::super) const ENDING: u32 = 2;
     /// Its receives are datagrams, whose senders have to be looked up.
     pub(in super::super) const DATAGRAM: u32 = 4;
+    /// Failures of the path that is being left are not the program's business.
+    pub(in super::super) const WITHHOLD: u32 = 8;
+    /// Its send completions go through the backlog, in turn with those that we make.
+    pub(in super::super) const THROUGH: u32 = 16;
+    /// The next receive is of a request that was cut: its length has to be mended.
+    pub(in super::super) const MEND: u32 = 32;
 }
 
 /// The physical side of a queue pair.
@@ -65,9 +76,41 @@ pub(super) struct Attachment {
     pub(super) qp: Arc<dyn DeviceQp>,
 }
 
+/// What a physical queue pair is made from.
+pub(super) struct PhysicalParts<'a> {
+    pub(super) qp_type: u32,
+    pub(super) cap: QpCap,
+    pub(super) send_cq: &'a CqCore,
+    pub(super) recv_cq: &'a CqCore,
+    pub(super) srq: Option<Arc<dyn DeviceSrq>>,
+}
+
+impl Attachment {
+    /// A new physical queue pair, in RESET.
+    pub(super) fn create(
+        pd: &PdCore,
+        underlay: &Arc<Underlay>,
+        parts: &PhysicalParts<'_>,
+    ) -> Result<Self> {
+        let missing = || Error::invalid("a queue pair and its CQs must be of the same context");
+        let cq = |cq: &CqCore| cq.physical_on(underlay.id).ok_or_else(missing);
+        let pd = pd.physical_on(underlay.id).ok_or_else(missing)?;
+        let qp = Arc::clone(&pd).create_qp(&QpInit {
+            qp_type: parts.qp_type,
+            cap: parts.cap,
+            // Every request says itself whether it is signalled.
+            sq_sig_all: false,
+            send_cq: cq(parts.send_cq)?,
+            recv_cq: cq(parts.recv_cq)?,
+            srq: parts.srq.clone(),
+        })?;
+        Ok(Attachment { underlay: Arc::clone(underlay), pd, qp })
+    }
+}
+
 /// What a queue pair is made from.
 pub(super) struct QpParts {
-    pub(super) local: Arc<Local>,
+    pub(super) pd: Arc<PdCore>,
     pub(super) attachment: Attachment,
     pub(super) qp_type: u32,
     pub(super) cap: QpCap,
@@ -98,7 +141,16 @@ pub(super) struct QpCore {
     always: u32,
     cap: QpCap,
     pub(super) srq: Option<Arc<SrqCore>>,
-    pub(super) local: Arc<Local>,
+    pub(super) pd: Arc<PdCore>,
+    /// Receives that were consumed before it was connected.
+    recv_base: AtomicU64,
+    /// Messages delivered since, where its receives are shared.
+    pub(super) delivered: AtomicU64,
+    moving: Mutex<remap::Moving>,
+    /// No re-map of it is under way any more.
+    moved: Condvar,
+    /// Processes that have asked what its number stands for.
+    known_to: Mutex<HashSet<ProcessId>>,
     // Weak, because a CQ keeps queue pairs that it may still have completions of.
     send_cq: Weak<CqCore>,
     recv_cq: Weak<CqCore>,
@@ -181,7 +233,12 @@ impl QpCore {
             always: if parts.sig_all { send_flags::SIGNALED } else { 0 },
             cap,
             srq,
-            local: Arc::clone(&parts.local),
+            pd: Arc::clone(&parts.pd),
+            recv_base: AtomicU64::new(0),
+            delivered: AtomicU64::new(0),
+            moving: Mutex::default(),
+            moved: Condvar::new(),
+            known_to: Mutex::default(),
             send_cq: Arc::downgrade(&parts.send_cq),
             recv_cq: Arc::downgrade(&parts.recv_cq),
             me: me.clone(),
@@ -194,10 +251,29 @@ impl QpCore {
         self.me.clone()
     }
 
+    pub(super) fn local(&self) -> &Arc<Local> {
+        self.pd.context.local()
+    }
+
     fn attachment(&self) -> Result<Attachment> {
         lock_mutex(&self.attachment)
             .clone()
             .ok_or_else(|| Error::invalid(format!("queue pair {:#x} has been destroyed", self.qpn)))
+    }
+
+    /// A process has asked what its number stands for.
+    pub(super) fn is_known_to(&self, process: ProcessId) {
+        lock_mutex(&self.known_to).insert(process);
+    }
+
+    /// Who has asked, since it was in RESET.
+    pub(super) fn known_to(&self) -> Vec<ProcessId> {
+        lock_mutex(&self.known_to).iter().copied().collect()
+    }
+
+    /// Its CQs, as long as they are there.
+    pub(super) fn cqs(&self) -> impl Iterator<Item = Arc<CqCore>> {
+        [self.send_cq.upgrade(), self.recv_cq.upgrade()].into_iter().flatten()
     }
 
     /// Where peers reach it; `None` where its port does not answer.
@@ -264,8 +340,8 @@ impl QpCore {
 
     /// The physical number and device, to take them out of the device's table.
     fn detach(&self) -> Option<Attachment> {
-        self.watch.fetch_or(watch::DEAD, Ordering::Release);
-        self.local.forget_qp(self.qpn);
+        self.stay_for_good();
+        self.local().forget_qp(self.qpn);
         self.send_side.enter().detach();
         self.recv_side.enter().detach();
         lock_mutex(&self.attachment).take()
@@ -275,8 +351,8 @@ impl QpCore {
 impl Drop for QpCore {
     fn drop(&mut self) {
         // Its CQs have let go of it: no completion names it any more.
-        self.local.qps.clear(self.qpn);
-        self.local.return_qpn(self.qpn);
+        self.local().qps.clear(self.qpn);
+        self.local().return_qpn(self.qpn);
     }
 }
 
@@ -291,7 +367,8 @@ impl VirtualQp {
     /// A queue pair over a physical one that was just created, for whose completions there is
     /// room in the CQs.
     pub(super) fn new(parts: &QpParts) -> Result<Self> {
-        let qpn = parts.local.deal_qpn()?;
+        let local = parts.pd.context.local();
+        let qpn = local.deal_qpn()?;
         let core = QpCore::new(parts, qpn);
         let attachment = &parts.attachment;
         let physical = attachment.qp.qp_num();
@@ -301,14 +378,20 @@ impl VirtualQp {
                 format!("{} dealt queue pair {physical:#x}", attachment.underlay.device.name()),
             ));
         }
-        parts.local.add_qp(&core);
+        local.add_qp(&core);
         let (send_cq, recv_cq) = (Arc::clone(&parts.send_cq), Arc::clone(&parts.recv_cq));
         Ok(VirtualQp { core: Direct::new(core), send_cq, recv_cq })
+    }
+
+    pub(super) fn core(&self) -> &Arc<QpCore> {
+        self.core.arc()
     }
 }
 
 impl Drop for VirtualQp {
     fn drop(&mut self) {
+        let context = Arc::clone(&self.core.pd.context);
+        let _settled = context.settled();
         let attachment = self.core.detach();
         let physical = attachment.map(|it| (it.underlay, it.qp.qp_num()));
         // The physical one is destroyed by now; what it left in the CQs is taken out by them.

@@ -1,4 +1,4 @@
-//! The receive side: appending, and handing at once.
+//! The receive side: appending, and handing at once; and once more, after a re-map.
 
 use super::{Attachment, Ending, PlainWr, QpCore};
 use crate::abi::{RecvWr, Sge};
@@ -6,7 +6,7 @@ use crate::device::{DeviceQp, PostError, PostRecv};
 use crate::virt::core::LOW_31;
 use crate::virt::core::direct::Direct;
 use crate::virt::core::lock::gate;
-use crate::virt::core::qp::send::{element, sges};
+use crate::virt::core::qp::send::{element, sge, sges};
 use crate::virt::core::tables::KeyTable;
 use crate::virt::core::underlay::NO_SUCH_KEY;
 use sojourn_logging::{PlainRecvSlot, Refused};
@@ -46,6 +46,12 @@ impl RecvSide {
 
     pub(super) fn detach(&mut self) {
         self.qp = None;
+    }
+
+    /// Goes over to another physical queue pair, which has no receives.
+    pub(super) fn go_over(&mut self, attachment: &Attachment) {
+        self.qp = Some(Direct::new(Arc::clone(&attachment.qp)));
+        self.lowering.keys = attachment.underlay.keys.clone();
     }
 }
 
@@ -293,10 +299,37 @@ impl QpCore {
             }
             next = wr.next;
         }
-        if any {
-            debug_assert!(side.gate() & (gate::ERR | gate::FAILED) != 0);
+        if any && side.gate() & (gate::ERR | gate::FAILED) != 0 {
             self.end_recvs(&mut side, false);
         }
         posted
+    }
+
+    /// Hands all receives that have not been consumed to a physical queue pair that has none.
+    ///
+    /// # Errors
+    /// The errno with which the device refused.
+    pub(super) fn hand_recvs_again(&self, side: &mut RecvSide) -> Result<(), i32> {
+        self.recv.unhand(self.recv.retired());
+        let mut elements = Vec::new();
+        loop {
+            let first = self.recv.handed();
+            let n = (self.recv.appended() - first).min(CHAIN as u64);
+            if n == 0 {
+                return Ok(());
+            }
+            for i in 0..n {
+                let seq = first + i;
+                let entry = self.recv.entry(seq);
+                elements.clear();
+                elements
+                    .extend((0..entry.elements).map(|at| sge(&self.recv.element(seq, at.into()))));
+                side.lowering.lower(i as usize, self.recv_tag | seq & LOW_31, &elements);
+            }
+            let handed = self.hand_recvs(side, n as usize);
+            let taken = handed.map_or_else(|(taken, _)| taken as u64, |()| n);
+            self.recv.mark_handed(first + taken);
+            handed.map_err(|(_, errno)| errno)?;
+        }
     }
 }

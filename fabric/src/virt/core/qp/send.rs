@@ -3,14 +3,15 @@
 use super::{Attachment, Blocked, Ending, PlainWr, QpCore};
 use crate::abi::{self, AtomicWr, RdmaWr, SendWr, Sge, UdWr, qp_type, send_flags, wr_opcode};
 use crate::device::{DeviceAh, DeviceQp, PostError, PostSend};
-use crate::virt::core::LOW_31;
 use crate::virt::core::ah::{AhCore, AhPd, Destination};
 use crate::virt::core::direct::Direct;
 use crate::virt::core::lock::{Guard, gate};
 use crate::virt::core::peer::{Missing, Peer, Wanted};
 use crate::virt::core::tables::{KeyTable, MAX_KEYS, PeerKeys, key_index};
 use crate::virt::core::underlay::{NO_SUCH_KEY, NO_SUCH_QPN};
-use sojourn_logging::{Element, Opcode, PlainSlot, Refused, SendEntry};
+use crate::virt::core::{LOW_31, QUIET};
+use sojourn_logging::{Element, Opcode, PlainSlot, Refused, Replay, SendEntry};
+use std::collections::VecDeque;
 use std::ptr;
 use std::sync::Arc;
 
@@ -28,7 +29,8 @@ const ATOMIC_BYTES: u64 = 8;
 const PORT: u8 = 1;
 
 /// Whose keys one-sided requests name.
-pub(super) enum Target {
+#[derive(Clone)]
+pub(in crate::virt::core) enum Target {
     /// Not connected.
     Nobody,
     /// A process of the job, and its keys on the device that we are connected to.
@@ -55,6 +57,8 @@ pub(in crate::virt::core) struct SendSide {
     nowhere: Option<Arc<dyn DeviceAh>>,
     on: AhPd,
     pub(super) ending: Ending,
+    /// Requests of an earlier path, to be handed again before anything else.
+    pub(super) replays: VecDeque<Replay>,
 }
 
 // SAFETY: the pointers are to this struct's own boxes, and null otherwise; `posting` is looked at by
@@ -89,11 +93,26 @@ impl SendSide {
             nowhere: None,
             on,
             ending: Ending::default(),
+            replays: VecDeque::new(),
         }
     }
 
     pub(super) fn detach(&mut self) {
         self.qp = None;
+    }
+
+    /// Goes over to another physical queue pair, which knows of nothing that was posted.
+    pub(super) fn go_over(&mut self, attachment: &Attachment, target: Option<Target>) {
+        self.qp = Some(Direct::new(Arc::clone(&attachment.qp)));
+        self.keys = attachment.underlay.keys.clone();
+        if let Some(target) = target {
+            self.target = target;
+        }
+        // Peers do not know where its datagrams come from now.
+        self.announced.clear();
+        self.nowhere = None;
+        self.on =
+            AhPd { underlay: Arc::clone(&attachment.underlay), pd: Arc::clone(&attachment.pd) };
     }
 
     pub(super) fn physical(&self) -> Option<&dyn DeviceQp> {
@@ -166,7 +185,47 @@ impl SendSide {
         wr.opcode = entry.opcode as u32;
         wr.send_flags = u32::from(entry.flags);
         wr.imm.imm_data = entry.imm;
+        // What brings something back is signalled always: a drained queue then knows that it has come.
+        if matches!(entry.opcode, Opcode::Read) || entry.opcode.is_atomic() {
+            self.ask_quietly(at);
+        }
         Ok(())
+    }
+
+    /// The request in place `at` is signalled, where the program did not ask for that.
+    #[inline]
+    fn ask_quietly(&mut self, at: usize) {
+        let wr = &mut self.wrs[at];
+        if wr.send_flags & send_flags::SIGNALED == 0 {
+            wr.send_flags |= send_flags::SIGNALED;
+            wr.wr_id |= QUIET;
+        }
+    }
+
+    /// Leaves out the first `skip` bytes of the WRITE in place `at`: they have landed.
+    fn skip(&mut self, at: usize, skip: u32) {
+        if skip == 0 {
+            return;
+        }
+        let sges = &mut self.sges[at * self.max_sges..][..self.max_sges];
+        let wr = &mut self.wrs[at];
+        // SAFETY: a WRITE has these.
+        let RdmaWr { remote_addr, rkey } = unsafe { wr.wr.rdma };
+        let remote_addr = remote_addr.wrapping_add(u64::from(skip));
+        wr.wr.rdma = RdmaWr { remote_addr, rkey };
+        let mut left = skip;
+        let mut kept = 0;
+        for i in 0..wr.num_sge.max(0) as usize {
+            let mut sge = sges[i];
+            let cut = left.min(sge.length);
+            left -= cut;
+            if cut < sge.length || sge.length == 0 {
+                (sge.addr, sge.length) = (sge.addr + u64::from(cut), sge.length - cut);
+                sges[kept] = sge;
+                kept += 1;
+            }
+        }
+        wr.num_sge = kept as i32;
     }
 
     /// A key of the peer that is not in the table: what to hand in its place, or what to wait for.
@@ -217,7 +276,7 @@ impl SendSide {
                 None => return Ok(self.lost_datagram(remote_qkey)),
             },
         };
-        match ah.physical(end) {
+        match ah.physical(self.on.underlay.id, end) {
             Some(ah) => Ok(UdWr { ah, remote_qpn, remote_qkey }),
             None => Ok(self.lost_datagram(remote_qkey)),
         }
@@ -240,10 +299,10 @@ impl SendSide {
         }
         let physical = self.qp.as_ref().map(|qp| qp.qp_num());
         if let Some(end) = physical.and_then(|number| self.on.underlay.end(PORT, number).ok()) {
-            core.local.learn_sender(&end, core.qpn, peer.process);
+            core.local().learn_sender(&end, core.qpn, peer.process);
         }
         // Not announced for good: a queue pair of our own may go and come again.
-        let Some((end, _)) = core.local.own_qpn(qpn) else { return Ok(None) };
+        let Some((end, _)) = core.local().own_qpn(qpn) else { return Ok(None) };
         peer.learn_qpn(qpn, &end);
         Ok(peer.qpn(qpn))
     }
@@ -349,6 +408,8 @@ impl QpCore {
             && wr.num_sge == 1
             && wr.opcode <= wr_opcode::RDMA_READ
             && wr.send_flags & !(FLAGS & !send_flags::INLINE) == 0
+            // Such a one is signalled in any case, see `SendSide::lower`.
+            && (wr.opcode != wr_opcode::RDMA_READ || wr.send_flags & send_flags::SIGNALED != 0)
     }
 
     /// What [`Self::post_list`] does, in fewer steps. `None` where nothing has changed, and it has
@@ -605,48 +666,70 @@ impl QpCore {
     /// unless the window is blocked.
     pub(in crate::virt::core) fn push(&self) -> Blocked {
         let Some(mut side) = self.send_side.enter_shared() else { return Blocked::No };
-        if side.gate() & gate::FAILED != 0 {
-            return Blocked::No;
-        }
+        self.push_in(&mut side)
+    }
+
+    /// The same, inside.
+    pub(super) fn push_in(&self, side: &mut Guard<'_, SendSide>) -> Blocked {
         loop {
+            if side.gate() & (gate::FAILED | gate::SUSPENDED) != 0 {
+                return Blocked::No;
+            }
+            let again = side.replays.len().min(CHAIN);
             let first = self.send.handed();
-            let waiting = (self.send.appended() - first).min(CHAIN as u64) as usize;
+            let waiting = match again {
+                0 => (self.send.appended() - first).min(CHAIN as u64) as usize,
+                again => again,
+            };
             let (mut n, mut missing) = (0, None);
             // Kept until they are handed.
             let mut handles = Vec::new();
             while n < waiting && missing.is_none() {
-                let seq = first + n as u64;
+                let replay = match again {
+                    0 => Replay { seq: first + n as u64, skip: 0 },
+                    _ => side.replays[n],
+                };
+                let Replay { seq, skip } = replay;
                 let entry = self.send.entry(seq);
                 let elements = (0..entry.elements).map(|i| self.send.element(seq, i.into()));
                 let ah = if self.qp_type == qp_type::UD {
-                    self.local.ahs.get(entry.remote_addr as u32)
+                    self.local().ahs.get(entry.remote_addr as u32)
                 } else {
                     None
                 };
                 match side.lower(self, n, seq, &entry, elements, ah.as_deref()) {
-                    Ok(()) => n += 1,
+                    Ok(()) => {
+                        if again > 0 {
+                            side.skip(n, skip);
+                            side.ask_quietly(n);
+                        }
+                        n += 1;
+                    }
                     Err(name) => missing = Some(name),
                 }
                 handles.extend(ah);
             }
             if n > 0 {
-                if let Err((taken, errno)) = side.hand(n) {
-                    self.send.mark_handed(first + taken as u64);
+                let handed = side.hand(n);
+                let taken = handed.map_or_else(|(taken, _)| taken, |()| n);
+                match again {
+                    0 => self.send.mark_handed(first + taken as u64),
+                    _ => drop(side.replays.drain(..taken)),
+                }
+                if let Err((_, errno)) = handed {
                     tracing::error!(
-                        "queue pair {:#x}: the device refused a request that had waited for a \
-                         name: {}",
+                        "queue pair {:#x}: the device refused a request that had waited: {}",
                         self.qpn,
                         std::io::Error::from_raw_os_error(errno)
                     );
-                    self.begin_ending(&mut side, abi::wc_status::LOC_QP_OP_ERR);
+                    self.begin_ending(side, abi::wc_status::LOC_QP_OP_ERR);
                     return Blocked::No;
                 }
-                self.send.mark_handed(first + n as u64);
             }
             if let Some(missing) = missing {
                 return Blocked::By(missing);
             }
-            if self.send.handed() == self.send.appended() {
+            if side.replays.is_empty() && self.send.handed() == self.send.appended() {
                 side.clear(gate::BLOCKED);
                 return Blocked::No;
             }
@@ -680,4 +763,9 @@ unsafe fn elements(wr: &SendWr) -> impl ExactSizeIterator<Item = Element> + Clon
 #[inline]
 pub(super) fn element(sge: &Sge) -> Element {
     Element { addr: sge.addr, length: sge.length, lkey: sge.lkey }
+}
+
+/// The way back.
+pub(in crate::virt::core) fn sge(element: &Element) -> Sge {
+    Sge { addr: element.addr, length: element.length, lkey: element.lkey }
 }

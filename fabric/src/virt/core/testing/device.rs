@@ -111,14 +111,44 @@ impl Fabric {
 
     /// Opens a port.
     pub(in super::super) fn open(&self, port: Port) -> Arc<dyn DeviceContext> {
-        let flags = EfdFlags::EFD_NONBLOCK;
-        let events = EventFd::from_flags(flags).unwrap();
-        Arc::new(TestContext { fabric: self.clone(), port, events })
+        self.open_with(port, |_| {})
     }
 
-    /// From now on nothing is executed but by [`Fabric::step`].
+    /// Opens a port of a device with other limits.
+    pub(in super::super) fn open_with(
+        &self,
+        port: Port,
+        limits: fn(&mut abi::DeviceAttr),
+    ) -> Arc<dyn DeviceContext> {
+        let events = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+        Arc::new(TestContext { fabric: self.clone(), port, events, limits })
+    }
+
+    /// From now on nothing is executed but by [`Fabric::run`] and [`Fabric::step`].
     pub(in super::super) fn on_command(&self) {
         self.lock().on_command = true;
+    }
+
+    /// Executes at once again.
+    pub(in super::super) fn at_once(&self) {
+        let mut state = self.lock();
+        state.on_command = false;
+        state.run(false);
+    }
+
+    /// Executes as many requests.
+    pub(in super::super) fn step(&self, n: usize) {
+        let mut state = self.lock();
+        for _ in 0..n {
+            let numbers: Vec<u32> = state.qps.keys().copied().collect();
+            numbers.into_iter().any(|number| state.execute(number));
+        }
+    }
+
+    /// Lets the responders execute as many packets of the oldest request of each queue pair, which is a
+    /// WRITE, and no more.
+    pub(in super::super) fn cut(&self, packets: u32) {
+        self.lock().cut(packets);
     }
 
     /// Executes what can be executed.
@@ -239,6 +269,22 @@ impl State {
         }
     }
 
+    fn cut(&mut self, packets: u32) {
+        let numbers: Vec<u32> = self.qps.keys().copied().collect();
+        for number in numbers {
+            let qp = &self.qps[&number];
+            let (dest, bytes) =
+                (qp.attr.dest_qp_num, packets * abi::mtu_bytes(qp.attr.path_mtu).unwrap_or(0));
+            let Some(send) = qp.sends.front() else { continue };
+            let Some(data) = self.gather(send) else { continue };
+            // SAFETY: it is a WRITE.
+            put(unsafe { send.wr.wr.rdma.remote_addr }, &data[..bytes as usize]);
+            if let Some(dest) = self.qps.get_mut(&dest) {
+                dest.attr.rq_psn = (dest.attr.rq_psn + packets) & abi::MASK_24;
+            }
+        }
+    }
+
     fn take_recv(&mut self, number: u32) -> Option<Recv> {
         match self.qps[&number].srq {
             Some(srq) => self.srqs.get_mut(&srq)?.pop_front(),
@@ -322,7 +368,10 @@ impl State {
                     }
                 }
             };
-            if len > 0 && !self.covers(rkey, addr, len, wanted) {
+            if send.sges.iter().any(|sge| sge.length > 0)
+                && len > 0
+                && !self.covers(rkey, addr, len, wanted)
+            {
                 self.enter_err(dest);
                 return Some(wc_status::REM_ACCESS_ERR);
             }
@@ -374,6 +423,12 @@ impl State {
                 self.enter_err(dest);
                 return Some(wc_status::REM_OP_ERR);
             }
+        }
+        if let Some(dest) = self.qps.get_mut(&dest) {
+            let mtu = u64::from(abi::mtu_bytes(dest.attr.path_mtu).unwrap_or(1024));
+            let atomic = send.wr.opcode == wr_opcode::ATOMIC_FETCH_AND_ADD;
+            let packets = if atomic { 1 } else { len.div_ceil(mtu).max(1) };
+            dest.attr.rq_psn = (dest.attr.rq_psn + packets as u32) & abi::MASK_24;
         }
         Some(wc_status::SUCCESS)
     }
@@ -442,6 +497,7 @@ struct TestContext {
     fabric: Fabric,
     port: Port,
     events: EventFd,
+    limits: fn(&mut abi::DeviceAttr),
 }
 
 impl DeviceContext for TestContext {
@@ -458,6 +514,8 @@ impl DeviceContext for TestContext {
         let mut attr: abi::DeviceAttr = unsafe { std::mem::zeroed() };
         (attr.max_qp, attr.max_qp_wr, attr.max_sge) = (1000, 1000, 8);
         (attr.max_cqe, attr.max_mr, attr.phys_port_cnt) = (2000, 1000, 1);
+        (attr.max_qp_rd_atom, attr.max_qp_init_rd_atom, attr.atomic_cap) = (16, 16, 1);
+        (self.limits)(&mut attr);
         Ok(attr)
     }
 
@@ -469,6 +527,7 @@ impl DeviceContext for TestContext {
             state: abi::port_state::ACTIVE,
             max_mtu: abi::mtu::MTU_4096,
             active_mtu: abi::mtu::MTU_1024,
+            max_msg_sz: 1 << 30,
             gid_tbl_len: 4,
             lid: self.port.lid,
             link_layer: self.port.link_layer,
@@ -815,6 +874,9 @@ impl DeviceQp for TestQp {
         }
         if mask & qp_mask::QKEY != 0 {
             qp.attr.qkey = attr.qkey;
+        }
+        if mask & qp_mask::RQ_PSN != 0 {
+            qp.attr.rq_psn = attr.rq_psn;
         }
         if mask & qp_mask::PATH_MTU != 0 {
             qp.attr.path_mtu = attr.path_mtu;

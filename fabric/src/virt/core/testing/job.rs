@@ -99,6 +99,11 @@ impl Job {
                 owner.qpn(&asker, *qpn).map(Record::Qpn)
             }
             Fetch::Key(key) => owner.key(by, *key).map(Record::Key),
+            Fetch::Remap(group, request) => Some(Record::Remap(owner.remap(by, *group, request))),
+            Fetch::Moved(qps) => {
+                qps.iter().for_each(|(qpn, end)| owner.moved(by, *qpn, end));
+                Some(Record::Noted)
+            }
             Fetch::Note(_) => None,
         };
         record.ok_or_else(|| Error::Unknown { process: peer, what: what.to_string() })

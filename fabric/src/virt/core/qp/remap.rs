@@ -1,0 +1,950 @@
+//! Suspend, attach, replay: what a re-map does to one queue pair.
+//!
+//! ```text
+//! attached ── stop ──▶ stopped ── take_down ──▶ down ── receive_on, attach ──▶ attached (to the new)
+//!     ◀──── go_on ───────┘                                   │ its first request was cut
+//!                                                            └─▶ held ── release ──▶ attached
+//! ```
+//!
+//! Stopped: sends are only appended, receives are still handed. Down: receives are only appended, too.
+//! From *stopped* on what the old physical queue pair reports as failed is withheld from the
+//! program: given back where the move is given up, and forgotten where it is not, because whatever
+//! failed is judged and done again.
+//!
+//! Called by the shells of the re-map, on any thread. A step that needs all completions to have been
+//! taken says so: the caller harvests, once for many queue pairs.
+
+use super::control::Control;
+use super::ending::{Ending, completion_of};
+use super::send::{SendSide, Target};
+use super::{Attachment, Blocked, PhysicalParts, QpCore, watch};
+use crate::abi::{
+    self, QpAttr, SendWr, Wc, qp_mask, qp_state, qp_type, send_flags, wc_opcode, wc_status,
+    wr_opcode,
+};
+use crate::device::{DeviceSrq, Kind};
+use crate::error::{Error, Result};
+use crate::names::{DeviceId, PhysicalEnd, ProcessId};
+use crate::virt::core::cq::Held;
+use crate::virt::core::lock::{Guard, gate};
+use crate::virt::core::pd::physical_cap;
+use crate::virt::core::peer::Missing;
+use crate::virt::core::underlay::{NO_SUCH_KEY, NO_SUCH_QPN, Underlay};
+use crate::virt::core::{KIND_SHIFT, LOW_31, PROOF, RECV, SHARED, lock_mutex};
+use sojourn_logging::{Executed, Opcode, Plan, Start};
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+/// What a re-map keeps of a queue pair.
+#[derive(Default)]
+pub(super) struct Moving {
+    /// A new physical queue pair is there, and the old one too: the program's own changes wait.
+    under_way: bool,
+    /// The physical queue pair that is being left: its device, its number.
+    old: Option<(DeviceId, u32)>,
+    /// What it reports as failed.
+    withheld: Vec<Wc>,
+    /// The last receive that was handed to it (low bits of the sequence).
+    last_recv: Option<u32>,
+    /// That receive has come back.
+    recv_back: bool,
+    /// A proof is out.
+    proof_out: bool,
+    /// Requests that were executed on an earlier path, without a completion so far, in order.
+    executed: VecDeque<u64>,
+    /// Requests that were handed again, without a completion so far, in order.
+    replays: VecDeque<u64>,
+    /// One of them has failed.
+    failed: bool,
+    /// Bytes that the next receive lacks in its completion.
+    mend: u32,
+    incarnation: u32,
+}
+
+/// A new physical queue pair, on the way to be attached.
+pub(in crate::virt::core) struct Fresh {
+    attachment: Attachment,
+    /// Of the first packet that it sends.
+    pub(in crate::virt::core) psn: u32,
+    /// Path MTU in bytes, once connected.
+    mtu: u32,
+    target: Option<Target>,
+    /// The state that it is to have.
+    state: u32,
+    /// Room for its completions was reserved beside that of the old one.
+    doubled: bool,
+}
+
+impl Fresh {
+    /// It has a peer, or none for good.
+    pub(in crate::virt::core) fn is_connected(&self) -> bool {
+        self.target.is_some()
+    }
+}
+
+/// How a queue pair stands, as far as a re-map is concerned.
+pub(in crate::virt::core) struct Status {
+    /// [`qp_state`] of the physical one.
+    pub(in crate::virt::core) state: u32,
+    /// The process of the job that it is connected to, and the number there.
+    pub(in crate::virt::core) peer: Option<(ProcessId, u32)>,
+    /// It is connected to somebody outside the job.
+    pub(in crate::virt::core) foreign: bool,
+}
+
+impl Status {
+    /// It may send or receive.
+    pub(in crate::virt::core) fn is_connected(&self) -> bool {
+        matches!(self.state, qp_state::RTR | qp_state::RTS)
+    }
+}
+
+/// The retry count that rxe takes for one without end: devices get one less (see `control`).
+const MOST_RETRIES: u8 = 6;
+
+fn random_psn() -> u32 {
+    // Seeded anew by the system for each.
+    RandomState::new().hash_one(0) as u32 & abi::MASK_24
+}
+
+impl QpCore {
+    /// How it stands.
+    pub(in crate::virt::core) fn status(&self) -> Result<Status> {
+        let state = self.attachment()?.qp.query(qp_mask::STATE)?.qp_state;
+        let dest = lock_mutex(&self.control).attr.dest_qp_num;
+        let side = self.send_side.visit();
+        let (peer, foreign) = match &side.target {
+            Target::Peer(peer, _) => (Some((peer.process, dest)), false),
+            Target::Foreign => (None, true),
+            Target::Nobody => (None, false),
+        };
+        Ok(Status { state, peer, foreign })
+    }
+
+    /// Its attributes, as the program set them.
+    pub(in crate::virt::core) fn attributes(&self) -> QpAttr {
+        lock_mutex(&self.control).attr
+    }
+
+    /// Bytes of the longest request in the window.
+    pub(in crate::virt::core) fn longest_message(&self) -> u64 {
+        let side = self.send_side.visit();
+        let all = self.send.retired()..self.send.appended();
+        let longest = all.map(|seq| self.send.length(seq)).max().unwrap_or(0);
+        drop(side);
+        longest
+    }
+
+    /// The device that it is on.
+    pub(in crate::virt::core) fn device(&self) -> Option<DeviceId> {
+        lock_mutex(&self.attachment).as_ref().map(|attachment| attachment.underlay.id)
+    }
+
+    /// The next incarnation of its connection; each is offered once.
+    pub(in crate::virt::core) fn next_incarnation(&self) -> u32 {
+        let mut moving = lock_mutex(&self.moving);
+        moving.incarnation += 1;
+        moving.incarnation
+    }
+
+    /// A peer offers this incarnation. False where it, or a later one, has been here before.
+    pub(in crate::virt::core) fn accepts(&self, incarnation: u32) -> bool {
+        let mut moving = lock_mutex(&self.moving);
+        let newer = incarnation > moving.incarnation;
+        moving.incarnation = moving.incarnation.max(incarnation);
+        newer
+    }
+
+    /// A physical queue pair to go over to, on that device, in INIT where the old one is beyond RESET.
+    pub(in crate::virt::core) fn fresh(
+        &self,
+        underlay: &Arc<Underlay>,
+        srq: Option<Arc<dyn DeviceSrq>>,
+        state: u32,
+    ) -> Result<Fresh> {
+        self.begin_moving()?;
+        let made = self.make_fresh(underlay, srq, state);
+        if made.is_err() {
+            self.end_moving();
+        }
+        made
+    }
+
+    /// The program's own changes wait from here on.
+    fn begin_moving(&self) -> Result<()> {
+        let mut moving = lock_mutex(&self.moving);
+        if self.is_dead() {
+            return Err(Error::invalid(format!("queue pair {:#x} has been destroyed", self.qpn)));
+        }
+        if moving.under_way {
+            return Err(Error::new(
+                libc::EBUSY,
+                format!("queue pair {:#x} is being moved already", self.qpn),
+            ));
+        }
+        moving.under_way = true;
+        Ok(())
+    }
+
+    fn end_moving(&self) {
+        lock_mutex(&self.moving).under_way = false;
+        self.moved.notify_all();
+    }
+
+    /// Waits until no re-map of it is under way. The service thread, which drives it, gives up by
+    /// itself a mover that is not heard of any more.
+    fn wait_for_moves(&self) -> MutexGuard<'_, Moving> {
+        let mut moving = lock_mutex(&self.moving);
+        while moving.under_way {
+            moving = self.moved.wait(moving).unwrap_or_else(PoisonError::into_inner);
+        }
+        moving
+    }
+
+    /// Runs `change` while no re-map of it is under way.
+    pub(super) fn while_it_stays<R>(&self, change: impl FnOnce() -> R) -> R {
+        self.wait_for_moves().under_way = true;
+        let changed = change();
+        self.end_moving();
+        changed
+    }
+
+    /// The program destroys it: no re-map of it begins any more.
+    pub(super) fn stay_for_good(&self) {
+        let _moving = self.wait_for_moves();
+        self.watch.fetch_or(watch::DEAD, Ordering::Release);
+    }
+
+    fn make_fresh(
+        &self,
+        underlay: &Arc<Underlay>,
+        srq: Option<Arc<dyn DeviceSrq>>,
+        state: u32,
+    ) -> Result<Fresh> {
+        let gone = || Error::invalid(format!("a CQ of queue pair {:#x} is gone", self.qpn));
+        let (send_cq, recv_cq) = (self.send_cq.upgrade(), self.recv_cq.upgrade());
+        let (send_cq, recv_cq) = (send_cq.ok_or_else(gone)?, recv_cq.ok_or_else(gone)?);
+        // On another device the CQs have been made large enough.
+        let doubled = self.device() == Some(underlay.id);
+        if doubled {
+            send_cq.reserve(crate::virt::core::cq::sends(&self.cap), None)?;
+            if let Err(error) = recv_cq.reserve(u64::from(self.cap.max_recv_wr), None) {
+                send_cq.release(crate::virt::core::cq::sends(&self.cap), None);
+                return Err(error);
+            }
+        }
+        let made = physical_cap(underlay, &self.cap, srq.is_some()).and_then(|cap| {
+            let parts = PhysicalParts {
+                qp_type: self.qp_type,
+                cap,
+                send_cq: &send_cq,
+                recv_cq: &recv_cq,
+                srq,
+            };
+            Attachment::create(&self.pd, underlay, &parts)
+        });
+        let attachment = match made {
+            Ok(attachment) => attachment,
+            Err(error) => {
+                self.release_room(doubled);
+                return Err(error);
+            }
+        };
+        let inline = attachment.qp.init_cap().max_inline_data;
+        if inline < self.cap.max_inline_data {
+            self.release_room(doubled);
+            return Err(Error::invalid(format!(
+                "queue pair {:#x} has a max_inline_data of {}, and one of {} {inline} at most",
+                self.qpn,
+                self.cap.max_inline_data,
+                underlay.device.name()
+            )));
+        }
+        let number = attachment.qp.qp_num();
+        let psn = random_psn();
+        let fresh = Fresh { attachment, psn, mtu: 0, target: None, state, doubled };
+        let _ = underlay.qpns.set(number as usize, number, self.qpn);
+        if !matches!(state, qp_state::RESET | qp_state::ERR)
+            && let Err(error) = self.init_fresh(&fresh)
+        {
+            self.let_go(fresh);
+            return Err(error);
+        }
+        Ok(fresh)
+    }
+
+    fn init_fresh(&self, fresh: &Fresh) -> Result<()> {
+        let control = lock_mutex(&self.control);
+        let attr = QpAttr {
+            qp_state: qp_state::INIT,
+            pkey_index: control.attr.pkey_index,
+            port_num: control.port(),
+            qkey: control.attr.qkey,
+            qp_access_flags: control.attr.qp_access_flags,
+            ..QpAttr::default()
+        };
+        let own = if self.qp_type == qp_type::UD { qp_mask::QKEY } else { qp_mask::ACCESS_FLAGS };
+        let mask = qp_mask::STATE | qp_mask::PKEY_INDEX | qp_mask::PORT | own;
+        drop(control);
+        fresh.attachment.qp.modify(&attr, mask)?;
+        if self.qp_type == qp_type::UD {
+            return self.ready(fresh, &QpAttr::default(), 0);
+        }
+        Ok(())
+    }
+
+    /// From INIT to the state that it is to have.
+    fn ready(&self, fresh: &Fresh, rtr: &QpAttr, mask: u32) -> Result<()> {
+        let qp = &fresh.attachment.qp;
+        if fresh.state == qp_state::INIT {
+            return Ok(());
+        }
+        qp.modify(&QpAttr { qp_state: qp_state::RTR, ..*rtr }, qp_mask::STATE | mask)?;
+        if fresh.state == qp_state::RTR {
+            return Ok(());
+        }
+        let Control { attr, .. } = &*lock_mutex(&self.control);
+        let rts = QpAttr {
+            qp_state: qp_state::RTS,
+            sq_psn: fresh.psn,
+            timeout: attr.timeout,
+            retry_cnt: attr.retry_cnt.min(MOST_RETRIES),
+            rnr_retry: attr.rnr_retry,
+            max_rd_atomic: attr.max_rd_atomic,
+            ..QpAttr::default()
+        };
+        let mut mask = qp_mask::STATE | qp_mask::SQ_PSN;
+        if self.qp_type == qp_type::RC {
+            mask |= qp_mask::TIMEOUT
+                | qp_mask::RETRY_CNT
+                | qp_mask::RNR_RETRY
+                | qp_mask::MAX_QP_RD_ATOMIC;
+        }
+        qp.modify(&rts, mask)
+    }
+
+    /// How peers reach the new physical queue pair.
+    pub(in crate::virt::core) fn end_of(&self, fresh: &Fresh) -> Result<PhysicalEnd> {
+        let port = lock_mutex(&self.control).port();
+        fresh.attachment.underlay.end(port, fresh.attachment.qp.qp_num())
+    }
+
+    /// Connects the new physical queue pair to that end of `process`, whose first packet has that
+    /// number; without an end, to nobody.
+    pub(in crate::virt::core) fn connect_fresh(
+        &self,
+        fresh: &mut Fresh,
+        process: ProcessId,
+        end: Option<(PhysicalEnd, u32)>,
+    ) -> Result<()> {
+        let own = self.end_of(fresh)?;
+        let (end, peer_psn) = end.unwrap_or((PhysicalEnd { qpn: NO_SUCH_QPN, ..own }, 0));
+        let attr = {
+            let control = lock_mutex(&self.control);
+            let mut attr = control.attr;
+            attr.ah_attr.port_num = control.port();
+            attr
+        };
+        let underlay = Arc::clone(&fresh.attachment.underlay);
+        let found = self.connection_to(&underlay, &attr.ah_attr, process, &own, &end)?;
+        let rtr = QpAttr {
+            path_mtu: attr.path_mtu.min(found.mtu),
+            dest_qp_num: found.dest_qp_num,
+            rq_psn: peer_psn,
+            ah_attr: found.ah_attr,
+            max_dest_rd_atomic: attr.max_dest_rd_atomic,
+            min_rnr_timer: attr.min_rnr_timer,
+            ..QpAttr::default()
+        };
+        let mut mask = qp_mask::AV | qp_mask::PATH_MTU | qp_mask::DEST_QPN | qp_mask::RQ_PSN;
+        if self.qp_type == qp_type::RC {
+            mask |= qp_mask::MAX_DEST_RD_ATOMIC | qp_mask::MIN_RNR_TIMER;
+        }
+        self.ready(fresh, &rtr, mask)?;
+        fresh.mtu = abi::mtu_bytes(rtr.path_mtu).unwrap_or(0);
+        fresh.target = Some(found.target);
+        Ok(())
+    }
+
+    /// Lets go of a new physical queue pair that is not needed.
+    pub(in crate::virt::core) fn discard(&self, fresh: Fresh) {
+        self.let_go(fresh);
+        self.end_moving();
+    }
+
+    fn let_go(&self, fresh: Fresh) {
+        let number = fresh.attachment.qp.qp_num();
+        let underlay = Arc::clone(&fresh.attachment.underlay);
+        let doubled = fresh.doubled;
+        drop(fresh);
+        underlay.qpns.unset(number as usize, number, self.qpn);
+        self.release_room(doubled);
+    }
+
+    fn release_room(&self, doubled: bool) {
+        if doubled {
+            if let Some(cq) = self.send_cq.upgrade() {
+                cq.release(crate::virt::core::cq::sends(&self.cap), None);
+            }
+            if let Some(cq) = self.recv_cq.upgrade() {
+                cq.release(u64::from(self.cap.max_recv_wr), None);
+            }
+        }
+    }
+
+    /// Sends are only appended from here on. Behind a tail that no completion would prove goes a
+    /// request of ours that does.
+    pub(in crate::virt::core) fn stop(&self) {
+        let Ok(attachment) = self.attachment() else { return };
+        let old = (attachment.underlay.id, attachment.qp.qp_num());
+        self.cqs().for_each(|cq| cq.begin_move());
+        {
+            let mut moving = lock_mutex(&self.moving);
+            moving.old = Some(old);
+            (moving.recv_back, moving.proof_out) = (false, false);
+            moving.withheld.clear();
+        }
+        self.watch.fetch_or(watch::WITHHOLD, Ordering::SeqCst);
+        let mut side = self.send_side.visit();
+        side.set(gate::SUSPENDED);
+        if side.gate() & (gate::FAILED | gate::ERR) == 0
+            && self.qp_type == qp_type::RC
+            && self.has_unproven_tail()
+        {
+            self.prove(&mut side, true);
+        }
+    }
+
+    /// A WRITE is out behind which nothing is signalled. (Of SENDs the receiver tells, by count.)
+    fn has_unproven_tail(&self) -> bool {
+        let out = self.send.retired()..self.send.handed();
+        out.rev()
+            .take_while(|seq| !self.comes_back(*seq))
+            .any(|seq| matches!(self.send.entry(seq).opcode, Opcode::Write | Opcode::WriteImm))
+    }
+
+    /// Its completion comes in any case.
+    fn comes_back(&self, seq: u64) -> bool {
+        let entry = self.send.entry(seq);
+        self.send.is_signaled(seq) || entry.opcode == Opcode::Read || entry.opcode.is_atomic()
+    }
+
+    /// Posts a request of no bytes behind all that were handed. The peer allows it: it is posted
+    /// behind WRITEs alone, or to a queue pair at ERR.
+    fn prove(&self, side: &mut Guard<'_, SendSide>, counts: bool) {
+        let mut wr = SendWr::empty();
+        wr.wr_id = PROOF | self.tag | self.send.handed().wrapping_sub(1) & LOW_31;
+        wr.opcode = wr_opcode::RDMA_WRITE;
+        wr.send_flags = send_flags::SIGNALED;
+        wr.wr.rdma = abi::RdmaWr { remote_addr: 0, rkey: NO_SUCH_KEY };
+        if self.qp_type == qp_type::UD {
+            wr.opcode = wr_opcode::SEND;
+            wr.wr.ud = side.lost_datagram(0);
+        }
+        let Some(qp) = side.physical() else { return };
+        // SAFETY: one request without elements; a datagram's handle is the side's own.
+        if unsafe { qp.post_send(&raw mut wr) }.is_ok() {
+            lock_mutex(&self.moving).proof_out = true;
+            if counts {
+                self.send.hide();
+            }
+        }
+    }
+
+    /// A request of ours has come back. Called by pollers.
+    #[cold]
+    pub(in crate::virt::core) fn proof_came(&self, wc: &Wc) {
+        lock_mutex(&self.moving).proof_out = false;
+        if wc.status == wc_status::SUCCESS
+            && let Some(seq) = self.send.expand((wc.wr_id & LOW_31) as u32)
+        {
+            self.send.retire(seq);
+        }
+    }
+
+    /// Nothing that was handed is still to be executed, as far as can be told. After a harvest.
+    pub(in crate::virt::core) fn is_quiet(&self) -> bool {
+        if self.send_side.gate() & (gate::FAILED | gate::ERR) != 0 {
+            return true;
+        }
+        let (retired, handed) = (self.send.retired(), self.send.handed());
+        let waits = {
+            let moving = lock_mutex(&self.moving);
+            moving.proof_out || !moving.replays.is_empty()
+        };
+        !waits
+            && (retired..handed).all(|seq| {
+                let opcode = self.send.entry(seq).opcode;
+                !self.comes_back(seq) && !matches!(opcode, Opcode::Write | Opcode::WriteImm)
+            })
+    }
+
+    /// The old physical queue pair to ERR. Receives are only appended from here on.
+    pub(in crate::virt::core) fn take_down(&self) {
+        self.recv_side.visit().set(gate::SUSPENDED);
+        let (retired, handed) = (self.recv.retired(), self.recv.handed());
+        lock_mutex(&self.moving).last_recv =
+            (retired < handed).then(|| (handed.wrapping_sub(1) & LOW_31) as u32);
+        let Ok(attachment) = self.attachment() else { return };
+        let err = QpAttr { qp_state: qp_state::ERR, ..QpAttr::default() };
+        if let Err(error) = attachment.qp.modify(&err, qp_mask::STATE) {
+            tracing::warn!("queue pair {:#x}: to ERR: {error}", self.qpn);
+        }
+        // What is signalled at ERR comes back behind everything else.
+        if self.send.retired() < self.send.handed() && !lock_mutex(&self.moving).proof_out {
+            let mut side = self.send_side.visit();
+            self.prove(&mut side, false);
+        }
+    }
+
+    /// How far the old physical queue pair has come as a responder. `None` where something is still to
+    /// come back from it, unless this is the last look. After a harvest.
+    pub(in crate::virt::core) fn executed(&self, last_look: bool) -> Option<Executed> {
+        let Ok(attachment) = self.attachment() else { return Some(Executed::default()) };
+        // Soft queue pairs at ERR execute nothing more, by themselves.
+        let exact = attachment.underlay.device.kind() == Kind::Soft;
+        let settled = {
+            let moving = lock_mutex(&self.moving);
+            let recvs_out = moving.last_recv.is_some() && !moving.recv_back;
+            if !exact && !last_look && (recvs_out || moving.proof_out) {
+                return None;
+            }
+            exact || (moving.last_recv.is_some() && moving.recv_back)
+        };
+        let messages = match &self.srq {
+            Some(_) => self.delivered.load(Ordering::Acquire),
+            None => self.recv.retired().wrapping_sub(self.recv_base.load(Ordering::Acquire)),
+        };
+        let psn = attachment.qp.query(qp_mask::RQ_PSN).ok().map(|attr| attr.rq_psn);
+        Some(Executed { messages, psn, settled })
+    }
+
+    /// Hands all receives to the new physical queue pair.
+    pub(in crate::virt::core) fn receive_on(&self, fresh: &Fresh) {
+        let mut side = self.recv_side.visit();
+        side.go_over(&fresh.attachment);
+        let none = matches!(fresh.state, qp_state::RESET | qp_state::ERR) || self.srq.is_some();
+        // One at ERR has nothing to receive: what is in its window is flushed.
+        if none || side.gate() & (gate::FAILED | gate::ERR) != 0 {
+            side.clear(gate::SUSPENDED);
+            return;
+        }
+        if let Err(errno) = self.hand_recvs_again(&mut side) {
+            let error = std::io::Error::from_raw_os_error(errno);
+            tracing::error!("queue pair {:#x}: a receive is lost: {error}", self.qpn);
+        }
+        side.clear(gate::SUSPENDED);
+    }
+
+    /// Goes over to the new physical queue pair: the peer has executed that much; `None`, where it is
+    /// not to be asked any more. Returns how many bytes of its first request had landed where that is a WRITE
+    /// with immediate data: it then waits to be released. All completions of the old one have been
+    /// taken, and `receive_on` was called.
+    pub(in crate::virt::core) fn attach(
+        &self,
+        fresh: Fresh,
+        peer: Option<&Executed>,
+    ) -> (Leaving, Option<u32>) {
+        let at_err =
+            fresh.state == qp_state::ERR || self.send_side.gate() & (gate::FAILED | gate::ERR) != 0;
+        if at_err {
+            return (self.attach_at_err(fresh), None);
+        }
+        let Fresh { attachment, psn, mtu, target, state, doubled } = fresh;
+        let reliable = self.qp_type == qp_type::RC;
+        let send_cq = self.send_cq.upgrade();
+        let switch = || {
+            let mut side = self.send_side.visit();
+            let plan = match state {
+                qp_state::RTS if reliable => self.judge(peer),
+                // Whatever was handed is sent, as far as anybody can know.
+                _ => Some(Plan {
+                    executed: (self.send.retired()..self.send.handed()).collect(),
+                    ..Plan::default()
+                }),
+            };
+            side.go_over(&attachment, target.clone());
+            if side.gate() & gate::FAILED != 0 {
+                // It ends already, and goes on with that.
+                side.clear(gate::SUSPENDED);
+                to_err(&attachment, self.qpn);
+                return (None, None);
+            }
+            let plan = match plan {
+                Some(plan) if plan.undecided.is_none() => plan,
+                undecided => {
+                    self.give_up(&mut side, undecided);
+                    return (None, None);
+                }
+            };
+            self.send.attach(Start { psn, mtu }, &plan);
+            let cut = plan.replays.iter().find(|replay| {
+                replay.skip > 0 && self.send.entry(replay.seq).opcode == Opcode::WriteImm
+            });
+            let cut = cut.map(|replay| replay.skip);
+            self.note_plan(&plan);
+            side.replays = plan.replays.into();
+            if cut.is_some() {
+                return (cut, None);
+            }
+            (None, self.resume(&mut side))
+        };
+        let (cut, missing) = match &send_cq {
+            Some(cq) => cq.alone(switch),
+            None => switch(),
+        };
+        // A peer that is connected counts from there; one that is yet to be, from what the program
+        // tells it.
+        if matches!(state, qp_state::RTR | qp_state::RTS) {
+            lock_mutex(&self.control).own_psn = Some(psn);
+        }
+        let old = lock_mutex(&self.attachment).replace(attachment);
+        if let Some(missing) = missing {
+            missing.resolve(self);
+        }
+        (Leaving { old, doubled }, cut)
+    }
+
+    /// Goes over at ERR: what is outstanding is flushed, by the old physical queue pair as far as that
+    /// has done it, and by us.
+    fn attach_at_err(&self, fresh: Fresh) -> Leaving {
+        let Fresh { attachment, doubled, .. } = fresh;
+        self.return_withheld();
+        let send = || {
+            let mut side = self.send_side.visit();
+            side.go_over(&attachment, None);
+            side.clear(gate::SUSPENDED);
+            to_err(&attachment, self.qpn);
+            if side.gate() & gate::FAILED != 0 {
+                self.flush_sends(&mut side, true);
+            } else if self.send.retired() < self.send.appended() {
+                self.send.unhand(self.send.retired());
+                self.end_here(&mut side, wc_status::WR_FLUSH_ERR);
+            }
+        };
+        let recv = || {
+            let mut side = self.recv_side.visit();
+            side.set(gate::ERR);
+            side.clear(gate::SUSPENDED);
+            if self.recv.retired() < self.recv.appended() {
+                self.end_recvs(&mut side, true);
+            }
+        };
+        match self.send_cq.upgrade() {
+            Some(cq) => cq.alone(send),
+            None => send(),
+        }
+        match self.recv_cq.upgrade() {
+            Some(cq) => cq.alone(recv),
+            None => recv(),
+        }
+        Leaving { old: lock_mutex(&self.attachment).replace(attachment), doubled }
+    }
+
+    /// What is to be done with what was handed; `None` where that cannot be told.
+    fn judge(&self, peer: Option<&Executed>) -> Option<Plan> {
+        let (retired, handed) = (self.send.retired(), self.send.handed());
+        let Some(peer) = peer else {
+            return (retired == handed).then(Plan::default);
+        };
+        // With nothing under way the number cannot have moved.
+        let believed = peer.settled || self.is_quiet();
+        let peer = Executed { psn: peer.psn.filter(|_| believed), ..*peer };
+        match self.send.judge(&peer, retired) {
+            Ok(plan) => Some(plan),
+            Err(error) => {
+                tracing::error!("queue pair {:#x}: {error}", self.qpn);
+                None
+            }
+        }
+    }
+
+    /// Completions of ours, in turn with those of the requests that are done again. While nobody
+    /// polls.
+    fn note_plan(&self, plan: &Plan) {
+        let due = {
+            let mut moving = lock_mutex(&self.moving);
+            moving.executed = plan.executed.iter().copied().collect();
+            moving.replays = plan.replays.iter().map(|replay| replay.seq).collect();
+            moving.failed = false;
+            let mut due = Vec::new();
+            self.take_due(&mut moving, &mut due);
+            due
+        };
+        if plan.executed.is_empty() && plan.replays.is_empty() {
+            return;
+        }
+        self.watch.fetch_or(watch::THROUGH, Ordering::SeqCst);
+        if let Some(cq) = self.send_cq.upgrade() {
+            cq.pass(self);
+            cq.hold(due.into_iter().map(Held::gone));
+        }
+    }
+
+    /// Executed requests behind nothing that was handed again and is waited for: they leave the window.
+    fn take_due(&self, moving: &mut Moving, due: &mut Vec<Wc>) {
+        let limit = moving.replays.front().copied().unwrap_or(u64::MAX);
+        while let Some(seq) = moving.executed.front().copied().filter(|seq| *seq < limit) {
+            moving.executed.pop_front();
+            if moving.failed || self.send.is_signaled(seq) {
+                let status =
+                    if moving.failed { wc_status::WR_FLUSH_ERR } else { wc_status::SUCCESS };
+                due.push(self.completion(seq, status));
+            }
+            self.send.retire(seq);
+        }
+    }
+
+    fn completion(&self, seq: u64, status: u32) -> Wc {
+        let entry = self.send.entry(seq);
+        let opcode = completion_of(entry.opcode);
+        Wc { wr_id: entry.wr_id, status, opcode, qp_num: self.qpn, ..Wc::default() }
+    }
+
+    /// A send completion has come, which the program `asked` for or not: all that are due now, in
+    /// order. Their entries leave the window. Called by pollers.
+    #[cold]
+    pub(in crate::virt::core) fn in_turn(&self, wc: &Wc, asked: bool) -> Vec<Wc> {
+        let mut due = Vec::new();
+        let Some(seq) = self.send.expand((wc.wr_id & LOW_31) as u32) else { return due };
+        let mut moving = lock_mutex(&self.moving);
+        // A completion covers all that were posted before it.
+        while moving.replays.front().is_some_and(|replay| *replay < seq) {
+            moving.replays.pop_front();
+        }
+        self.take_due(&mut moving, &mut due);
+        if moving.replays.front() == Some(&seq) {
+            moving.replays.pop_front();
+        }
+        moving.failed |= wc.status != wc_status::SUCCESS;
+        if asked || wc.status != wc_status::SUCCESS {
+            due.push(Wc { wr_id: self.send.wr_id(seq), qp_num: self.qpn, ..*wc });
+        }
+        self.send.retire(seq);
+        self.take_due(&mut moving, &mut due);
+        due
+    }
+
+    /// Its completions need not go through the backlog any longer, which is empty. False where they
+    /// must. Called by pollers.
+    pub(in crate::virt::core) fn leave_through(&self) -> bool {
+        let moving = lock_mutex(&self.moving);
+        let done = moving.executed.is_empty() && moving.replays.is_empty();
+        if done {
+            self.watch.fetch_and(!watch::THROUGH, Ordering::Release);
+        }
+        done
+    }
+
+    /// Whether a completion is a failure of the path that is being left. Called by pollers.
+    #[cold]
+    pub(in crate::virt::core) fn withholds(&self, device: DeviceId, wc: &Wc) -> bool {
+        // One that ends by itself flushes for the program, and not for us.
+        if self.watch.load(Ordering::Acquire) & watch::WITHHOLD == 0
+            || wc.status == wc_status::SUCCESS
+            || self.send_side.gate() & gate::FAILED != 0
+        {
+            return false;
+        }
+        let mut moving = lock_mutex(&self.moving);
+        if moving.old != Some((device, wc.qp_num)) {
+            return false;
+        }
+        if wc.wr_id & RECV != 0 && moving.last_recv == Some((wc.wr_id & LOW_31) as u32) {
+            moving.recv_back = true;
+        }
+        moving.withheld.push(*wc);
+        true
+    }
+
+    /// The request whose receive comes next was cut: so many bytes of it had landed.
+    pub(in crate::virt::core) fn expect_cut(&self, landed: u32) {
+        lock_mutex(&self.moving).mend = landed;
+        self.watch.fetch_or(watch::MEND, Ordering::Release);
+    }
+
+    /// Mends the length in a receive's completion, where its request was cut. Called by pollers.
+    #[inline]
+    pub(in crate::virt::core) fn mend(&self, wc: &mut Wc) {
+        if self.watch.load(Ordering::Acquire) & watch::MEND != 0
+            && wc.status == wc_status::SUCCESS
+            && wc.opcode == wc_opcode::RECV_RDMA_WITH_IMM
+        {
+            self.watch.fetch_and(!watch::MEND, Ordering::Release);
+            wc.byte_len = wc.byte_len.saturating_add(lock_mutex(&self.moving).mend);
+        }
+    }
+
+    /// What was handed cannot be done again: its first request that was not executed for certain, and all behind
+    /// it, end with errors. While nobody polls.
+    fn give_up(&self, side: &mut Guard<'_, SendSide>, plan: Option<Plan>) {
+        let retired = self.send.retired();
+        let (first, executed) = match plan {
+            Some(plan) => {
+                let replay = plan.replays.first().map(|replay| replay.seq);
+                let first = replay.into_iter().chain(plan.undecided).min().unwrap_or(retired);
+                (first, plan.executed)
+            }
+            None => (retired, Vec::new()),
+        };
+        let mut done = Vec::new();
+        for seq in executed.into_iter().filter(|seq| *seq < first) {
+            if self.send.is_signaled(seq) {
+                done.push(self.completion(seq, wc_status::SUCCESS));
+            }
+            self.send.retire(seq);
+        }
+        if let Some(cq) = self.send_cq.upgrade() {
+            cq.hold(done.into_iter().map(Held::gone));
+        }
+        self.forget_replays();
+        self.send.unhand(first.max(self.send.retired()));
+        self.end_here(side, wc_status::RETRY_EXC_ERR);
+    }
+
+    /// Nothing is in turn any more.
+    pub(super) fn forget_replays(&self) {
+        let mut moving = lock_mutex(&self.moving);
+        moving.executed.clear();
+        moving.replays.clear();
+    }
+
+    /// The peer is gone: what was handed ends as verbs end it.
+    pub(in crate::virt::core) fn lose_peer(&self) {
+        let lose = || {
+            let mut side = self.send_side.visit();
+            if side.gate() & gate::FAILED != 0 {
+                side.clear(gate::SUSPENDED);
+            } else if self.send.retired() == self.send.appended() {
+                // Nothing is out. What comes will be told so by the device, in its own time.
+                let _ = self.resume(&mut side);
+            } else {
+                self.give_up(&mut side, None);
+            }
+        };
+        match self.send_cq.upgrade() {
+            Some(cq) => cq.alone(lose),
+            None => lose(),
+        }
+    }
+
+    /// What has been appended meanwhile is handed.
+    fn resume(&self, side: &mut Guard<'_, SendSide>) -> Option<Missing> {
+        // Posters stay behind what waits.
+        side.set(gate::BLOCKED);
+        side.clear(gate::SUSPENDED);
+        match self.push_in(side) {
+            Blocked::By(missing) => Some(missing),
+            Blocked::No => None,
+        }
+    }
+
+    /// Goes on after its first request was cut, or with the old physical queue pair.
+    pub(in crate::virt::core) fn release(&self) {
+        let missing = {
+            let mut side = self.send_side.visit();
+            if side.gate() & gate::SUSPENDED == 0 {
+                return;
+            }
+            if side.gate() & gate::FAILED != 0 {
+                side.clear(gate::SUSPENDED);
+                return;
+            }
+            self.resume(&mut side)
+        };
+        if let Some(missing) = missing {
+            missing.resolve(self);
+        }
+    }
+
+    /// Goes on with the old physical queue pair, before that was taken down.
+    pub(in crate::virt::core) fn go_on(&self) {
+        self.return_withheld();
+        if lock_mutex(&self.moving).old.take().is_some() {
+            self.cqs().for_each(|cq| cq.end_move());
+        }
+        self.release();
+    }
+
+    /// What was withheld comes after all.
+    fn return_withheld(&self) {
+        self.watch.fetch_and(!watch::WITHHOLD, Ordering::SeqCst);
+        let (old, withheld) = {
+            let mut moving = lock_mutex(&self.moving);
+            (moving.old, std::mem::take(&mut moving.withheld))
+        };
+        let Some((device, _)) = old else { return };
+        let (recvs, sends): (Vec<_>, Vec<_>) = withheld.into_iter().partition(is_recv);
+        if let Some(cq) = self.send_cq.upgrade() {
+            cq.give_back(device, sends);
+        }
+        if let Some(cq) = self.recv_cq.upgrade() {
+            cq.give_back(device, recvs);
+        }
+    }
+
+    /// Of what was withheld, the sends: before a request of ours says that all of them are through.
+    #[cold]
+    pub(in crate::virt::core) fn take_withheld_sends(&self) -> Vec<Wc> {
+        let mut moving = lock_mutex(&self.moving);
+        let withheld = std::mem::take(&mut moving.withheld);
+        let (recvs, sends): (Vec<_>, Vec<_>) = withheld.into_iter().partition(is_recv);
+        moving.withheld = recvs;
+        sends
+    }
+
+    /// Destroys what was left, takes what it has left in the CQs, and forgets it.
+    pub(in crate::virt::core) fn leave(&self, leaving: Leaving) {
+        let Leaving { old, doubled } = leaving;
+        let number = old.map(|old| {
+            let number = old.qp.qp_num();
+            let underlay = old.underlay;
+            drop(old.qp);
+            (underlay, number)
+        });
+        for cq in [&self.send_cq, &self.recv_cq].into_iter().filter_map(std::sync::Weak::upgrade) {
+            cq.harvest_now();
+        }
+        if let Some((underlay, number)) = number {
+            underlay.qpns.unset(number as usize, number, self.qpn);
+        }
+        self.watch.fetch_and(!watch::WITHHOLD, Ordering::SeqCst);
+        let stopped = {
+            let mut moving = lock_mutex(&self.moving);
+            moving.withheld = Vec::new();
+            moving.old.take().is_some()
+        };
+        if stopped {
+            self.cqs().for_each(|cq| cq.end_move());
+        }
+        self.release_room(doubled);
+        self.end_moving();
+    }
+
+    /// Nothing physical is outstanding: whatever is in the window beyond the cursor ends with `status`.
+    fn end_here(&self, side: &mut Guard<'_, SendSide>, status: u32) {
+        side.ending = Ending::through(self.send.handed(), status);
+        self.begin_ending(side, status);
+    }
+}
+
+/// What a queue pair has left behind.
+#[must_use = "it is destroyed by `QpCore::leave`"]
+pub(in crate::virt::core) struct Leaving {
+    old: Option<Attachment>,
+    doubled: bool,
+}
+
+/// By its physical `wr_id`.
+fn is_recv(wc: &Wc) -> bool {
+    wc.wr_id & RECV != 0 || wc.wr_id >> KIND_SHIFT == SHARED >> KIND_SHIFT
+}
+
+fn to_err(attachment: &Attachment, qpn: u32) {
+    let err = QpAttr { qp_state: qp_state::ERR, ..QpAttr::default() };
+    if let Err(error) = attachment.qp.modify(&err, qp_mask::STATE) {
+        tracing::warn!("queue pair {qpn:#x}: to ERR: {error}");
+    }
+}

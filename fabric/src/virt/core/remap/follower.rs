@@ -1,0 +1,397 @@
+//! Following a peer whose context goes to another device: on the service thread, which never waits.
+
+use super::{BARRIER_PATIENCE, FIRST_PORT, cqs_of, site};
+use crate::abi::{qp_state, qp_type};
+use crate::device::{self, Kind};
+use crate::names::{PhysicalEnd, ProcessId};
+use crate::virt::core::context::VirtualContext;
+use crate::virt::core::local::Local;
+use crate::virt::core::lock_mutex;
+use crate::virt::core::qp::{Fresh, Leaving, QpCore};
+use crate::virt::core::underlay::Underlay;
+use sojourn_logging::Executed;
+use sojourn_logging::remap::{
+    Accept, Answer, Cut, Follower, FollowerLimits, GroupId, Offer, PrepareError, Request, Side,
+};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Groups that one process may have begun here and not ended: 256 links in each, which is as many as
+/// a process may have queue pairs.
+const MAX_GROUPS: usize = 512;
+
+/// Re-maps of a process: whether it is moving itself, and those in which it follows.
+pub(in crate::virt::core) struct Remaps {
+    epoch: Instant,
+    moving: AtomicBool,
+    next_group: AtomicU64,
+    following: Mutex<Following>,
+}
+
+#[derive(Default)]
+struct Following {
+    groups: HashMap<(ProcessId, GroupId), Group>,
+    /// The last group of each mover that has ended.
+    ended: HashMap<ProcessId, GroupId>,
+    /// A timer is set.
+    waking: bool,
+}
+
+struct Group {
+    machine: Follower<PhysicalEnd>,
+    side: Ground,
+}
+
+impl Default for Remaps {
+    fn default() -> Self {
+        Remaps {
+            epoch: Instant::now(),
+            moving: AtomicBool::new(false),
+            next_group: AtomicU64::new(0),
+            following: Mutex::default(),
+        }
+    }
+}
+
+/// While it is there, this process is moving.
+pub(super) struct Moving<'a>(&'a Remaps);
+
+impl Drop for Moving<'_> {
+    fn drop(&mut self) {
+        self.0.moving.store(false, Ordering::Release);
+    }
+}
+
+impl Remaps {
+    /// Begins a move of this process; `None` while another is under way, or it follows somebody.
+    pub(super) fn begin(&self) -> Option<Moving<'_>> {
+        let following = lock_mutex(&self.following);
+        if !following.groups.is_empty() || self.moving.swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        Some(Moving(self))
+    }
+
+    /// Numbers for the groups of a move: larger than those of an earlier life of this process.
+    pub(super) fn next_group(&self, life: u32) -> GroupId {
+        GroupId(u64::from(life) << 40 | self.next_group.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// What a mover is answered.
+    pub(in crate::virt::core) fn answer(
+        &self,
+        local: &Arc<Local>,
+        mover: ProcessId,
+        id: GroupId,
+        request: &Request<PhysicalEnd>,
+    ) -> Answer<PhysicalEnd> {
+        let now = self.epoch.elapsed();
+        let mut following = lock_mutex(&self.following);
+        let over = following.ended.get(&mover).is_some_and(|ended| id <= *ended);
+        let Some(group) = following.groups.get_mut(&(mover, id)) else {
+            return match request {
+                Request::Prepare { .. } if over => Answer::refused("that move has ended"),
+                Request::Prepare { links } => {
+                    self.begin_following(local, &mut following, (mover, id), links, now)
+                }
+                Request::Finish { .. } if over => Answer::Finished,
+                Request::Abort => {
+                    // Its beginning may still be on the way.
+                    following.end(mover, id);
+                    Answer::Aborted
+                }
+                _ => Answer::Unknown,
+            };
+        };
+        let answer = group.machine.handle(request.clone(), now, &mut group.side);
+        if group.machine.is_ended() {
+            following.end(mover, id);
+        }
+        answer
+    }
+
+    fn begin_following(
+        &self,
+        local: &Arc<Local>,
+        following: &mut Following,
+        (mover, id): (ProcessId, GroupId),
+        offers: &[Offer<PhysicalEnd>],
+        now: Duration,
+    ) -> Answer<PhysicalEnd> {
+        // Two contexts of one process do not wait for each other: only one of them moves.
+        let busy = self.moving.load(Ordering::Acquire) && mover != local.grant().process;
+        if busy || following.groups.len() >= MAX_GROUPS {
+            return Answer::Busy;
+        }
+        let mut side = Ground { local: Arc::clone(local), mover, links: Vec::new(), down: None };
+        let (machine, answer) =
+            Follower::begin(id, offers, now, FollowerLimits::default(), &mut side);
+        if let Some(machine) = machine {
+            following.groups.insert((mover, id), Group { machine, side });
+            if !std::mem::replace(&mut following.waking, true) {
+                wake_later(local);
+            }
+        }
+        answer
+    }
+
+    /// Gives up movers that have not been heard of for long.
+    fn wake(&self, local: &Arc<Local>) {
+        let now = self.epoch.elapsed();
+        let mut following = lock_mutex(&self.following);
+        let mut over = Vec::new();
+        for ((mover, id), group) in &mut following.groups {
+            group.machine.wake(now, &mut group.side);
+            if group.machine.is_ended() {
+                tracing::warn!("{mover}, which was moving, has not been heard of any more");
+                over.push((*mover, *id));
+            }
+        }
+        over.into_iter().for_each(|(mover, id)| following.end(mover, id));
+        following.waking = !following.groups.is_empty();
+        if following.waking {
+            wake_later(local);
+        }
+    }
+}
+
+fn wake_later(local: &Arc<Local>) {
+    let weak = Arc::downgrade(local);
+    let job = Box::new(move || {
+        if let Some(local) = weak.upgrade() {
+            local.remaps.wake(&local);
+        }
+    });
+    // As precise as giving up must be.
+    let at = Instant::now() + FollowerLimits::default().patience / 8;
+    local.resolver().run_later(at, job);
+}
+
+impl Following {
+    fn end(&mut self, mover: ProcessId, id: GroupId) {
+        self.groups.remove(&(mover, id));
+        let ended = self.ended.entry(mover).or_insert(id);
+        *ended = (*ended).max(id);
+    }
+}
+
+/// One end of a connection whose other end moves.
+struct Link {
+    /// `None` where the mover named a queue pair that is not connected to its own.
+    qp: Option<Arc<QpCore>>,
+    fresh: Option<Fresh>,
+    leaving: Option<Leaving>,
+}
+
+/// The queue pairs of a group.
+struct Ground {
+    local: Arc<Local>,
+    mover: ProcessId,
+    links: Vec<Link>,
+    /// When they were taken down.
+    down: Option<Instant>,
+}
+
+impl Ground {
+    fn qps(&self) -> impl Iterator<Item = &Arc<QpCore>> {
+        self.links.iter().filter_map(|link| link.qp.as_ref())
+    }
+
+    fn harvest(&self) {
+        cqs_of(self.qps()).iter().for_each(|cq| cq.harvest_now());
+    }
+
+    /// The queue pair that an offer is about, if it is connected to the mover's.
+    fn find(&self, offer: &Offer<PhysicalEnd>) -> Result<Option<Arc<QpCore>>, PrepareError> {
+        let Some(qp) = self.local.qp(offer.qpn) else { return Ok(None) };
+        if !matches!(qp.qp_type, qp_type::RC | qp_type::UC) {
+            return Ok(None);
+        }
+        let Ok(status) = qp.status() else { return Ok(None) };
+        let connected = status.is_connected() && status.peer == Some((self.mover, offer.mover_qpn));
+        if connected {
+            return Ok(Some(qp));
+        }
+        // It is about to be: the mover's end came first.
+        match status.state {
+            qp_state::RESET | qp_state::INIT => Err(PrepareError::Busy),
+            _ => Ok(None),
+        }
+    }
+
+    fn prepare_one(
+        &self,
+        offer: &Offer<PhysicalEnd>,
+    ) -> Result<(Link, Option<Accept<PhysicalEnd>>), PrepareError> {
+        let Some(qp) = self.find(offer)? else {
+            return Ok((Link { qp: None, fresh: None, leaving: None }, None));
+        };
+        if !qp.accepts(offer.incarnation) {
+            let why = format!("queue pair {:#x} has had a later path", qp.qpn);
+            return Err(PrepareError::Refused(why));
+        }
+        let refused = |error: crate::Error| PrepareError::Refused(error.to_string());
+        let context = Arc::clone(&qp.pd.context);
+        let underlay = device_towards(&context, &qp, &offer.end)?;
+        let same = qp.device() == Some(underlay.id);
+        let srq = match &qp.srq {
+            Some(_) if !same => {
+                return Err(PrepareError::Refused(format!(
+                    "queue pair {:#x} shares its receives with others, which stay on another \
+                     device than {}",
+                    qp.qpn,
+                    underlay.device.name()
+                )));
+            }
+            srq => srq.as_ref().map(|srq| srq.physical()),
+        };
+        let state = qp.status().map_err(refused)?.state;
+        let mut fresh = qp.fresh(&underlay, srq, state).map_err(|error| match error.errno() {
+            // The program is at it.
+            libc::EBUSY => PrepareError::Busy,
+            _ => refused(error),
+        })?;
+        let connected = qp
+            .connect_fresh(&mut fresh, self.mover, Some((offer.end, offer.psn)))
+            .and_then(|()| qp.end_of(&fresh));
+        match connected {
+            Ok(end) => {
+                let accept = Accept { end, psn: fresh.psn };
+                Ok((Link { qp: Some(qp), fresh: Some(fresh), leaving: None }, Some(accept)))
+            }
+            Err(error) => {
+                qp.discard(fresh);
+                Err(refused(error))
+            }
+        }
+    }
+}
+
+/// The device from which `end` is reached: the queue pair's own, another one in use, or one that is
+/// opened for it.
+fn device_towards(
+    context: &Arc<VirtualContext>,
+    qp: &QpCore,
+    end: &PhysicalEnd,
+) -> Result<Arc<Underlay>, PrepareError> {
+    let reaches = |underlay: &Arc<Underlay>| {
+        underlay.end(FIRST_PORT, 0).is_ok_and(|own| own.link_layer == end.link_layer)
+    };
+    let mut underlays = context.underlays();
+    let own = qp.device();
+    underlays.sort_by_key(|underlay| Some(underlay.id) != own);
+    if let Some(found) = underlays.into_iter().find(reaches) {
+        return Ok(found);
+    }
+    let Some(_unsettled) = context.try_unsettle() else { return Err(PrepareError::Busy) };
+    let mut devices = device::list();
+    // Hardware first: a soft one reaches soft ones alone.
+    devices.sort_by_key(|device| device.kind() == Kind::Soft);
+    for device in devices {
+        let Ok(opened) = device.open() else { continue };
+        let underlay = context.local().add_device(opened);
+        if reaches(&underlay) {
+            let extended = site::extend(context, &underlay);
+            return match extended {
+                Ok(()) => Ok(underlay),
+                Err(error) => Err(PrepareError::Refused(error.to_string())),
+            };
+        }
+    }
+    Err(PrepareError::Refused(format!(
+        "this machine has no device on a network of the mover's kind (link layer {})",
+        end.link_layer
+    )))
+}
+
+impl Side<PhysicalEnd> for Ground {
+    fn prepare(
+        &mut self,
+        offers: &[Offer<PhysicalEnd>],
+    ) -> Result<Vec<Option<Accept<PhysicalEnd>>>, PrepareError> {
+        let mut accepts = Vec::with_capacity(offers.len());
+        for offer in offers {
+            match self.prepare_one(offer) {
+                Ok((link, accept)) => {
+                    self.links.push(link);
+                    accepts.push(accept);
+                }
+                Err(error) => {
+                    self.discard();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(accepts)
+    }
+
+    fn stop(&mut self) {
+        self.qps().for_each(|qp| qp.stop());
+    }
+
+    fn is_drained(&mut self) -> bool {
+        self.harvest();
+        self.qps().all(|qp| qp.is_quiet())
+    }
+
+    fn take_down(&mut self) {
+        self.harvest();
+        self.qps().for_each(|qp| qp.take_down());
+        self.down = Some(Instant::now());
+    }
+
+    fn executed(&mut self) -> Option<Vec<Executed>> {
+        self.harvest();
+        let last_look = self.down.is_some_and(|since| since.elapsed() >= BARRIER_PATIENCE);
+        let executed = |link: &Link| match &link.qp {
+            Some(qp) => qp.executed(last_look),
+            None => Some(Executed::default()),
+        };
+        self.links.iter().map(executed).collect()
+    }
+
+    fn attach(&mut self, mover: &[Executed]) -> Vec<Cut> {
+        for Link { qp, fresh, .. } in &self.links {
+            if let (Some(qp), Some(fresh)) = (qp, fresh) {
+                qp.receive_on(fresh);
+            }
+        }
+        let mut cuts = Vec::new();
+        for (i, (link, executed)) in self.links.iter_mut().zip(mover).enumerate() {
+            if let (Some(qp), Some(fresh)) = (&link.qp, link.fresh.take()) {
+                let (leaving, cut) = qp.attach(fresh, Some(executed));
+                link.leaving = Some(leaving);
+                cuts.extend(cut.map(|landed| Cut { link: i as u32, landed }));
+            }
+        }
+        cuts
+    }
+
+    fn release(&mut self, cuts: &[Cut]) {
+        for cut in cuts {
+            if let Some(qp) = self.links.get(cut.link as usize).and_then(|link| link.qp.as_ref()) {
+                qp.expect_cut(cut.landed);
+            }
+        }
+        for Link { qp, leaving, .. } in &mut self.links {
+            if let (Some(qp), Some(leaving)) = (qp, leaving.take()) {
+                qp.release();
+                qp.leave(leaving);
+            }
+        }
+    }
+
+    fn go_on(&mut self) {
+        self.qps().for_each(|qp| qp.go_on());
+    }
+
+    fn discard(&mut self) {
+        for Link { qp, fresh, .. } in &mut self.links {
+            if let (Some(qp), Some(fresh)) = (qp, fresh.take()) {
+                qp.discard(fresh);
+            }
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! The shells of the re-map: they drive the machines of [`sojourn_logging::remap`] with queue pairs,
+//! time and messages.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `mover` | a context goes to another device: on the thread that asks for it |
+//! | `site` | everything of a context on one more device, or not any more |
+//! | `survey` | what of a context moves, and what stands against it |
+//! | `follower` | a peer's context does: on the service thread |
+
+mod follower;
+mod mover;
+mod site;
+mod survey;
+
+pub(super) use follower::Remaps;
+pub(super) use mover::relocate;
+pub use mover::{Phase, Relocation};
+
+use super::cq::CqCore;
+use super::qp::QpCore;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The port that devices are compared by.
+const FIRST_PORT: u8 = 1;
+/// Time in which a physical queue pair at ERR gives back what was posted to it. Beyond it, its numbers
+/// are told as they are, and not as settled.
+const BARRIER_PATIENCE: Duration = Duration::from_millis(50);
+
+/// The CQs of some queue pairs, each once.
+fn cqs_of<'a>(qps: impl Iterator<Item = &'a Arc<QpCore>>) -> Vec<Arc<CqCore>> {
+    let mut cqs: Vec<Arc<CqCore>> = qps.flat_map(|qp| qp.cqs()).collect();
+    cqs.sort_by_key(|cq| cq.number());
+    cqs.dedup_by_key(|cq| cq.number());
+    cqs
+}

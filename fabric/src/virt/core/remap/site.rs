@@ -1,0 +1,65 @@
+//! Everything of a context on one more device, or not any more.
+
+use crate::error::{Error, Result};
+use crate::names::DeviceId;
+use crate::virt::core::context::VirtualContext;
+use crate::virt::core::underlay::Underlay;
+use std::sync::Arc;
+
+/// Protection domains, channels, CQs and regions get a physical side on `underlay`. Where one cannot
+/// have it, none has.
+///
+/// # Errors
+/// The first that failed, with what it was.
+pub(super) fn extend(context: &VirtualContext, underlay: &Arc<Underlay>) -> Result<()> {
+    extend_all(context, underlay).inspect_err(|_| {
+        // What has nothing there lets go of nothing.
+        retract(context, underlay.id);
+    })
+}
+
+fn extend_all(context: &VirtualContext, underlay: &Arc<Underlay>) -> Result<()> {
+    let name = underlay.device.name();
+    let failed = |what: &str| {
+        let text = format!("moving to {name}: {what}");
+        move |error: Error| error.context(text)
+    };
+    context.add_underlay(underlay).map_err(failed("its events"))?;
+    for pd in context.pds.alive() {
+        pd.extend(underlay).map_err(failed("a protection domain"))?;
+    }
+    for channel in context.channels.alive() {
+        channel.extend(underlay).map_err(failed("a completion channel"))?;
+    }
+    for cq in context.cqs.alive() {
+        cq.extend(underlay).map_err(failed("a completion queue"))?;
+    }
+    for mr in context.mrs.alive() {
+        mr.extend(underlay).map_err(failed("a memory region"))?;
+    }
+    Ok(())
+}
+
+/// Nothing of the context is on that device any more. No queue pair is there.
+pub(super) fn retract(context: &VirtualContext, device: DeviceId) {
+    for ah in context.ahs.alive() {
+        ah.retract(device);
+    }
+    for cq in context.cqs.alive() {
+        cq.retract(device);
+    }
+    for channel in context.channels.alive() {
+        channel.retract(device);
+    }
+    for mr in context.mrs.alive() {
+        if let Err(error) = mr.retract(device) {
+            tracing::warn!("a region stays registered on a device that was left: {error}");
+        }
+    }
+    for pd in context.pds.alive() {
+        pd.retract(device);
+    }
+    context.remove_underlay(device);
+    let local = context.local();
+    local.peer(local.grant().process).forget_device(device);
+}

@@ -1,0 +1,347 @@
+//! Relocating a context over the device in memory: every step is the test's.
+
+use super::*;
+use crate::device::DeviceContext;
+use crate::virt::Relocation;
+use crate::virt::core::relocate;
+use std::sync::Arc;
+
+fn go(process: &Process, device: Arc<dyn DeviceContext>) -> Relocation {
+    relocate(process.context.device(), &device).unwrap()
+}
+
+/// Goes over to another port.
+fn move_to(process: &Process, fabric: &Fabric, lid: u16) -> Relocation {
+    go(process, fabric.open(Port::infiniband(lid)))
+}
+
+fn numbered(range: std::ops::Range<u64>) -> Vec<(u64, u32)> {
+    successes(range)
+}
+
+/// Promise: all that a program knows survives: names, states, connections, its regions' keys.
+#[test]
+fn names_survive_a_move_and_everything_goes_on() {
+    let Two { fabric, a, b, qa, qb, .. } = two();
+    let before = (qa.endpoint().unwrap(), qb.endpoint().unwrap(), a.memory.rkey(), b.memory.rkey());
+    for (round, mover) in [&a, &b, &a, &b].into_iter().enumerate() {
+        let moved = move_to(mover, &fabric, 200 + round as u16);
+        assert_eq!((moved.queue_pairs, moved.peers, moved.retries), (1, 1, 0));
+        let names: Vec<_> = moved.phases.iter().map(|phase| phase.name).collect();
+        assert_eq!(names, ["prepare", "quiesce", "down", "switch", "cleanup"]);
+        assert!(moved.blackout() > Duration::ZERO);
+        let after =
+            (qa.endpoint().unwrap(), qb.endpoint().unwrap(), a.memory.rkey(), b.memory.rkey());
+        assert_eq!(before, after);
+        let state = (qa.state().unwrap(), qb.state().unwrap());
+        assert_eq!(state, (qp_state::RTS, qp_state::RTS));
+        for (from, to, there, here) in [(&a, &b, &qb, &qa), (&b, &a, &qa, &qb)] {
+            let text = format!("round {round}");
+            there.post_recv(7, &[to.memory.slice(0..64)]).unwrap();
+            from.memory.write(100, text.as_bytes());
+            let sge = [from.memory.slice(100..100 + text.len())];
+            here.post_send(&SendRequest::new(8, Op::Write(to.memory.remote(200)), &sge)).unwrap();
+            here.post_send(&SendRequest::new(9, Op::Send, &sge)).unwrap();
+            assert_eq!(ids(&from.drain()), [(8, 0), (9, 0)]);
+            let received = to.drain();
+            assert_eq!((ids(&received), received[0].src_qp), (vec![(7, 0)], here.qp_num()));
+            let mut bytes = vec![0; text.len()];
+            to.memory.read(200, &mut bytes);
+            assert_eq!(bytes, text.as_bytes());
+        }
+    }
+    fabric.assert_no_overrun();
+}
+
+/// Promises 1 and 2: what is in flight is executed once, and completes once, in order, with the
+/// signalling asked for; whichever end moves, and however much of it has been executed.
+#[test]
+fn what_is_in_flight_is_done_once_and_in_order() {
+    for executed in 0..12 {
+        for moves_sender in [true, false] {
+            let Two { fabric, a, b, qa, qb, .. } = two();
+            // So that keys are known.
+            let sge = [a.memory.slice(0..4)];
+            qa.post_send(&SendRequest::new(0, Op::Write(b.memory.remote(0)), &sge)).unwrap();
+            assert_eq!(a.drain().len(), 1);
+            for id in 0..12 {
+                qb.post_recv(id, &[b.memory.slice(64 * id as usize..64 * id as usize + 64)])
+                    .unwrap();
+            }
+            fabric.on_command();
+            let counter = b.memory.remote(2048);
+            for id in 0..12u64 {
+                a.memory.write(8 * id as usize, &(id + 1).to_ne_bytes());
+                let sge = [a.memory.slice(8 * id as usize..8 * id as usize + 8)];
+                let op = match id % 4 {
+                    0 | 3 => Op::Send,
+                    1 => Op::Write(b.memory.remote(1024 + 8 * id as usize)),
+                    _ => Op::FetchAdd(counter, 1),
+                };
+                let back = [a.memory.slice(512 + 8 * id as usize..520 + 8 * id as usize)];
+                let request = match op {
+                    Op::FetchAdd(..) => SendRequest::new(id, op, &back),
+                    op => SendRequest::new(id, op, &sge),
+                };
+                let quiet = id % 4 == 1 || id % 4 == 3;
+                qa.post_send(&if quiet { request.unsignaled() } else { request }).unwrap();
+            }
+            fabric.step(executed);
+            move_to(if moves_sender { &a } else { &b }, &fabric, 300);
+            fabric.at_once();
+            let signaled: Vec<_> = (0..12).filter(|id| id % 4 == 0 || id % 4 == 2).collect();
+            let done: Vec<_> = signaled.iter().map(|id| (*id, 0)).collect();
+            assert_eq!(ids(&a.drain()), done, "{executed} executed, sender {moves_sender}");
+            let received = b.drain();
+            assert_eq!(ids(&received), numbered(0..6));
+            for (i, id) in [0u64, 3, 4, 7, 8, 11].into_iter().enumerate() {
+                let mut bytes = [0; 8];
+                b.memory.read(64 * i, &mut bytes);
+                assert_eq!(u64::from_ne_bytes(bytes), id + 1);
+            }
+            let mut bytes = [0; 8];
+            b.memory.read(2048, &mut bytes);
+            assert_eq!(u64::from_ne_bytes(bytes), 3, "each atomic was executed once");
+            for (i, id) in [2u64, 6, 10].into_iter().enumerate() {
+                a.memory.read(512 + 8 * id as usize, &mut bytes);
+                assert_eq!(u64::from_ne_bytes(bytes), i as u64);
+            }
+            // And on it goes.
+            let sge = [a.memory.slice(0..4)];
+            for id in 0..30 {
+                qa.post_send(&SendRequest::new(id, Op::Write(b.memory.remote(0)), &sge)).unwrap();
+                assert_eq!(ids(&a.drain()), [(id, 0)]);
+            }
+            fabric.assert_no_overrun();
+        }
+    }
+}
+
+/// Promise 3: a WRITE that was cut in the middle goes on at its first packet that has not landed; what
+/// has landed is not written again, since the peer may have seen it, and changed it.
+#[test]
+fn a_write_that_was_cut_goes_on_where_it_was() {
+    for with_imm in [false, true] {
+        for moves_sender in [true, false] {
+            let Two { fabric, a, b, qa, qb, .. } = two();
+            let sge = [a.memory.slice(0..4096)];
+            qa.post_send(&SendRequest::new(0, Op::Write(b.memory.remote(0)), &sge)).unwrap();
+            assert_eq!(a.drain().len(), 1);
+            qb.post_recv(5, &[]).unwrap();
+            qb.post_recv(6, &[b.memory.slice(0..0)]).unwrap();
+            fabric.on_command();
+            a.memory.write(0, &[7; 4096]);
+            let to = b.memory.remote(0);
+            let op = if with_imm { Op::WriteImm(to, 77) } else { Op::Write(to) };
+            qa.post_send(&SendRequest::new(1, op, &sge)).unwrap();
+            qa.post_send(&SendRequest::new(2, Op::SendImm(78), &[])).unwrap();
+            fabric.cut(3);
+            // The peer has seen it.
+            b.memory.write(0, &[9; 3072]);
+            move_to(if moves_sender { &a } else { &b }, &fabric, 300);
+            fabric.at_once();
+            assert_eq!(ids(&a.drain()), numbered(1..3));
+            let received = b.drain();
+            if with_imm {
+                assert_eq!(ids(&received), numbered(5..7));
+                assert_eq!(received[0].byte_len, 4096, "as if it had never been cut");
+                assert_eq!(u32::from_be(received[0].imm_data), 77);
+            } else {
+                assert_eq!(ids(&received), numbered(5..6));
+            }
+            let mut bytes = [0; 4096];
+            b.memory.read(0, &mut bytes);
+            assert!(bytes[..3072].iter().all(|byte| *byte == 9), "written again");
+            assert!(bytes[3072..].iter().all(|byte| *byte == 7), "lost");
+        }
+    }
+}
+
+/// Promise: completions that nobody has polled, and notifications that were armed, survive.
+#[test]
+fn unread_completions_and_armed_notifications_survive() {
+    let (job, fabric) = (Job::default(), Fabric::default());
+    let (a, b) = (Process::new(&job, &fabric, 1), Process::new(&job, &fabric, 2));
+    let channel = b.context.create_channel().unwrap();
+    let cq = b.context.create_cq_on(16, &channel, 99).unwrap();
+    let (qa, qb) = (a.qp(), b.pd.create_qp(&QpOptions::rc(&cq)).unwrap());
+    connect(&qa, &qb);
+    let sge = [a.memory.slice(0..4)];
+    for id in 0..6 {
+        qb.post_recv(id, &[b.memory.slice(0..64)]).unwrap();
+    }
+    for id in 0..3 {
+        qa.post_send(&SendRequest::new(id, Op::Send, &sge)).unwrap();
+    }
+    // Three that nobody has read; then armed for the next.
+    let soon = || Instant::now() + Duration::from_millis(20);
+    move_to(&b, &fabric, 300);
+    assert_eq!(ids(&drain(&cq)), numbered(0..3));
+    cq.req_notify(false).unwrap();
+    assert_eq!(channel.wait(soon()).unwrap(), None);
+    move_to(&b, &fabric, 301);
+    move_to(&a, &fabric, 302);
+    assert_eq!(channel.wait(soon()).unwrap(), None, "nothing has come, and nothing is told");
+    qa.post_send(&SendRequest::new(3, Op::Send, &sge)).unwrap();
+    assert_eq!(channel.wait(soon()).unwrap(), Some(99));
+    assert_eq!(channel.wait(soon()).unwrap(), None, "one event for one notification");
+    assert_eq!(ids(&drain(&cq)), numbered(3..4));
+    assert_eq!(ids(&a.drain()), numbered(0..4));
+}
+
+/// Promise: queue pairs that share their receives move together with them, in the order in which those
+/// were posted; those of a process that talks to itself, too.
+#[test]
+fn shared_receives_and_loops_move() {
+    let (job, fabric) = (Job::default(), Fabric::default());
+    let a = Process::new(&job, &fabric, 1);
+    let srq = a.pd.create_srq(abi::SrqAttr { max_wr: 16, max_sge: 1, srq_limit: 0 }, 0).unwrap();
+    let shared = || a.pd.create_qp(&QpOptions { srq: Some(&srq), ..QpOptions::rc(&a.cq) }).unwrap();
+    let pairs = [(a.qp(), shared()), (a.qp(), shared())];
+    pairs.iter().for_each(|(one, other)| connect(one, other));
+    for id in 0..8 {
+        srq.post_recv(100 + id, &[a.memory.slice(64 * id as usize..64 * id as usize + 64)])
+            .unwrap();
+    }
+    fabric.on_command();
+    let sge = [a.memory.slice(2048..2052)];
+    for id in 0..6 {
+        pairs[id as usize % 2].0.post_send(&SendRequest::new(id, Op::Send, &sge)).unwrap();
+    }
+    fabric.step(2);
+    move_to(&a, &fabric, 300);
+    fabric.at_once();
+    let done = a.drain();
+    let (received, sent): (Vec<_>, Vec<_>) = done.iter().partition(|wc| wc.wr_id >= 100);
+    assert_eq!(ids(&received), numbered(100..106));
+    for (at, (one, _)) in pairs.iter().enumerate() {
+        let own: Vec<_> = sent.iter().filter(|wc| wc.qp_num == one.qp_num()).copied().collect();
+        let expected: Vec<_> = (0..6).filter(|id| id % 2 == at as u64).map(|id| (id, 0)).collect();
+        assert_eq!(ids(&own), expected);
+    }
+    fabric.assert_no_overrun();
+}
+
+/// Promise: datagrams find their way after a move, in both directions, and senders are named as
+/// before.
+#[test]
+fn datagrams_find_their_way_after_a_move() {
+    let (Two { fabric, a, b, qa, qb, .. }, cq) = datagrams(|n| Port::infiniband(n.into()));
+    let ah = a.pd.create_ah(&qb.endpoint().unwrap()).unwrap();
+    let back = b.pd.create_ah(&qa.endpoint().unwrap()).unwrap();
+    let qkey = ConnectOptions::default().qkey;
+    for round in 0..4 {
+        qb.post_recv(round, &[b.memory.slice(0..200)]).unwrap();
+        qa.post_recv(round, &[a.memory.slice(0..200)]).unwrap();
+        let to = Datagram { ah: &ah, qpn: qb.qp_num(), qkey };
+        qa.post_send(&SendRequest::inline(1, Op::Send, b"ping").to(to)).unwrap();
+        let to = Datagram { ah: &back, qpn: qa.qp_num(), qkey };
+        qb.post_send(&SendRequest::inline(2, Op::Send, b"pong").to(to)).unwrap();
+        let (at_a, at_b) = (a.drain(), [b.drain(), drain(&cq)].concat());
+        let from = |wcs: &[Wc]| {
+            let received: Vec<_> =
+                wcs.iter().filter(|wc| wc.opcode == wc_opcode::RECV).copied().collect();
+            assert_eq!(received.len(), 1, "round {round}");
+            (received[0].src_qp, received[0].slid)
+        };
+        assert_eq!(from(&at_b), (qa.qp_num(), 1));
+        assert_eq!(from(&at_a), (qb.qp_num(), 2));
+        move_to(if round % 2 == 0 { &a } else { &b }, &fabric, 300 + round as u16);
+    }
+}
+
+/// Promise: what waits to be flushed is flushed once, and a queue pair at ERR stays there.
+#[test]
+fn queue_pairs_at_err_move_with_what_is_to_be_flushed() {
+    let Two { fabric, a, b, qa, qb, .. } = two();
+    fabric.on_command();
+    let sge = [a.memory.slice(0..4)];
+    qa.post_recv(1, &sge).unwrap();
+    for id in 2..5 {
+        qa.post_send(&SendRequest::new(id, Op::Send, &sge)).unwrap();
+    }
+    qa.set_state(qp_state::ERR).unwrap();
+    move_to(&a, &fabric, 300);
+    qa.post_send(&SendRequest::new(5, Op::Send, &sge)).unwrap();
+    let mut done = ids(&a.drain());
+    done.sort_unstable();
+    let flush = wc_status::WR_FLUSH_ERR;
+    assert_eq!(done, (1..6).map(|id| (id, flush)).collect::<Vec<_>>());
+    assert_eq!(qa.state().unwrap(), qp_state::ERR);
+    // A fresh start, on the new device.
+    fabric.at_once();
+    qa.set_state(qp_state::RESET).unwrap();
+    qb.set_state(qp_state::RESET).unwrap();
+    connect(&qa, &qb);
+    qb.post_recv(6, &[b.memory.slice(0..64)]).unwrap();
+    qa.post_send(&SendRequest::new(7, Op::Send, &sge)).unwrap();
+    assert_eq!((ids(&a.drain()), ids(&b.drain())), (vec![(7, 0)], vec![(6, 0)]));
+}
+
+/// Promise 5: where a device is too small the program goes on where it was, and the error names the
+/// limit, the need and what needs it.
+#[test]
+fn a_device_that_is_too_small_is_refused() {
+    let Two { fabric, a, b, qa, qb, .. } = two();
+    type Limit = fn(&mut abi::DeviceAttr);
+    let limits: [(Limit, &str); 6] = [
+        (|attr| attr.max_qp = 0, "max_qp of 0"),
+        (|attr| attr.max_qp_wr = 10, "max_send_wr of"),
+        (|attr| attr.max_sge = 0, "max_send_sge of"),
+        (|attr| attr.max_cqe = 3, "holds 3 at most"),
+        (|attr| attr.max_qp_rd_atom = 0, "max_qp_rd_atom of 0"),
+        (|attr| attr.atomic_cap = 0, "no atomics"),
+    ];
+    for (round, (limit, text)) in limits.into_iter().enumerate() {
+        let small = fabric.open_with(Port::infiniband(300), limit);
+        let error = relocate(a.context.device(), &small).unwrap_err().to_string();
+        assert!(error.contains(text) && error.starts_with("moving to test0: "), "{error}");
+        let id = round as u64;
+        qb.post_recv(id, &[b.memory.slice(0..64)]).unwrap();
+        let sge = [a.memory.slice(0..4)];
+        qa.post_send(&SendRequest::new(id, Op::Send, &sge)).unwrap();
+        assert_eq!((ids(&a.drain()), ids(&b.drain())), (vec![(id, 0)], vec![(id, 0)]));
+    }
+    let raw = fabric.open(Port::infiniband(300));
+    let error = relocate(&raw, &fabric.open(Port::infiniband(301))).unwrap_err();
+    assert_eq!(error.errno(), libc::EOPNOTSUPP, "{error}");
+}
+
+/// Promise: a queue pair that leads out of the job keeps its process where it is, and is named.
+#[test]
+fn foreign_queue_pairs_keep_a_process_where_it_is() {
+    let Two { fabric, a, qa: _qa, qb: _qb, .. } = two();
+    let foreign = a.qp();
+    let end = crate::virt::Endpoint { lid: 0xc123, ..foreign.endpoint().unwrap() };
+    foreign.connect(&end, &ConnectOptions::default()).unwrap();
+    let device = fabric.open(Port::infiniband(300));
+    let error = relocate(a.context.device(), &device).unwrap_err();
+    assert!(error.to_string().contains(&format!("{:#x}", foreign.qp_num())), "{error}");
+    drop(foreign);
+    relocate(a.context.device(), &device).unwrap();
+}
+
+/// Promise: a peer that is dead holds up nobody: its connections end as verbs end them, and the others
+/// go on.
+#[test]
+fn a_dead_peer_does_not_hold_up_a_move() {
+    let Two { job, fabric, a, qa, qb: _qb, .. } = two();
+    let c = Process::new(&job, &fabric, 3);
+    let (qac, qc) = (a.qp(), c.qp());
+    connect(&qac, &qc);
+    job.kill(2);
+    fabric.on_command();
+    let sge = [a.memory.slice(0..4)];
+    qa.post_send(&SendRequest::new(1, Op::Send, &sge)).unwrap();
+    qac.post_send(&SendRequest::new(2, Op::Send, &sge)).unwrap();
+    qc.post_recv(3, &[c.memory.slice(0..64)]).unwrap();
+    move_to(&a, &fabric, 300);
+    fabric.at_once();
+    let done = a.drain();
+    let of = |qp: &QueuePair| {
+        ids(&done.iter().filter(|wc| wc.qp_num == qp.qp_num()).copied().collect::<Vec<_>>())
+    };
+    assert_eq!(of(&qac), numbered(2..3));
+    assert_eq!(of(&qa), [(1, wc_status::RETRY_EXC_ERR)]);
+    assert_eq!(ids(&c.drain()), numbered(3..4));
+}
