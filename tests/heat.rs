@@ -40,6 +40,32 @@ fn the_field_is_the_same_bit_for_bit_for_any_number_of_ranks() {
     }
 }
 
+/// Promise: ranks go to other devices in mid-run, and the field stays the same, bit for bit.
+#[test]
+fn it_is_the_same_while_ranks_are_relocated() {
+    let place = Place::new();
+    let args = "--size 96x96 --steps 3000 --json --progress";
+    let one = json(alone(&place, args).lines().last().unwrap());
+    for mode in ["SOJOURN_SOFT_MODE=sync", "SOJOURN_SOFT_MODE=async:seed=3,latency_us=20,gbps=10"] {
+        let command = format!(
+            "export SOJOURN_SOFT_DEVICES=2 {mode}; \
+             exec {SOJOURN} heat {args} --relocate soft1,soft0,soft1,soft0"
+        );
+        let out = place.run("-n 3 --timeout 100", &command).ok();
+        let moves: Vec<_> = out.lines().filter_map(|line| line.split_once("moved ")).collect();
+        assert!(moves.len() > 3, "{mode}: {} moves\n{out}", moves.len());
+        for (_, moved) in moves {
+            let moved = json(moved);
+            let phases = moved["phases"].as_array().unwrap();
+            assert_eq!(phases.len(), 5, "{moved}");
+            assert!(moved["blackout_seconds"].as_f64().unwrap() > 0.0);
+        }
+        let report = out.lines().find_map(|line| line.strip_prefix("[0] {")).unwrap();
+        let report = json(&format!("{{{report}"));
+        assert_eq!(report["checksum"], one["checksum"], "{mode}");
+    }
+}
+
 #[test]
 fn without_virtual_verbs_it_is_the_same_too() {
     let place = Place::new();

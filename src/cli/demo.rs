@@ -1,10 +1,12 @@
-//! `sojourn demo`: heat on four ranks, checked against one.
+//! `sojourn demo`: heat on four ranks that go from device to device in mid-run, checked against one
+//! rank that stays.
 
-use super::heat::{PROGRESS, Report, place};
+use super::heat::{MOVED, Moved, PROGRESS, Report, place};
 use super::run::{End, Launch, Place, Signals, Sink, Stream};
 use super::{Failure, Outcome, While, print};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+use sojourn::device::Kind;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -15,12 +17,17 @@ const RANKS: u32 = 4;
 const SIZE: &str = "512x512";
 /// Steps at most: enough for the heat to reach the edge of the plate.
 const STEPS: u64 = 8000;
+/// Times that each rank goes to another device.
+const MOVES: usize = 2;
+/// The soft devices of the demo, where nothing else was said.
+const SOFT_DEVICES: (&str, &str) = ("SOJOURN_SOFT_DEVICES", "soft0,soft1");
 /// A hung rank ends the demo after this.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Show Sojourn at work: heat on four processes over the best device of this machine
 ///
-/// The field is written as a picture, and compared bit for bit with that of one process.
+/// In mid-run each process goes over to another device, and back, while the others compute. The
+/// field is written as a picture, and compared bit for bit with that of one process.
 #[derive(Debug, clap::Args)]
 pub(crate) struct DemoArgs {
     /// The device to use (default: the best that this machine has)
@@ -43,6 +50,7 @@ struct Shown {
     job: Report,
     alone: Report,
     picture: PathBuf,
+    moves: Vec<Moved>,
     seconds: f64,
 }
 
@@ -52,6 +60,10 @@ pub(crate) fn run(args: &DemoArgs) -> Outcome {
     let device = match &args.device {
         Some(name) => name.clone(),
         None => sojourn::best_device()?,
+    };
+    let environment = match std::env::var_os(SOFT_DEVICES.0) {
+        Some(_) => Vec::new(),
+        None => vec![SOFT_DEVICES],
     };
     let picture = std::path::absolute(&args.output)
         .doing(format_args!("the picture {}", args.output.display()))?;
@@ -72,14 +84,17 @@ pub(crate) fn run(args: &DemoArgs) -> Outcome {
             timeout: Some(TIMEOUT),
             program: &program,
             arguments: &arguments,
+            environment: &environment,
         };
         launch(&job, &signals, what, args.json)
     };
-    let output = [OsString::from("--output"), picture.clone().into()];
-    let job = heat(RANKS, "4 ranks", &output)?;
-    let alone = heat(1, "1 rank", &[])?;
+    let journey = journey(&device).join(",");
+    let more = ["--relocate".into(), journey.into(), "--output".into(), picture.clone().into()];
+    let (job, moves) = heat(RANKS, "4 ranks", &more)?;
+    let (alone, _) = heat(1, "1 rank", &[])?;
     let same = job.checksum == alone.checksum && job.steps == alone.steps;
-    let shown = Shown { ok: same, job, alone, picture, seconds: start.elapsed().as_secs_f64() };
+    let seconds = start.elapsed().as_secs_f64();
+    let shown = Shown { ok: same, job, alone, picture, moves, seconds };
     if args.json {
         print(&format!("{}\n", serde_json::to_string_pretty(&shown).doing("writing JSON")?))?;
     } else {
@@ -92,6 +107,23 @@ pub(crate) fn run(args: &DemoArgs) -> Outcome {
         "demo: the field of {RANKS} ranks ({} after {} steps) is not that of one ({} after {})",
         shown.job.checksum, shown.job.steps, shown.alone.checksum, shown.alone.steps
     )))
+}
+
+/// Where each rank goes: to another device of the same kind and back, or where there is none, to the
+/// same one, with new queue pairs.
+fn journey(device: &str) -> Vec<String> {
+    let all = sojourn::device::list();
+    let kind = all.iter().find(|it| it.name() == device).map(|it| it.kind());
+    let other = match kind {
+        // The ranks have two, whatever is seen here.
+        Some(Kind::Soft) if device == "soft1" => "soft0".to_owned(),
+        Some(Kind::Soft) => "soft1".to_owned(),
+        _ => all
+            .iter()
+            .find(|it| Some(it.kind()) == kind && it.name() != device)
+            .map_or(device.to_owned(), |it| it.name().to_owned()),
+    };
+    [other, device.to_owned()].into_iter().cycle().take(MOVES).collect()
 }
 
 fn text(shown: &Shown) -> String {
@@ -119,6 +151,11 @@ fn text(shown: &Shown) -> String {
         1e6 * job.waited_seconds / (job.steps as f64 * f64::from(job.ranks)),
         shown.picture.display(),
     );
+    let mut moves = shown.moves.clone();
+    moves.sort_by_key(|moved| moved.rank);
+    for moved in &moves {
+        text += &format!("{}\n", moved.text());
+    }
     if shown.ok {
         text += &format!(
             "check: both fields have the checksum {}\n{:.1} s in all\ndemo: ok\n",
@@ -128,29 +165,38 @@ fn text(shown: &Shown) -> String {
     text
 }
 
-/// Runs heat, and returns what its rank 0 reports.
-fn launch(job: &Launch<'_>, signals: &Signals, what: &'static str, quiet: bool) -> Outcome<Report> {
+/// Runs heat, and returns what its rank 0 reports, and where ranks went.
+fn launch(
+    job: &Launch<'_>,
+    signals: &Signals,
+    what: &'static str,
+    quiet: bool,
+) -> Outcome<(Report, Vec<Moved>)> {
     let (tell, told) = std::sync::mpsc::channel();
+    let (tell_moves, moves) = std::sync::mpsc::channel();
     let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new(1) };
     // It draws on stderr, and only where that is a terminal.
     let style = ProgressStyle::with_template("{prefix:>8} [{bar:40}] {pos}/{len} steps, {msg}")
         .doing("the progress bar")?;
     bar.set_style(style.progress_chars("=> "));
     bar.set_prefix(what);
-    let watcher = Watcher { bar: bar.clone(), tell };
+    let watcher = Watcher { bar: bar.clone(), tell, tell_moves };
     let (end, _) = job.run(signals, Box::new(watcher))?;
     bar.finish_and_clear();
     if end != End::Success {
         return Err(Failure::status(end.status()));
     }
     let report = told.try_iter().last();
-    report.ok_or_else(|| Failure::new(format!("demo: {what} ended without a report")))
+    let report =
+        report.ok_or_else(|| Failure::new(format!("demo: {what} ended without a report")))?;
+    Ok((report, moves.try_iter().collect()))
 }
 
 /// Takes what the ranks print: progress and the report from rank 0; everything else is passed on.
 struct Watcher {
     bar: ProgressBar,
     tell: std::sync::mpsc::Sender<Report>,
+    tell_moves: std::sync::mpsc::Sender<Moved>,
 }
 
 impl Sink for Watcher {
@@ -164,6 +210,11 @@ impl Sink for Watcher {
                 self.bar.set_position(step);
                 self.bar.set_message(format!("residual {}", words.next().unwrap_or_default()));
             }
+        } else if stream == Stream::Out
+            && let Some(Ok(moved)) =
+                text.strip_prefix(MOVED).map(|json| serde_json::from_str(json.trim()))
+        {
+            let _ = self.tell_moves.send(moved);
         } else if stream == Stream::Out
             && let Ok(report) = serde_json::from_slice(line)
         {
@@ -182,7 +233,8 @@ mod tests {
     #[test]
     fn the_watcher_finds_the_report_among_other_lines() {
         let (tell, told) = std::sync::mpsc::channel();
-        let mut watcher = Watcher { bar: ProgressBar::hidden(), tell };
+        let (tell_moves, moves) = std::sync::mpsc::channel();
+        let mut watcher = Watcher { bar: ProgressBar::hidden(), tell, tell_moves };
         let report = Report {
             width: 4,
             height: 3,
@@ -203,6 +255,10 @@ mod tests {
         watcher.line(0, Stream::Out, b"progress 8 10 5e-1");
         watcher.line(1, Stream::Err, b"a warning");
         watcher.line(0, Stream::Out, &json);
+        let moved = br#"moved {"rank":3,"from":"soft0","to":"soft1","queue_pairs":7,"peers":2,"blackout_seconds":0.001,"phases":[["switch",0.001]]}"#;
+        watcher.line(3, Stream::Out, moved);
+        let moves: Vec<_> = moves.try_iter().map(|moved| (moved.rank, moved.to)).collect();
+        assert_eq!(moves, [(3, "soft1".to_owned())]);
         assert_eq!(watcher.bar.position(), 8);
         assert_eq!(told.try_iter().map(|report| report.checksum).collect::<Vec<_>>(), ["ab"]);
     }
@@ -222,6 +278,7 @@ mod tests {
             job: report("1"),
             alone: report("1"),
             picture: PathBuf::from("x.png"),
+            moves: Vec::new(),
             seconds: 1.0,
         };
         assert!(text(&shown(true)).ends_with("demo: ok\n"));

@@ -1,12 +1,14 @@
 //! `sojourn heat`: the plate, as one rank of a job or alone.
 
-use super::{Outcome, While, print};
+use super::{Failure, Outcome, While, print};
 use crate::heat::image;
 use crate::heat::pattern::Pattern;
+use crate::heat::travel::{self, Travel};
 use crate::heat::{self, Problem, Solution};
 use serde::{Deserialize, Serialize};
 use sojourn::Job;
-use sojourn::verbs::Context;
+use sojourn::verbs::{Context, Relocation};
+use std::cell::RefCell;
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -16,6 +18,8 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(50);
 
 /// What lines of progress begin with; step, steps and residual follow.
 pub(crate) const PROGRESS: &str = "progress";
+/// What lines of moves begin with; [`Moved`] in JSON follows.
+pub(crate) const MOVED: &str = "moved";
 
 /// Compute how heat spreads over a plate, together with the other ranks of a job
 ///
@@ -41,6 +45,9 @@ pub(crate) struct HeatArgs {
     /// Use the device without virtual verbs, for measuring
     #[arg(long)]
     raw: bool,
+    /// Let each rank go over to these devices in mid-run, one after the other (soft1,soft0)
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', conflicts_with = "raw")]
+    relocate: Vec<String>,
     /// Print the checksum of the field, and nothing else
     #[arg(long, conflicts_with = "json")]
     checksum: bool,
@@ -85,6 +92,49 @@ pub(crate) struct Report {
     pub(crate) waited_seconds: f64,
 }
 
+/// A rank has gone to another device in mid-run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Moved {
+    pub(crate) rank: u32,
+    pub(crate) from: String,
+    pub(crate) to: String,
+    pub(crate) queue_pairs: usize,
+    pub(crate) peers: usize,
+    pub(crate) blackout_seconds: f64,
+    /// Name and seconds.
+    pub(crate) phases: Vec<(String, f64)>,
+}
+
+impl Moved {
+    fn new(rank: u32, moved: Relocation) -> Self {
+        let seconds = |took: Duration| took.as_secs_f64();
+        Moved {
+            rank,
+            blackout_seconds: seconds(moved.blackout()),
+            from: moved.from,
+            to: moved.to,
+            queue_pairs: moved.queue_pairs,
+            peers: moved.peers,
+            phases: moved.phases.iter().map(|it| (it.name.to_owned(), seconds(it.took))).collect(),
+        }
+    }
+
+    /// One line, for people.
+    pub(crate) fn text(&self) -> String {
+        let phases: Vec<_> =
+            self.phases.iter().map(|(name, took)| format!("{name} {:.2}", took * 1e3)).collect();
+        format!(
+            "rank {}: {} to {}, {} queue pairs, blackout {:.2} ms ({} ms)",
+            self.rank,
+            self.from,
+            self.to,
+            self.queue_pairs,
+            self.blackout_seconds * 1e3,
+            phases.join(", ")
+        )
+    }
+}
+
 impl Report {
     /// Steps in a second.
     pub(crate) fn steps_per_second(&self) -> f64 {
@@ -108,18 +158,35 @@ pub(crate) fn run(args: &HeatArgs) -> Outcome {
     let job = Job::from_env()?;
     let device = if job.size() > 1 { Some(job.device()?) } else { None };
     let problem = Problem { pattern, steps: args.steps, tolerance: args.tolerance };
+    check_devices(&args.relocate)?;
+    let travel = RefCell::new(None);
     let open = || match &device {
         Some(name) if args.raw => Context::open_raw(name),
-        _ => job.context(),
+        _ => {
+            let context = job.context()?;
+            if !args.relocate.is_empty() {
+                let plan = travel::plan(&args.relocate, job.rank(), job.size(), args.steps);
+                *travel.borrow_mut() = Some(Travel::start(context.clone(), plan)?);
+            }
+            Ok(context)
+        }
     };
     let mut told = Instant::now();
     let tell = args.progress && job.rank() == 0;
     let solution = heat::solve(&job, open, &problem, |step, residual| {
+        if let Some(travel) = &*travel.borrow() {
+            travel.tell(step);
+        }
         if tell && told.elapsed() >= PROGRESS_EVERY {
             told = Instant::now();
             println!("{PROGRESS} {step} {} {residual:e}", args.steps);
         }
     })?;
+    if let Some(travel) = travel.into_inner() {
+        for moved in travel.finish()? {
+            tell_move(&Moved::new(job.rank(), moved), args.progress)?;
+        }
+    }
     let Some(solution) = solution else { return Ok(()) };
     let (width, height) = problem.pattern.size();
     if let Some(path) = &args.output {
@@ -135,6 +202,30 @@ pub(crate) fn run(args: &HeatArgs) -> Outcome {
     } else {
         print(&text(&report, args))
     }
+}
+
+/// Before anything is computed.
+fn check_devices(names: &[String]) -> Outcome {
+    let all = sojourn::device::list();
+    let known: Vec<_> = all.iter().map(|device| device.name()).collect();
+    match names.iter().find(|name| !known.contains(&name.as_str())) {
+        None => Ok(()),
+        Some(name) => Err(Failure::new(format!(
+            "--relocate: device \"{name}\" not found; this machine has: {}",
+            known.join(", ")
+        ))),
+    }
+}
+
+fn tell_move(moved: &Moved, progress: bool) -> Outcome {
+    if progress {
+        return print(&format!(
+            "{MOVED} {}\n",
+            serde_json::to_string(moved).doing("writing JSON")?
+        ));
+    }
+    eprintln!("{}", moved.text());
+    Ok(())
 }
 
 fn report(

@@ -9,6 +9,8 @@
 //! At the end the field comes together at rank 0 ([`gather`]). It is bit for bit the same for
 //! any number of ranks.
 //!
+//! Meanwhile a rank may go over to other devices ([`travel`]): the field stays the same.
+//!
 //! Called by the `heat` and `demo` commands. All communication is RDMA WRITE and WRITE_WITH_IMM
 //! ([`wires`]), over virtual verbs, or for measuring over a raw device.
 
@@ -20,6 +22,7 @@ pub(crate) mod image;
 pub(crate) mod pattern;
 mod reduce;
 mod team;
+pub(crate) mod travel;
 mod wires;
 
 use decomposition::Decomposition;

@@ -115,6 +115,7 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
         timeout: args.timeout,
         program: &program,
         arguments: &args.program[1..],
+        environment: &[],
     };
     let signals = Signals::block()?;
     match job.run(&signals, Box::new(output::Prefixed::default()))?.0 {
@@ -150,6 +151,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) program: &'a Path,
     /// Its arguments.
     pub(crate) arguments: &'a [OsString],
+    /// Variables that are set beside those of the job.
+    pub(crate) environment: &'a [(&'a str, &'a str)],
 }
 
 impl Launch<'_> {
@@ -218,7 +221,7 @@ impl Launch<'_> {
             device: self.device.map(str::to_owned),
         };
         let mut command = Command::new(self.program);
-        command.args(self.arguments);
+        command.args(self.arguments).envs(self.environment.iter().copied());
         for (name, value) in told.variables() {
             match value {
                 Some(value) => command.env(name, value),

@@ -129,7 +129,7 @@ impl Token {
 
 impl Core {
     pub(super) fn new(name: &str, options: Options) -> Result<Arc<Core>> {
-        let node = Node::open(name)?;
+        let node = Node::open()?;
         let tcp =
             options.addr.map(|addr| Tcp::open(addr, options.lid).map(Arc::new)).transpose()?;
         let (region_fd, region) = Region::create()?;

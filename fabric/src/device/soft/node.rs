@@ -1,7 +1,8 @@
 //! Names on the node: where contexts of one user find each other.
 //!
-//! A soft device is one for the whole node. Its directory (0700, ours) holds for each claimed
-//! block of 1,024 QPNs a lock file, `block-N`, locked (`flock`) by the context that owns it for
+//! The soft devices of a node are ports of one subnet, as two HCAs on one switch are: every context
+//! reaches every other, whatever devices they were opened on. The subnet's directory (0700, ours) holds
+//! for each claimed block of 1,024 QPNs a lock file, `block-N`, locked (`flock`) by the context that owns it for
 //! as long as its process lives, and naming the unix socket on which that context answers. The
 //! kernel frees the lock when the process dies; what such a file or socket then still says is
 //! found out by connecting, and by the handshake, which checks the block.
@@ -19,7 +20,10 @@ use std::path::{Path, PathBuf};
 /// The longest path of a unix socket (`sun_path`), without its terminating zero.
 const SUN_PATH: usize = 107;
 
-/// The directory of one device.
+/// The subnet's directory, below the one for all that is ours.
+const SUBNET: &str = "subnet";
+
+/// The directory of the node's subnet.
 #[derive(Clone, Debug)]
 pub(super) struct Node {
     dir: PathBuf,
@@ -58,8 +62,8 @@ pub(super) fn random() -> u64 {
 }
 
 impl Node {
-    /// The directory of the device `name`, made where it is missing.
-    pub(super) fn open(name: &str) -> Result<Node> {
+    /// The node's directory, made where it is missing.
+    pub(super) fn open() -> Result<Node> {
         let root = match std::env::var_os("SOJOURN_SOFT_DIR").filter(|dir| !dir.is_empty()) {
             Some(dir) => PathBuf::from(dir),
             None => match std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()) {
@@ -68,12 +72,12 @@ impl Node {
             },
         };
         private_dir(&root)?;
-        let dir = root.join(name);
+        let dir = root.join(SUBNET);
         private_dir(&dir)?;
         let longest = dir.join("0123456789abcdef.sock");
         if longest.as_os_str().len() > SUN_PATH {
             return Err(Error::invalid(format!(
-                "the soft device's directory {} is too long for unix sockets; set \
+                "the soft devices' directory {} is too long for unix sockets; set \
                  SOJOURN_SOFT_DIR to a shorter one",
                 dir.display()
             )));

@@ -5,6 +5,7 @@ use crate::abi;
 use crate::device::{DeviceContext, Kind};
 use crate::error::{Error, Result};
 use crate::names::{DeviceId, PhysicalEnd};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 
 /// A physical key that no device deals: where a virtual key stands for nothing, the request is
@@ -14,6 +15,9 @@ pub(super) const NO_SUCH_KEY: u32 = 0;
 pub(super) const NO_SUCH_QPN: u32 = 0x00ff_fffe;
 /// The hop limit of address vectors that name none.
 const HOP_LIMIT: u8 = 64;
+
+/// Bytes of a GID that name the subnet (IBTA 4.1.1).
+const SUBNET_PREFIX: usize = 8;
 
 /// One physical device in use by a context.
 pub(super) struct Underlay {
@@ -42,6 +46,22 @@ impl Underlay {
             mtu: attr.active_mtu as u8,
             link_layer: attr.link_layer,
         })
+    }
+
+    /// Whether `port` is up and on a network with `end`: on the same subnet (InfiniBand, and soft), or
+    /// where the kernel routes that address by one of the port's own (RoCE).
+    pub(super) fn reaches(&self, port: u8, end: &PhysicalEnd) -> bool {
+        let Ok(own) = self.end(port, 0) else { return false };
+        let up =
+            self.device.query_port(port).is_ok_and(|attr| attr.state == abi::port_state::ACTIVE);
+        if !up || own.link_layer != end.link_layer {
+            return false;
+        }
+        match (ipv4_of(own.gid), ipv4_of(end.gid)) {
+            (Some(own), Some(theirs)) => own == theirs || source_towards(theirs) == Some(own),
+            (None, None) => own.gid[..SUBNET_PREFIX] == end.gid[..SUBNET_PREFIX],
+            _ => false,
+        }
     }
 
     /// The physical address vector that leads to `end`, in place of a virtual one.
@@ -92,6 +112,23 @@ impl Underlay {
                 self.device.name()
             ))
         })
+    }
+}
+
+/// Of a RoCE v2 GID over IPv4.
+fn ipv4_of(gid: [u8; 16]) -> Option<Ipv4Addr> {
+    Ipv6Addr::from(gid).to_ipv4_mapped()
+}
+
+/// The address of ours that the kernel sends from to another. Nothing is sent.
+fn source_towards(to: Ipv4Addr) -> Option<Ipv4Addr> {
+    // Any port: none is looked at.
+    const PORT: u16 = 9;
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    socket.connect((to, PORT)).ok()?;
+    match socket.local_addr().ok()? {
+        SocketAddr::V4(own) => Some(*own.ip()),
+        SocketAddr::V6(_) => None,
     }
 }
 

@@ -71,6 +71,8 @@ pub(in crate::virt::core) struct Fresh {
     /// Path MTU in bytes, once connected.
     mtu: u32,
     target: Option<Target>,
+    /// Of the connection: one more than that which is attached, or as the peer says who offers it.
+    pub(in crate::virt::core) incarnation: u32,
     /// The state that it is to have.
     state: u32,
     /// Room for its completions was reserved beside that of the old one.
@@ -142,19 +144,9 @@ impl QpCore {
         lock_mutex(&self.attachment).as_ref().map(|attachment| attachment.underlay.id)
     }
 
-    /// The next incarnation of its connection; each is offered once.
-    pub(in crate::virt::core) fn next_incarnation(&self) -> u32 {
-        let mut moving = lock_mutex(&self.moving);
-        moving.incarnation += 1;
-        moving.incarnation
-    }
-
-    /// A peer offers this incarnation. False where it, or a later one, has been here before.
+    /// Whether an incarnation that a peer offers is newer than the one that is attached.
     pub(in crate::virt::core) fn accepts(&self, incarnation: u32) -> bool {
-        let mut moving = lock_mutex(&self.moving);
-        let newer = incarnation > moving.incarnation;
-        moving.incarnation = moving.incarnation.max(incarnation);
-        newer
+        incarnation > lock_mutex(&self.moving).incarnation
     }
 
     /// A physical queue pair to go over to, on that device, in INIT where the old one is beyond RESET.
@@ -264,7 +256,8 @@ impl QpCore {
         }
         let number = attachment.qp.qp_num();
         let psn = random_psn();
-        let fresh = Fresh { attachment, psn, mtu: 0, target: None, state, doubled };
+        let incarnation = lock_mutex(&self.moving).incarnation + 1;
+        let fresh = Fresh { attachment, psn, mtu: 0, target: None, incarnation, state, doubled };
         let _ = underlay.qpns.set(number as usize, number, self.qpn);
         if !matches!(state, qp_state::RESET | qp_state::ERR)
             && let Err(error) = self.init_fresh(&fresh)
@@ -552,7 +545,8 @@ impl QpCore {
         if at_err {
             return (self.attach_at_err(fresh), None);
         }
-        let Fresh { attachment, psn, mtu, target, state, doubled } = fresh;
+        let Fresh { attachment, psn, mtu, target, incarnation, state, doubled } = fresh;
+        lock_mutex(&self.moving).incarnation = incarnation;
         let reliable = self.qp_type == qp_type::RC;
         let send_cq = self.send_cq.upgrade();
         let switch = || {
@@ -652,6 +646,10 @@ impl QpCore {
         // With nothing under way the number cannot have moved.
         let believed = peer.settled || self.is_quiet();
         let peer = Executed { psn: peer.psn.filter(|_| believed), ..*peer };
+        tracing::debug!(
+            "queue pair {:#x}: the peer has executed {peer:?}; requests {retired} to {handed} are out",
+            self.qpn
+        );
         match self.send.judge(&peer, retired) {
             Ok(plan) => Some(plan),
             Err(error) => {
@@ -781,6 +779,11 @@ impl QpCore {
     /// it, end with errors. While nobody polls.
     fn give_up(&self, side: &mut Guard<'_, SendSide>, plan: Option<Plan>) {
         let retired = self.send.retired();
+        tracing::warn!(
+            "queue pair {:#x}: of {} requests nobody can tell whether they were executed; they end with errors",
+            self.qpn,
+            self.send.handed() - retired
+        );
         let (first, executed) = match plan {
             Some(plan) => {
                 let replay = plan.replays.first().map(|replay| replay.seq);

@@ -253,6 +253,7 @@ impl Ground {
             libc::EBUSY => PrepareError::Busy,
             _ => refused(error),
         })?;
+        fresh.incarnation = offer.incarnation;
         let connected = qp
             .connect_fresh(&mut fresh, self.mover, Some((offer.end, offer.psn)))
             .and_then(|()| qp.end_of(&fresh));
@@ -276,9 +277,7 @@ fn device_towards(
     qp: &QpCore,
     end: &PhysicalEnd,
 ) -> Result<Arc<Underlay>, PrepareError> {
-    let reaches = |underlay: &Arc<Underlay>| {
-        underlay.end(FIRST_PORT, 0).is_ok_and(|own| own.link_layer == end.link_layer)
-    };
+    let reaches = |underlay: &Arc<Underlay>| underlay.reaches(FIRST_PORT, end);
     let mut underlays = context.underlays();
     let own = qp.device();
     underlays.sort_by_key(|underlay| Some(underlay.id) != own);
@@ -300,10 +299,18 @@ fn device_towards(
             };
         }
     }
-    Err(PrepareError::Refused(format!(
-        "this machine has no device on a network of the mover's kind (link layer {})",
-        end.link_layer
-    )))
+    // Who sees nothing better tries where it is: what the kernel knows of its routes is not all.
+    let same_kind = |underlay: &Arc<Underlay>| {
+        underlay.end(FIRST_PORT, 0).is_ok_and(|own| own.link_layer == end.link_layer)
+    };
+    let found = context.underlays().into_iter().find(|it| Some(it.id) == own && same_kind(it));
+    found.ok_or_else(|| {
+        PrepareError::Refused(format!(
+            "this machine has no device on a network of the mover's (link layer {}, GID {})",
+            end.link_layer,
+            crate::abi::Gid(end.gid)
+        ))
+    })
 }
 
 impl Side<PhysicalEnd> for Ground {

@@ -330,7 +330,7 @@ impl<'a> Move<'a> {
             offers[group].push(Offer {
                 qpn,
                 mover_qpn: link.qp.qpn,
-                incarnation: link.qp.next_incarnation(),
+                incarnation: fresh.incarnation,
                 end: link.qp.end_of(fresh)?,
                 psn: fresh.psn,
             });

@@ -2,6 +2,7 @@
 
 use crate::names::{Asker, Error, Fetch, Grant, Incarnation, JobId, Owner, ProcessId, Record};
 use crate::virt::core::{Answer, Core, Resolver};
+use sojourn_logging::remap::{self, Request};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -24,6 +25,7 @@ struct State {
     pending: Vec<Pending>,
     timers: Vec<Box<dyn FnOnce() + Send>>,
     fetched: usize,
+    busy: usize,
 }
 
 /// The job.
@@ -64,6 +66,11 @@ impl Job {
         self.0.lock().unwrap().fetched
     }
 
+    /// The next that are asked to follow a move are moving themselves.
+    pub(in super::super) fn busy_for(&self, times: usize) {
+        self.0.lock().unwrap().busy = times;
+    }
+
     /// A process dies.
     pub(in super::super) fn kill(&self, process: u32) {
         self.0.lock().unwrap().dead.insert(ProcessId(process));
@@ -77,7 +84,11 @@ impl Job {
 
     fn ask(&self, by: ProcessId, peer: ProcessId, what: &Fetch) -> Answer {
         let owner = {
-            let state = self.0.lock().unwrap();
+            let mut state = self.0.lock().unwrap();
+            if state.busy > 0 && matches!(what, Fetch::Remap(_, Request::Prepare { .. })) {
+                state.busy -= 1;
+                return Ok(Record::Remap(remap::Answer::Busy));
+            }
             if state.dead.contains(&peer) {
                 return Err(Error::Gone { process: peer });
             }

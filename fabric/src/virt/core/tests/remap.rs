@@ -345,3 +345,26 @@ fn a_dead_peer_does_not_hold_up_a_move() {
     assert_eq!(of(&qa), [(1, wc_status::RETRY_EXC_ERR)]);
     assert_eq!(ids(&c.drain()), numbered(3..4));
 }
+
+/// Promise 5: a try that was taken back, whoever made it, is in the way of none that follows.
+#[test]
+fn a_try_that_was_taken_back_is_in_nobodys_way() {
+    let Two { job, fabric, a, b, qa, qb } = two();
+    for round in 0..3 {
+        let foreign = a.qp();
+        let end = crate::virt::Endpoint { lid: 0xc123, ..foreign.endpoint().unwrap() };
+        foreign.connect(&end, &ConnectOptions::default()).unwrap();
+        let device = fabric.open(Port::infiniband(300));
+        assert!(relocate(a.context.device(), &device).is_err());
+        drop(foreign);
+        move_to(&b, &fabric, 310 + round);
+        // And one of its peers is busy: tried again, and again, until it is not.
+        job.busy_for(3);
+        assert_eq!(move_to(&a, &fabric, 320 + round).retries, 3);
+        move_to(&b, &fabric, 330 + round);
+        let id = u64::from(round);
+        qb.post_recv(id, &[b.memory.slice(0..64)]).unwrap();
+        qa.post_send(&SendRequest::new(id, Op::Send, &[a.memory.slice(0..4)])).unwrap();
+        assert_eq!((ids(&a.drain()), ids(&b.drain())), (vec![(id, 0)], vec![(id, 0)]));
+    }
+}

@@ -1,0 +1,94 @@
+//! A rank goes over to other devices in mid-run: on a thread beside the one that computes, which
+//! notices nothing.
+
+use sojourn::verbs::{Context, Relocation};
+use sojourn::{Error, Result};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle, Thread};
+use std::time::Duration;
+
+/// A look at the step that was told last, where nobody says that there is another.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// The moves of one rank.
+pub(crate) struct Travel {
+    told: Arc<Told>,
+    thread: JoinHandle<Result<Vec<Relocation>>>,
+}
+
+#[derive(Default)]
+struct Told {
+    step: AtomicU64,
+    over: AtomicBool,
+}
+
+/// The steps at which rank `rank` of `size` goes to each of `devices`, of `steps` in all: so that one
+/// rank moves after the other, all through the run.
+pub(crate) fn plan(devices: &[String], rank: u32, size: u32, steps: u64) -> Vec<(u64, String)> {
+    let (rank, size) = (u64::from(rank), u64::from(size));
+    let turns = devices.len() as u64 * size + 1;
+    let at = |turn: usize| steps * (turn as u64 * size + rank + 1) / turns;
+    devices.iter().enumerate().map(|(turn, device)| (at(turn), device.clone())).collect()
+}
+
+impl Travel {
+    /// Takes `context` to each device, once its step has been told.
+    pub(crate) fn start(context: Context, plan: Vec<(u64, String)>) -> Result<Self> {
+        let told = Arc::new(Told::default());
+        let listen = Arc::clone(&told);
+        let thread = thread::Builder::new()
+            .name("travel".to_owned())
+            .spawn(move || {
+                let mut moves = Vec::new();
+                for (step, device) in plan {
+                    while listen.step.load(Ordering::Acquire) < step {
+                        if listen.over.load(Ordering::Acquire) {
+                            return Ok(moves);
+                        }
+                        thread::park_timeout(LOOK);
+                    }
+                    moves.push(context.relocate(&device)?);
+                }
+                Ok(moves)
+            })
+            .map_err(|error| Error::os(&error, "starting a thread"))?;
+        Ok(Travel { told, thread })
+    }
+
+    fn waker(&self) -> &Thread {
+        self.thread.thread()
+    }
+
+    /// The computation has come to that step.
+    pub(crate) fn tell(&self, step: u64) {
+        self.told.step.store(step, Ordering::Release);
+        self.waker().unpark();
+    }
+
+    /// The computation is over: the moves that were made.
+    ///
+    /// # Errors
+    /// That of the move that failed.
+    pub(crate) fn finish(self) -> Result<Vec<Relocation>> {
+        self.told.over.store(true, Ordering::Release);
+        self.waker().unpark();
+        self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_move_one_after_the_other_all_through_the_run() {
+        let devices = ["soft1".to_owned(), "soft0".to_owned()];
+        let mut all: Vec<_> =
+            (0..3).flat_map(|rank| plan(&devices, rank, 3, 700).into_iter()).collect();
+        all.sort_unstable();
+        let steps: Vec<_> = all.iter().map(|(step, _)| *step).collect();
+        assert_eq!(steps, [100, 200, 300, 400, 500, 600]);
+        assert!(all[..3].iter().all(|(_, device)| device == "soft1"));
+    }
+}
