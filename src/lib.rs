@@ -60,8 +60,8 @@ pub use sojourn_fabric::{Error, Result, abi, device};
 /// The safe verbs API.
 pub mod verbs {
     pub use sojourn_fabric::virt::{
-        AddressHandle, CompletionChannel, CompletionQueue, ConnectOptions, Context, Data, Datagram,
-        Endpoint, MemoryRegion, Op, Phase, ProtectionDomain, QpOptions, QueuePair, Relocation,
-        Remote, SendRequest, SharedReceiveQueue,
+        AddressHandle, Cause, CompletionChannel, CompletionQueue, ConnectOptions, Context, Data,
+        Datagram, Endpoint, Failover, MemoryRegion, Op, Phase, ProtectionDomain, QpOptions,
+        QueuePair, Relocation, Remote, SendRequest, SharedReceiveQueue,
     };
 }

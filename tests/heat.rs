@@ -66,6 +66,32 @@ fn it_is_the_same_while_ranks_are_relocated() {
     }
 }
 
+/// Promise: where a device fails under a rank that has another, the program notices nothing; where it may
+/// not go there, it gets the error that verbs give.
+#[test]
+fn it_is_the_same_where_a_device_fails() {
+    let place = Place::new();
+    let args = "--size 96x96 --steps 2000 --json --progress";
+    let one = json(alone(&place, args).lines().last().unwrap());
+    for (rank, more) in [(0, ""), (1, "--relocate soft1"), (2, "--relocate soft1,soft0")] {
+        let command = format!(
+            "export SOJOURN_SOFT_DEVICES=2 SOJOURN_LOG=error; \
+             exec {SOJOURN} heat {args} --fail {rank} {more}"
+        );
+        let out = place.run("-n 3 --timeout 100", &command).ok();
+        let moves = out.lines().filter_map(|line| line.split_once("moved ").map(|it| json(it.1)));
+        assert!(moves.clone().any(|moved| moved["failed"] == true), "{out}");
+        let report = out.lines().find_map(|line| line.strip_prefix("[0] {")).unwrap();
+        assert_eq!(json(&format!("{{{report}"))["checksum"], one["checksum"], "rank {rank}");
+    }
+    let command = format!(
+        "export SOJOURN_SOFT_DEVICES=2 SOJOURN_FAILOVER=off; exec {SOJOURN} heat {args} --fail 1"
+    );
+    let done = place.run("-n 3 --timeout 100", &command);
+    assert!(!done.status.success());
+    assert!(done.err.contains("RETRY_EXC_ERR"), "{}", done.err);
+}
+
 #[test]
 fn without_virtual_verbs_it_is_the_same_too() {
     let place = Place::new();

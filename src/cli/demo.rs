@@ -19,6 +19,8 @@ const SIZE: &str = "512x512";
 const STEPS: u64 = 8000;
 /// Times that each rank goes to another device.
 const MOVES: usize = 2;
+/// The rank whose device fails.
+const FAILS_UNDER: u32 = RANKS - 1;
 /// The soft devices of the demo, where nothing else was said.
 const SOFT_DEVICES: (&str, &str) = ("SOJOURN_SOFT_DEVICES", "soft0,soft1");
 /// A hung rank ends the demo after this.
@@ -26,8 +28,8 @@ const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Show Sojourn at work: heat on four processes over the best device of this machine
 ///
-/// In mid-run each process goes over to another device, and back, while the others compute. The
-/// field is written as a picture, and compared bit for bit with that of one process.
+/// In mid-run each process goes over to another device, and back, while the others compute; and under
+/// one of them its device fails (if it is a soft one). The field is written as a picture, and compared bit for bit with that of one process.
 #[derive(Debug, clap::Args)]
 pub(crate) struct DemoArgs {
     /// The device to use (default: the best that this machine has)
@@ -89,7 +91,13 @@ pub(crate) fn run(args: &DemoArgs) -> Outcome {
         launch(&job, &signals, what, args.json)
     };
     let journey = journey(&device).join(",");
-    let more = ["--relocate".into(), journey.into(), "--output".into(), picture.clone().into()];
+    let mut more: Vec<OsString> =
+        vec!["--relocate".into(), journey.into(), "--output".into(), picture.clone().into()];
+    // Only soft devices fail when they are told to.
+    let all = sojourn::device::list();
+    if all.iter().any(|it| it.name() == device && it.kind() == Kind::Soft) {
+        more.extend(["--fail".into(), FAILS_UNDER.to_string().into()]);
+    }
     let (job, moves) = heat(RANKS, "4 ranks", &more)?;
     let (alone, _) = heat(1, "1 rank", &[])?;
     let same = job.checksum == alone.checksum && job.steps == alone.steps;
@@ -255,7 +263,7 @@ mod tests {
         watcher.line(0, Stream::Out, b"progress 8 10 5e-1");
         watcher.line(1, Stream::Err, b"a warning");
         watcher.line(0, Stream::Out, &json);
-        let moved = br#"moved {"rank":3,"from":"soft0","to":"soft1","queue_pairs":7,"peers":2,"blackout_seconds":0.001,"phases":[["switch",0.001]]}"#;
+        let moved = br#"moved {"rank":3,"from":"soft0","to":"soft1","failed":false,"queue_pairs":7,"peers":2,"blackout_seconds":0.001,"phases":[["switch",0.001]]}"#;
         watcher.line(3, Stream::Out, moved);
         let moves: Vec<_> = moves.try_iter().map(|moved| (moved.rank, moved.to)).collect();
         assert_eq!(moves, [(3, "soft1".to_owned())]);

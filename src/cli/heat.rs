@@ -3,11 +3,11 @@
 use super::{Failure, Outcome, While, print};
 use crate::heat::image;
 use crate::heat::pattern::Pattern;
-use crate::heat::travel::{self, Travel};
+use crate::heat::travel::{self, Deed, Travel};
 use crate::heat::{self, Problem, Solution};
 use serde::{Deserialize, Serialize};
 use sojourn::Job;
-use sojourn::verbs::{Context, Relocation};
+use sojourn::verbs::{Cause, Context, Relocation};
 use std::cell::RefCell;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -48,6 +48,9 @@ pub(crate) struct HeatArgs {
     /// Let each rank go over to these devices in mid-run, one after the other (soft1,soft0)
     #[arg(long, value_name = "NAMES", value_delimiter = ',', conflicts_with = "raw")]
     relocate: Vec<String>,
+    /// Let the (soft) device fail under this rank, after two thirds of the steps
+    #[arg(long, value_name = "RANK", conflicts_with = "raw")]
+    fail: Option<u32>,
     /// Print the checksum of the field, and nothing else
     #[arg(long, conflicts_with = "json")]
     checksum: bool,
@@ -98,6 +101,8 @@ pub(crate) struct Moved {
     pub(crate) rank: u32,
     pub(crate) from: String,
     pub(crate) to: String,
+    /// Its path had failed.
+    pub(crate) failed: bool,
     pub(crate) queue_pairs: usize,
     pub(crate) peers: usize,
     pub(crate) blackout_seconds: f64,
@@ -113,6 +118,7 @@ impl Moved {
             blackout_seconds: seconds(moved.blackout()),
             from: moved.from,
             to: moved.to,
+            failed: moved.cause == Cause::PathFailure,
             queue_pairs: moved.queue_pairs,
             peers: moved.peers,
             phases: moved.phases.iter().map(|it| (it.name.to_owned(), seconds(it.took))).collect(),
@@ -124,9 +130,10 @@ impl Moved {
         let phases: Vec<_> =
             self.phases.iter().map(|(name, took)| format!("{name} {:.2}", took * 1e3)).collect();
         format!(
-            "rank {}: {} to {}, {} queue pairs, blackout {:.2} ms ({} ms)",
+            "rank {}: {}{} to {}, {} queue pairs, blackout {:.2} ms ({} ms)",
             self.rank,
             self.from,
+            if self.failed { ", which failed," } else { "" },
             self.to,
             self.queue_pairs,
             self.blackout_seconds * 1e3,
@@ -164,8 +171,19 @@ pub(crate) fn run(args: &HeatArgs) -> Outcome {
         Some(name) if args.raw => Context::open_raw(name),
         _ => {
             let context = job.context()?;
-            if !args.relocate.is_empty() {
-                let plan = travel::plan(&args.relocate, job.rank(), job.size(), args.steps);
+            let mut plan = travel::plan(&args.relocate, job.rank(), job.size(), args.steps);
+            if args.fail == Some(job.rank()) {
+                let at = args.steps * 2 / 3;
+                // Where it is by then.
+                let before = plan.iter().rev().find(|(step, _)| *step <= at);
+                let under = match before {
+                    Some((_, Deed::Go(device))) => device.clone(),
+                    _ => job.device()?,
+                };
+                plan.retain(|(step, _)| *step <= at);
+                plan.push((at, Deed::Fail(under)));
+            }
+            if !plan.is_empty() {
                 *travel.borrow_mut() = Some(Travel::start(context.clone(), plan)?);
             }
             Ok(context)

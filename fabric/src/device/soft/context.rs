@@ -3,6 +3,7 @@
 use super::channel::{Channel, ChannelHandle, Events};
 use super::core::Core;
 use super::cq::CqHandle;
+use super::fault;
 use super::limits::{
     BLOCK_QPNS, MAX_CQ, MAX_CQE, MAX_MESSAGE, MAX_MR, MAX_QP, MAX_RD_ATOMIC, MAX_SGE, MAX_WR,
 };
@@ -41,6 +42,7 @@ impl Context {
         // SAFETY: plain system call.
         unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY, 0, 0, 0) };
         let core = Core::new(name, options)?;
+        fault::opened(&core);
         let mut context = Context { core: Arc::clone(&core), threads: Vec::new() };
         context.threads.push(service::start(Arc::clone(&core))?);
         if let Mode::Async(pace) = core.options.mode {
@@ -127,8 +129,9 @@ impl DeviceContext for Context {
 
     fn query_port(&self, port: u8) -> Result<abi::PortAttr> {
         self.port(port)?;
+        let down = self.core.region.down();
         Ok(abi::PortAttr {
-            state: port_state::ACTIVE,
+            state: if down { port_state::DOWN } else { port_state::ACTIVE },
             max_mtu: mtu::MTU_4096,
             active_mtu: mtu::MTU_4096,
             gid_tbl_len: GIDS as i32,
@@ -140,8 +143,8 @@ impl DeviceContext for Context {
             // 4X at EDR: what a link of this kind says of itself.
             active_width: 2,
             active_speed: 32,
-            // LinkUp.
-            phys_state: 5,
+            // Disabled, or LinkUp.
+            phys_state: if down { 3 } else { 5 },
             link_layer: link_layer::INFINIBAND,
             ..abi::PortAttr::default()
         })

@@ -16,6 +16,7 @@
 //! | `ring`, `records` | what travels: a ring for each direction of each pair |
 //! | `inflight`, `life` | why a killed, stopped or replaced peer writes nowhere it must not |
 //! | `core`, `service` | the opened device, and its thread |
+//! | `fault` | ports that go down when a test says so |
 //! | `pace` | the asynchronous mode: packet by packet |
 //! | `tcp` | contexts on other machines |
 //! | `qp` | queue pairs: who executes what |
@@ -32,6 +33,7 @@ mod channel;
 mod context;
 mod core;
 mod cq;
+mod fault;
 mod inflight;
 mod life;
 mod limits;
@@ -53,6 +55,7 @@ mod shm;
 mod srq;
 mod tcp;
 
+pub use fault::set_port;
 pub use options::{Mode, Options, Pace};
 
 use super::{Device, DeviceContext, Kind};

@@ -27,7 +27,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// `"sojsoft"` and the layout's version; another layout is another device.
-pub(super) const MAGIC: u64 = 0x736f_6a73_6f66_7402;
+pub(super) const MAGIC: u64 = 0x736f_6a73_6f66_7403;
 
 /// A value on cache lines of its own.
 #[repr(C, align(128))]
@@ -50,6 +50,8 @@ pub(super) struct Header {
     pub(super) probe_at: AtomicU64,
     /// Claimed block numbers plus one; block `i` holds QP entries `i * 1024 ..`.
     pub(super) blocks: [AtomicU32; MAX_BLOCKS],
+    /// The port is down: nothing comes in (`fault`).
+    pub(super) down: AtomicU32,
     /// The service thread sleeps, or is about to: urgent work needs its doorbell.
     pub(super) sleeping: Alone<AtomicU32>,
     /// There is work in a ring that must not wait for the program to poll.
@@ -190,6 +192,12 @@ impl Region {
     pub(super) fn alive(&self) -> bool {
         let life = self.header().life.load(Ordering::Acquire);
         life != 0 && life & libc::FUTEX_OWNER_DIED == 0
+    }
+
+    /// Whether the owner's port is down.
+    #[inline]
+    pub(super) fn down(&self) -> bool {
+        self.header().down.load(Ordering::Relaxed) != 0
     }
 
     /// Entry index of a QPN of this region's owner.

@@ -71,6 +71,15 @@ impl Context {
         crate::virt::core::relocate(&self.dev, &crate::device::open(device)?)
     }
 
+    /// The last moves of this context, oldest first: those that were asked for, and those that it made
+    /// by itself because a path had failed ([`Failover`](crate::virt::Failover)).
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` where this context is not one of virtual verbs.
+    pub fn relocations(&self) -> Result<Vec<Relocation>> {
+        crate::virt::core::relocations(&self.dev)
+    }
+
     /// The device's limits.
     ///
     /// # Errors

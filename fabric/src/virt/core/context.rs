@@ -4,12 +4,14 @@ use super::ah::AhCore;
 use super::channel::{ChannelCore, VirtualChannel, readable_with};
 use super::cq::{CqCore, VirtualCq};
 use super::local::{Herd, Local, read, write};
+use super::lock_mutex;
 use super::mr::VirtualMr;
 use super::pd::{PdCore, VirtualPd};
 use super::qp::{HIDDEN_SENDS, QpCore};
+use super::remap::{Broken, FIRST_PORT, Failover, Relocation};
 use super::srq::SrqCore;
 use super::underlay::Underlay;
-use crate::abi::{self, DeviceAttr, Gid, PortAttr, event_type};
+use crate::abi::{self, DeviceAttr, Gid, PortAttr, event_type, port_state};
 use crate::device::{
     AsyncEvent, CqInit, DeviceChannel, DeviceContext, DeviceCq, DevicePd, EventElement, Kind,
     PdInit,
@@ -19,8 +21,9 @@ use crate::names::DeviceId;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use std::any::Any;
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError, Weak};
 
 /// A context: names of this process, over a list of devices.
 pub(super) struct VirtualContext {
@@ -31,6 +34,10 @@ pub(super) struct VirtualContext {
     /// move is under way, and for queue pairs whose peer has gone where the first does not reach.
     underlays: RwLock<Vec<Arc<Underlay>>>,
     events: Epoll,
+    failover: Failover,
+    /// The last moves.
+    moves: Mutex<VecDeque<Relocation>>,
+    me: Weak<VirtualContext>,
     /// Whoever makes, changes or destroys an object holds it for reading; a move, for writing.
     settled: RwLock<()>,
     pub(super) pds: Herd<PdCore>,
@@ -46,14 +53,18 @@ impl VirtualContext {
     pub(super) fn open(
         local: &Arc<Local>,
         device: Arc<dyn DeviceContext>,
+        failover: Failover,
     ) -> Result<Arc<dyn DeviceContext>> {
         let what = format!("opening virtual verbs over {}", device.name());
         let events = readable_with(&[device.async_fd()], &what)?;
-        Ok(Arc::new(VirtualContext {
+        Ok(Arc::new_cyclic(|me| VirtualContext {
             name: device.name().to_owned(),
             local: Arc::clone(local),
             underlays: RwLock::new(vec![local.add_device(device)]),
             events,
+            failover,
+            moves: Mutex::default(),
+            me: me.clone(),
             settled: RwLock::default(),
             pds: Herd::default(),
             mrs: Herd::default(),
@@ -67,6 +78,34 @@ impl VirtualContext {
 
     pub(super) fn local(&self) -> &Arc<Local> {
         &self.local
+    }
+
+    /// What is done where a path fails.
+    pub(super) fn failover(&self) -> &Failover {
+        &self.failover
+    }
+
+    /// Sees to it that everything goes to another device, where the port is down and that may be.
+    pub(super) fn look_after_port(&self) {
+        let device = &self.underlay().device;
+        let down = device.query_port(FIRST_PORT).is_ok_and(|it| it.state != port_state::ACTIVE);
+        if down && self.failover.may_leave(&**device) {
+            self.local.rescue.call(&self.local, Broken::Port(self.me.clone()));
+        }
+    }
+
+    /// Remembers a move.
+    pub(super) fn note_move(&self, moved: Relocation) {
+        let mut moves = lock_mutex(&self.moves);
+        if moves.len() == super::MAX_MOVES_KEPT {
+            moves.pop_front();
+        }
+        moves.push_back(moved);
+    }
+
+    /// The last moves, oldest first.
+    pub(super) fn moves(&self) -> Vec<Relocation> {
+        lock_mutex(&self.moves).iter().cloned().collect()
     }
 
     /// The device that new objects are created on.
@@ -142,6 +181,14 @@ impl VirtualContext {
             EventElement::Cq(number) => EventElement::Cq(self.local.cqs.get(number as u32)?.user()),
             EventElement::Srq(number) => {
                 EventElement::Srq(self.local.srqs.get(number as u32)?.user)
+            }
+            // It goes elsewhere, and the virtual port stays up.
+            EventElement::Port(_)
+                if matches!(event.event_type, event_type::PORT_ERR | event_type::PORT_ACTIVE)
+                    && self.failover.may_leave(&*underlay.device) =>
+            {
+                self.look_after_port();
+                return None;
             }
             // A virtual port keeps its addresses.
             EventElement::Port(_)

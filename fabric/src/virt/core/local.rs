@@ -9,7 +9,7 @@ use super::deal::Dealer;
 use super::lock_mutex;
 use super::peer::Peer;
 use super::qp::QpCore;
-use super::remap::Remaps;
+use super::remap::{Remaps, Rescue};
 use super::resolve::Resolver;
 use super::reverse::ReverseTable;
 use super::srq::SrqCore;
@@ -127,6 +127,8 @@ pub(super) struct Local {
     pub(super) senders: ReverseTable,
     /// Re-maps under way.
     pub(super) remaps: Remaps,
+    /// Who is called where a path fails.
+    pub(super) rescue: Rescue,
 }
 
 impl Local {
@@ -148,6 +150,7 @@ impl Local {
             cqs: Registry::default(),
             senders: ReverseTable::new(),
             remaps: Remaps::default(),
+            rescue: Rescue::default(),
         })
     }
 

@@ -55,7 +55,7 @@ mod tests;
 mod translation;
 mod underlay;
 
-pub use remap::{Phase, Relocation};
+pub use remap::{Cause, Failover, Phase, Relocation};
 pub use resolve::{Answer, Resolver};
 #[doc(hidden)]
 pub use translation::Translation;
@@ -105,13 +105,17 @@ impl Core {
         self.local.joined(resolver);
     }
 
-    /// Virtual verbs over an opened device.
+    /// Virtual verbs over an opened device; where a path fails, `failover` says what is done.
     ///
     /// # Errors
     /// `EMFILE` without file descriptors, or where this process has opened as many contexts as it
     /// may; whatever the device answers to queries.
-    pub fn open_over(&self, device: Arc<dyn DeviceContext>) -> Result<Arc<dyn DeviceContext>> {
-        context::VirtualContext::open(&self.local, device)
+    pub fn open_over(
+        &self,
+        device: Arc<dyn DeviceContext>,
+        failover: Failover,
+    ) -> Result<Arc<dyn DeviceContext>> {
+        context::VirtualContext::open(&self.local, device, failover)
     }
 }
 
@@ -123,12 +127,30 @@ pub fn relocate(
     context: &Arc<dyn DeviceContext>,
     device: &Arc<dyn DeviceContext>,
 ) -> Result<Relocation> {
+    let context = virtual_context(context)?;
+    let moved = remap::relocate(&context, device, Cause::Asked)?;
+    context.note_move(moved.clone());
+    Ok(moved)
+}
+
+/// The moves that a virtual context has made, the last [`MAX_MOVES_KEPT`] of them: those that were
+/// asked for, and those that it made by itself because a path had failed.
+///
+/// # Errors
+/// `EOPNOTSUPP` where `context` is not one of virtual verbs.
+pub fn relocations(context: &Arc<dyn DeviceContext>) -> Result<Vec<Relocation>> {
+    Ok(virtual_context(context)?.moves())
+}
+
+/// Moves that a context remembers.
+pub const MAX_MOVES_KEPT: usize = 64;
+
+fn virtual_context(context: &Arc<dyn DeviceContext>) -> Result<Arc<context::VirtualContext>> {
     let name = context.name().to_owned();
     let context: Arc<dyn Any + Send + Sync> = Arc::clone(context) as _;
-    let context = context.downcast::<context::VirtualContext>().map_err(|_| {
+    context.downcast::<context::VirtualContext>().map_err(|_| {
         Error::unsupported(format!("{name} was opened without virtual verbs: it cannot move"))
-    })?;
-    remap::relocate(&context, device)
+    })
 }
 
 impl Default for Core {

@@ -27,11 +27,29 @@ pub(super) struct Underlay {
     pub(super) keys: KeyTable,
     /// This device's queue pair numbers, as we call them.
     pub(super) qpns: DeviceQpns,
+    /// Held by each physical queue pair.
+    users: Arc<()>,
 }
 
 impl Underlay {
     pub(super) fn new(id: DeviceId, device: Arc<dyn DeviceContext>) -> Self {
-        Underlay { id, device, keys: KeyTable::new(), qpns: DeviceQpns::new() }
+        Underlay {
+            id,
+            device,
+            keys: KeyTable::new(),
+            qpns: DeviceQpns::new(),
+            users: Arc::default(),
+        }
+    }
+
+    /// A physical queue pair is on it as long as it holds this.
+    pub(super) fn user(&self) -> Arc<()> {
+        Arc::clone(&self.users)
+    }
+
+    /// Whether a physical queue pair is on it.
+    pub(super) fn is_used(&self) -> bool {
+        Arc::strong_count(&self.users) > 1
     }
 
     /// How peers reach queue pair `qpn` over `port` of this device.

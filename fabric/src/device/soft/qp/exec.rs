@@ -99,6 +99,9 @@ impl Qp {
         done: &mut u32,
         chunk: u32,
     ) -> Outcome {
+        if self.core.region.down() {
+            return if self.kind == qp_type::UD { Outcome::Done } else { self.silent() };
+        }
         if self.kind == qp_type::UD {
             return ud::send(self, flow, attr, request);
         }
@@ -113,6 +116,9 @@ impl Qp {
         let Some(path) = &mut flow.path else { return Outcome::Wait(Wait::Silence) };
         if !path.link.usable() {
             return self.gone();
+        }
+        if path.link.peer.region.down() {
+            return self.silent();
         }
         let word = path.entry().word.load(Ordering::Acquire);
         if !ready(word, path.incarnation) {

@@ -75,6 +75,10 @@ pub(super) struct Connection {
 impl QpCore {
     pub(super) fn modify(&self, attr: &QpAttr, mask: u32) -> Result<()> {
         let _settled = self.pd.context.settled();
+        // It ends as verbs have it end, or begins anew: nobody need look for another path.
+        if mask & qp_mask::STATE != 0 && matches!(attr.qp_state, qp_state::ERR | qp_state::RESET) {
+            self.let_it_fail();
+        }
         self.while_it_stays(|| self.change(attr, mask))
     }
 
@@ -181,6 +185,9 @@ impl QpCore {
         let attachment = self.attachment()?;
         let mut attr = attachment.qp.query(mask)?;
         let control = lock_mutex(&self.control);
+        if mask & qp_mask::STATE != 0 && self.is_broken() {
+            attr.qp_state = self.state()?;
+        }
         // What the program sees of names and sizes is what it said.
         attr.cap = self.cap;
         attr.ah_attr = control.attr.ah_attr;

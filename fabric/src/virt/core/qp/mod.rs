@@ -74,6 +74,7 @@ pub(super) struct Attachment {
     pub(super) underlay: Arc<Underlay>,
     pub(super) pd: Arc<dyn DevicePd>,
     pub(super) qp: Arc<dyn DeviceQp>,
+    _use: Arc<()>,
 }
 
 /// What a physical queue pair is made from.
@@ -104,7 +105,7 @@ impl Attachment {
             recv_cq: cq(parts.recv_cq)?,
             srq: parts.srq.clone(),
         })?;
-        Ok(Attachment { underlay: Arc::clone(underlay), pd, qp })
+        Ok(Attachment { underlay: Arc::clone(underlay), pd, qp, _use: underlay.user() })
     }
 }
 

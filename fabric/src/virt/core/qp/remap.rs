@@ -29,6 +29,7 @@ use crate::virt::core::cq::Held;
 use crate::virt::core::lock::{Guard, gate};
 use crate::virt::core::pd::physical_cap;
 use crate::virt::core::peer::Missing;
+use crate::virt::core::remap::Broken;
 use crate::virt::core::underlay::{NO_SUCH_KEY, NO_SUCH_QPN, Underlay};
 use crate::virt::core::{KIND_SHIFT, LOW_31, PROOF, RECV, SHARED, lock_mutex};
 use sojourn_logging::{Executed, Opcode, Plan, Start};
@@ -42,6 +43,8 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 pub(super) struct Moving {
     /// A new physical queue pair is there, and the old one too: the program's own changes wait.
     under_way: bool,
+    /// The path of the physical queue pair has failed, which the program is not to notice.
+    broken: bool,
     /// The physical queue pair that is being left: its device, its number.
     old: Option<(DeviceId, u32)>,
     /// What it reports as failed.
@@ -112,9 +115,23 @@ fn random_psn() -> u32 {
 }
 
 impl QpCore {
+    /// The state that the program sees.
+    pub(super) fn state(&self) -> Result<u32> {
+        // One whose path has failed is at ERR, and goes on elsewhere.
+        if self.is_broken() {
+            return Ok(qp_state::RTS);
+        }
+        Ok(self.attachment()?.qp.query(qp_mask::STATE)?.qp_state)
+    }
+
+    /// Its path has failed, and it waits for another.
+    pub(in crate::virt::core) fn is_broken(&self) -> bool {
+        lock_mutex(&self.moving).broken
+    }
+
     /// How it stands.
     pub(in crate::virt::core) fn status(&self) -> Result<Status> {
-        let state = self.attachment()?.qp.query(qp_mask::STATE)?.qp_state;
+        let state = self.state()?;
         let dest = lock_mutex(&self.control).attr.dest_qp_num;
         let side = self.send_side.visit();
         let (peer, foreign) = match &side.target {
@@ -205,8 +222,12 @@ impl QpCore {
 
     /// The program destroys it: no re-map of it begins any more.
     pub(super) fn stay_for_good(&self) {
-        let _moving = self.wait_for_moves();
+        let mut moving = self.wait_for_moves();
         self.watch.fetch_or(watch::DEAD, Ordering::Release);
+        moving.broken = false;
+        if moving.old.take().is_some() {
+            self.cqs().for_each(|cq| cq.end_move());
+        }
     }
 
     fn make_fresh(
@@ -391,16 +412,10 @@ impl QpCore {
     /// request of ours that does.
     pub(in crate::virt::core) fn stop(&self) {
         let Ok(attachment) = self.attachment() else { return };
-        let old = (attachment.underlay.id, attachment.qp.qp_num());
-        self.cqs().for_each(|cq| cq.begin_move());
-        {
-            let mut moving = lock_mutex(&self.moving);
-            moving.old = Some(old);
-            (moving.recv_back, moving.proof_out) = (false, false);
-            moving.withheld.clear();
-        }
-        self.watch.fetch_or(watch::WITHHOLD, Ordering::SeqCst);
         let mut side = self.send_side.visit();
+        if !self.begin_withholding(&attachment, None) {
+            return;
+        }
         side.set(gate::SUSPENDED);
         if side.gate() & (gate::FAILED | gate::ERR) == 0
             && self.qp_type == qp_type::RC
@@ -408,6 +423,24 @@ impl QpCore {
         {
             self.prove(&mut side, true);
         }
+    }
+
+    /// Failures are not the program's business from here on, beginning with one that has `broken` its
+    /// path. False where that began before.
+    fn begin_withholding(&self, attachment: &Attachment, broken: Option<Wc>) -> bool {
+        {
+            let mut moving = lock_mutex(&self.moving);
+            if moving.old.is_some() {
+                return false;
+            }
+            moving.old = Some((attachment.underlay.id, attachment.qp.qp_num()));
+            (moving.recv_back, moving.proof_out) = (false, false);
+            moving.broken = broken.is_some();
+            moving.withheld = broken.into_iter().collect();
+        }
+        self.cqs().for_each(|cq| cq.begin_move());
+        self.watch.fetch_or(watch::WITHHOLD, Ordering::SeqCst);
+        true
     }
 
     /// A WRITE is out behind which nothing is signalled. (Of SENDs the receiver tells, by count.)
@@ -459,7 +492,7 @@ impl QpCore {
 
     /// Nothing that was handed is still to be executed, as far as can be told. After a harvest.
     pub(in crate::virt::core) fn is_quiet(&self) -> bool {
-        if self.send_side.gate() & (gate::FAILED | gate::ERR) != 0 {
+        if self.send_side.gate() & (gate::FAILED | gate::ERR) != 0 || self.is_broken() {
             return true;
         }
         let (retired, handed) = (self.send.retired(), self.send.handed());
@@ -589,6 +622,7 @@ impl QpCore {
             Some(cq) => cq.alone(switch),
             None => switch(),
         };
+        lock_mutex(&self.moving).broken = false;
         // A peer that is connected counts from there; one that is yet to be, from what the program
         // tells it.
         if matches!(state, qp_state::RTR | qp_state::RTS) {
@@ -644,7 +678,7 @@ impl QpCore {
             return (retired == handed).then(Plan::default);
         };
         // With nothing under way the number cannot have moved.
-        let believed = peer.settled || self.is_quiet();
+        let believed = peer.settled || (self.is_quiet() && !self.is_broken());
         let peer = Executed { psn: peer.psn.filter(|_| believed), ..*peer };
         tracing::debug!(
             "queue pair {:#x}: the peer has executed {peer:?}; requests {retired} to {handed} are out",
@@ -740,11 +774,11 @@ impl QpCore {
     #[cold]
     pub(in crate::virt::core) fn withholds(&self, device: DeviceId, wc: &Wc) -> bool {
         // One that ends by itself flushes for the program, and not for us.
-        if self.watch.load(Ordering::Acquire) & watch::WITHHOLD == 0
-            || wc.status == wc_status::SUCCESS
-            || self.send_side.gate() & gate::FAILED != 0
-        {
+        if wc.status == wc_status::SUCCESS || self.send_side.gate() & gate::FAILED != 0 {
             return false;
+        }
+        if self.watch.load(Ordering::Acquire) & watch::WITHHOLD == 0 {
+            return self.breaks(wc);
         }
         let mut moving = lock_mutex(&self.moving);
         if moving.old != Some((device, wc.qp_num)) {
@@ -755,6 +789,46 @@ impl QpCore {
         }
         moving.withheld.push(*wc);
         true
+    }
+
+    /// Whether a failure is that of a path that another may take the place of: it is withheld then, and
+    /// help is called. Called by pollers.
+    fn breaks(&self, wc: &Wc) -> bool {
+        if wc.status != wc_status::RETRY_EXC_ERR
+            || is_recv(wc)
+            || self.qp_type != qp_type::RC
+            || self.send_side.gate() & gate::ERR != 0
+        {
+            return false;
+        }
+        let context = &self.pd.context;
+        let Ok(attachment) = self.attachment() else { return false };
+        if attachment.qp.qp_num() != wc.qp_num
+            || !context.failover().may_leave(&*attachment.underlay.device)
+        {
+            return false;
+        }
+        {
+            let mut side = self.send_side.visit();
+            // Alone in a process there is no other path; and of strangers we cannot ask anything.
+            let has_peer = matches!(&side.target, Target::Peer(peer, _) if !peer.own);
+            if !has_peer || !self.begin_withholding(&attachment, Some(*wc)) {
+                return false;
+            }
+            side.set(gate::SUSPENDED);
+        }
+        let what = Broken::Path(self.weak());
+        self.local().rescue.call(self.local(), what);
+        true
+    }
+
+    /// There is no other path: the program gets what was withheld. Nothing where it is not broken.
+    pub(in crate::virt::core) fn let_it_fail(&self) {
+        self.while_it_stays(|| {
+            if std::mem::take(&mut lock_mutex(&self.moving).broken) {
+                self.go_on();
+            }
+        });
     }
 
     /// The request whose receive comes next was cut: so many bytes of it had landed.
@@ -864,6 +938,10 @@ impl QpCore {
 
     /// Goes on with the old physical queue pair, before that was taken down.
     pub(in crate::virt::core) fn go_on(&self) {
+        // That goes on with none but a new one.
+        if self.is_broken() {
+            return;
+        }
         self.return_withheld();
         if lock_mutex(&self.moving).old.take().is_some() {
             self.cqs().for_each(|cq| cq.end_move());
@@ -917,6 +995,7 @@ impl QpCore {
         let stopped = {
             let mut moving = lock_mutex(&self.moving);
             moving.withheld = Vec::new();
+            moving.broken = false;
             moving.old.take().is_some()
         };
         if stopped {

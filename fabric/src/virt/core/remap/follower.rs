@@ -203,6 +203,12 @@ impl Ground {
         cqs_of(self.qps()).iter().for_each(|cq| cq.harvest_now());
     }
 
+    fn leave_unused(&self) {
+        let mut contexts: Vec<_> = self.qps().map(|qp| &qp.pd.context).collect();
+        contexts.dedup_by_key(|context| Arc::as_ptr(context));
+        contexts.into_iter().for_each(|context| site::leave_unused(context));
+    }
+
     /// The queue pair that an offer is about, if it is connected to the mover's.
     fn find(&self, offer: &Offer<PhysicalEnd>) -> Result<Option<Arc<QpCore>>, PrepareError> {
         let Some(qp) = self.local.qp(offer.qpn) else { return Ok(None) };
@@ -284,6 +290,7 @@ fn device_towards(
     if let Some(found) = underlays.into_iter().find(reaches) {
         return Ok(found);
     }
+    context.look_after_port();
     let Some(_unsettled) = context.try_unsettle() else { return Err(PrepareError::Busy) };
     let mut devices = device::list();
     // Hardware first: a soft one reaches soft ones alone.
@@ -388,6 +395,7 @@ impl Side<PhysicalEnd> for Ground {
                 qp.leave(leaving);
             }
         }
+        self.leave_unused();
     }
 
     fn go_on(&mut self) {
@@ -400,5 +408,6 @@ impl Side<PhysicalEnd> for Ground {
                 qp.discard(fresh);
             }
         }
+        self.leave_unused();
     }
 }

@@ -7,15 +7,19 @@
 //! | `site` | everything of a context on one more device, or not any more |
 //! | `survey` | what of a context moves, and what stands against it |
 //! | `follower` | a peer's context does: on the service thread |
+//! | `failover` | a path has failed: the context goes by itself, on a thread of its own |
 
+mod failover;
 mod follower;
 mod mover;
 mod site;
 mod survey;
 
+pub use failover::Failover;
+pub(super) use failover::{Broken, Rescue};
 pub(super) use follower::Remaps;
 pub(super) use mover::relocate;
-pub use mover::{Phase, Relocation};
+pub use mover::{Cause, Phase, Relocation};
 
 use super::cq::CqCore;
 use super::qp::QpCore;
@@ -23,7 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// The port that devices are compared by.
-const FIRST_PORT: u8 = 1;
+pub(super) const FIRST_PORT: u8 = 1;
 /// Time in which a physical queue pair at ERR gives back what was posted to it. Beyond it, its numbers
 /// are told as they are, and not as settled.
 const BARRIER_PATIENCE: Duration = Duration::from_millis(50);

@@ -47,6 +47,15 @@ pub struct Phase {
     pub took: Duration,
 }
 
+/// Why a context moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The program wanted it.
+    Asked,
+    /// A path failed.
+    PathFailure,
+}
+
 /// A context has gone to another device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Relocation {
@@ -54,6 +63,8 @@ pub struct Relocation {
     pub from: String,
     /// The device that it is on.
     pub to: String,
+    /// Why.
+    pub cause: Cause,
     /// Queue pairs that moved.
     pub queue_pairs: usize,
     /// Processes that followed with their ends.
@@ -98,12 +109,13 @@ impl From<Error> for Short {
 pub(in crate::virt::core) fn relocate(
     context: &Arc<VirtualContext>,
     device: &Arc<dyn DeviceContext>,
+    cause: Cause,
 ) -> Result<Relocation> {
     let until = Instant::now() + PATIENCE;
     let to = device.name().to_owned();
     let (mut rest, mut retries) = (FIRST_REST, 0);
     loop {
-        let busy = match attempt(context, device, until) {
+        let busy = match attempt(context, device, cause, until) {
             Ok(done) => return Ok(Relocation { retries, ..done }),
             Err(Short::Failed(error)) => return Err(error.context(format!("moving to {to}"))),
             Err(Short::Busy(error)) => error,
@@ -127,6 +139,7 @@ fn by_lot(rest: Duration) -> Duration {
 fn attempt(
     context: &Arc<VirtualContext>,
     device: &Arc<dyn DeviceContext>,
+    cause: Cause,
     until: Instant,
 ) -> std::result::Result<Relocation, Short> {
     let local = context.local();
@@ -151,7 +164,7 @@ fn attempt(
     let old: Vec<DeviceId> = context.underlays().iter().map(|underlay| underlay.id).collect();
     let from = context.underlay().device.name().to_owned();
     site::extend(context, &to)?;
-    let made = Move::prepare(context, &to, surveyed);
+    let made = Move::prepare(context, &to, surveyed, cause);
     let mut a_move = made.inspect_err(|_| site::retract(context, to.id))?;
     a_move.mark_since("prepare", started);
     match a_move.run() {
@@ -172,6 +185,7 @@ fn attempt(
     Ok(Relocation {
         from,
         to: device.name().to_owned(),
+        cause,
         queue_pairs: a_move.links.len(),
         peers: a_move.followers(),
         retries: 0,
@@ -218,6 +232,7 @@ struct Move<'a> {
     srqs: Vec<(Arc<SrqCore>, Arc<dyn DeviceSrq>)>,
     cqs: Vec<Arc<CqCore>>,
     to: Arc<Underlay>,
+    cause: Cause,
     machine: Option<Mover<PhysicalEnd>>,
     events: (Sender<Event<PhysicalEnd>>, Receiver<Event<PhysicalEnd>>),
     epoch: Instant,
@@ -234,6 +249,7 @@ impl<'a> Move<'a> {
         context: &'a Arc<VirtualContext>,
         to: &Arc<Underlay>,
         surveyed: Vec<Surveyed>,
+        cause: Cause,
     ) -> Result<Self> {
         let link = |Surveyed { qp, state, way }| Link {
             qp,
@@ -254,6 +270,7 @@ impl<'a> Move<'a> {
             srqs: Vec::new(),
             cqs: Vec::new(),
             to: Arc::clone(to),
+            cause,
             machine: None,
             events: unbounded(),
             epoch,
@@ -440,6 +457,14 @@ impl<'a> Move<'a> {
             let Some(fresh) = fresh else { continue };
             *absent = accept.is_none();
             qp.connect_fresh(fresh, *peer, accept.map(|accept| (accept.end, accept.psn)))?;
+        }
+        // All that is broken has nobody at the other end: it is not the path's fault.
+        let broken = |link: &&Link| link.qp.is_broken();
+        if self.cause == Cause::PathFailure
+            && self.links.iter().filter(broken).all(|link| link.absent)
+            && self.links.iter().any(|link| broken(&link))
+        {
+            return Err(Error::new(libc::ECONNRESET, "the queue pairs at the other end are gone"));
         }
         Ok(())
     }

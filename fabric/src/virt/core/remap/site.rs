@@ -40,6 +40,18 @@ fn extend_all(context: &VirtualContext, underlay: &Arc<Underlay>) -> Result<()> 
     Ok(())
 }
 
+/// Leaves the devices that nothing is on any more: a peer had gone there, and has come back. Tried only.
+pub(super) fn leave_unused(context: &VirtualContext) {
+    let is_idle = |underlay: &&Arc<Underlay>| !underlay.is_used();
+    if !context.underlays().iter().skip(1).any(|it| is_idle(&it)) {
+        return;
+    }
+    let Some(_unsettled) = context.try_unsettle() else { return };
+    for idle in context.underlays().iter().skip(1).filter(is_idle) {
+        retract(context, idle.id);
+    }
+}
+
 /// Nothing of the context is on that device any more. No queue pair is there.
 pub(super) fn retract(context: &VirtualContext, device: DeviceId) {
     for ah in context.ahs.alive() {
