@@ -35,6 +35,8 @@ const FIRST_REST: Duration = Duration::from_millis(2);
 const MOST_REST: Duration = Duration::from_millis(200);
 /// How long the service looks for an answer to one question: the machine asks again sooner.
 const ASK_PATIENCE: Duration = Duration::from_secs(5);
+/// How long is waited for what is under way over a path that has failed.
+const DRAIN_OF_FAILED: Duration = Duration::from_millis(1);
 /// Between two looks at what is still under way.
 const LOOK: Duration = Duration::from_micros(20);
 
@@ -283,7 +285,11 @@ impl<'a> Move<'a> {
         it.make_queues()?;
         it.connect_within()?;
         let offers = it.make_groups()?;
-        it.machine = Some(Mover::new(offers, it.epoch.elapsed(), MoverLimits::default()));
+        let mut limits = MoverLimits::default();
+        if cause == Cause::PathFailure {
+            limits.drain = DRAIN_OF_FAILED;
+        }
+        it.machine = Some(Mover::new(offers, it.epoch.elapsed(), limits));
         Ok(it)
     }
 
