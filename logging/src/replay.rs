@@ -155,6 +155,14 @@ fn is_message(opcode: Opcode) -> bool {
     matches!(opcode, Opcode::Send | Opcode::SendImm | Opcode::SendInv | Opcode::WriteImm)
 }
 
+/// Bit `n`: the opcode that verbs number `n` is a message.
+const MESSAGES: u32 = 1 << Opcode::Send as u32
+    | 1 << Opcode::SendImm as u32
+    | 1 << Opcode::SendInv as u32
+    | 1 << Opcode::WriteImm as u32;
+/// Bit `n`: the opcode that verbs number `n` is an atomic.
+const ATOMICS: u32 = 1 << Opcode::CompareSwap as u32 | 1 << Opcode::FetchAdd as u32;
+
 /// The smallest path MTU that there is: a start that names less says nothing of sense.
 const MIN_MTU: u32 = 256;
 
@@ -182,14 +190,24 @@ impl SendWindow {
         if !progress.connected {
             return;
         }
-        for seq in progress.summed..upto {
-            progress.messages += u64::from(is_message(self.entry(seq).opcode));
-            if seq >= progress.from {
-                let before = progress.hidden.iter().take_while(|at| **at <= seq).count();
-                progress.hidden.drain(..before);
-                progress.packets += before as u64 + self.packets_of(seq, 0, progress.start.mtu);
-            }
+        let Progress { summed, from, start, .. } = *progress;
+        let (mut messages, mut packets) = (0, 0);
+        let is_message = |opcode: u32| u64::from(MESSAGES >> opcode & 1);
+        self.weigh(summed..upto.min(from), |opcode, _| messages += is_message(opcode));
+        let mtu = u64::from(start.mtu.max(MIN_MTU));
+        self.weigh(summed.max(from)..upto, |opcode, bytes| {
+            messages += is_message(opcode);
+            // Almost all are of one packet: no division for them.
+            let one = bytes <= mtu || ATOMICS >> opcode & 1 != 0;
+            packets += if one { 1 } else { bytes.div_ceil(mtu) };
+        });
+        if !progress.hidden.is_empty() {
+            let before = progress.hidden.iter().take_while(|at| **at < upto).count();
+            progress.hidden.drain(..before);
+            packets += before as u64;
         }
+        progress.messages += messages;
+        progress.packets += packets;
         progress.summed = progress.summed.max(upto);
     }
 

@@ -4,6 +4,7 @@ use crate::entry::{Element, Opcode, Refused, SendEntry, State};
 use crate::replay::Progress;
 use crate::ring::{Counters, MoreElements, load_element, pair, store_element, unpair};
 use crate::sync::{AtomicU64, Mutex, Ordering, zeroed};
+use std::ops::Range;
 
 /// One cache line: all of a request but further elements and inline bytes.
 #[repr(align(64))]
@@ -363,6 +364,28 @@ impl SendWindow {
         let entry = self.entry(seq);
         let elements = (0..entry.elements).map(|i| u64::from(self.element(seq, i.into()).length));
         u64::from(entry.inline) + elements.sum::<u64>()
+    }
+
+    /// Opcode (as verbs number it) and bytes of each of these requests, in order: for those who add up
+    /// many.
+    #[inline]
+    pub(crate) fn weigh(&self, seqs: Range<u64>, mut each: impl FnMut(u32, u64)) {
+        let mut seq = seqs.start;
+        while seq < seqs.end {
+            // Up to where the ring begins again.
+            let at = self.counters.slot(seq);
+            let n = (seqs.end - seq).min((self.slots.len() - at) as u64) as usize;
+            for slot in &self.slots[at..at + n] {
+                let (low, _) = unpair(slot.head.load(Ordering::Relaxed));
+                // Inline requests have no elements.
+                let bytes = match low >> 8 & 0xff {
+                    1 => load_element(&slot.first_addr, &slot.first_rest).length.into(),
+                    _ => self.length(seq),
+                };
+                each(low & 0xff, bytes);
+                seq += 1;
+            }
+        }
     }
 
     /// Consumer: the completion of `seq` was taken. It and all before it leave the window: a
