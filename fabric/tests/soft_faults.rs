@@ -399,6 +399,34 @@ fn a_message_behind_the_flush_fails() {
     end.nothing();
 }
 
+/// A message that was received has succeeded, though its receiver leaves before the sender sees to
+/// what became of it: by destroying its queue pair, by RESET, by ERR and RESET.
+#[cfg(debug_assertions)]
+#[test]
+fn a_received_message_has_succeeded_whatever_its_receiver_does_next() {
+    for leave in ["destroy", "reset", "error"] {
+        let mut other = Other::start("one-send", &[("SOJOURN_SOFT_TEST_STOP", "before-verdict")]);
+        let mut end = End::new(&Setup::default());
+        end.recv(1, 0, 64).unwrap();
+        end.recv(2, 0, 64).unwrap();
+        other.connect(&end);
+        other.tell("go");
+        other.stopped();
+        assert_eq!(end.success().wr_id, 1);
+        if leave == "error" {
+            end.to_error();
+        }
+        if leave == "destroy" {
+            end.qp = End::new(&Setup::default()).qp;
+        } else {
+            modify(&*end.qp, abi::qp_state::RESET, &QpAttr::default(), 0);
+        }
+        other.signal(libc::SIGCONT);
+        assert_eq!(other.hear(), "SUCCESS", "{leave}");
+        other.tell("end");
+    }
+}
+
 /// Killed between check and copy: the other side neither hangs nor is written to.
 #[cfg(debug_assertions)]
 #[test]
