@@ -11,11 +11,10 @@ use crate::object::body;
 use crate::registry::{self, Open};
 use crate::{cq, qp, srq};
 use sojourn_fabric::abi::{
-    self, ABI_EXTENDED, AsyncElement, AsyncEvent, Context, Device, DeviceAttr, Gid, GidEntry,
-    PortAttr, VerbsContext, event_type, gid_type, link_layer,
+    self, ABI_EXTENDED, AsyncElement, AsyncEvent, Context, Device, DeviceAttr, PortAttr,
+    VerbsContext, event_type,
 };
 use sojourn_fabric::device::{DeviceContext, EventElement};
-use sojourn_fabric::{Error, Result};
 use std::ffi::{c_int, c_void};
 use std::mem::{offset_of, zeroed};
 use std::os::fd::AsRawFd;
@@ -28,8 +27,6 @@ const COMP_VECTORS: c_int = 1;
 /// How much of a port's attributes the symbol `ibv_query_port` fills: programs whose header has the
 /// rest of them call through the extended context.
 const OLD_PORT_ATTR: usize = offset_of!(PortAttr, port_cap_flags2);
-/// `IBV_GID_TYPE_SYSFS_IB_ROCE_V1`: InfiniBand, in the numbers of `ibv_query_gid_type`.
-const SYSFS_GID_IB: u32 = 0;
 
 /// Stands in the private field of every context of ours, and of no other.
 static MARK: u8 = 0;
@@ -156,7 +153,7 @@ pub(crate) unsafe fn close(context: *mut Context) -> MinusOne {
 
 /// # Safety
 /// As [`of`].
-unsafe fn device<'a>(context: *mut Context) -> &'a Arc<dyn DeviceContext> {
+pub(crate) unsafe fn device<'a>(context: *mut Context) -> &'a Arc<dyn DeviceContext> {
     // SAFETY: the caller's promise.
     &unsafe { of(context) }.open.device
 }
@@ -201,150 +198,6 @@ unsafe extern "C" fn query_port_ex(
         ptr::write_bytes(to.add(known), 0, length - known);
     }
     0
-}
-
-fn gid_at(device: &dyn DeviceContext, port: u8, index: c_int) -> Result<Gid> {
-    let index = u32::try_from(index).map_err(|_| Error::invalid(format!("GID index {index}")))?;
-    device.query_gid(port, index)
-}
-
-/// `ibv_query_gid(3)`.
-///
-/// # Safety
-/// The context is one of ours; `gid` is valid.
-pub(crate) unsafe fn query_gid(
-    context: *mut Context,
-    port: u8,
-    index: c_int,
-    gid: *mut Gid,
-) -> MinusOne {
-    // SAFETY: the caller's promise.
-    match gid_at(&**unsafe { device(context) }, port, index) {
-        // Programs' GIDs are not always aligned as the union says: some are bytes on the wire.
-        // SAFETY: the caller's promise.
-        Ok(found) => unsafe {
-            gid.write_unaligned(found);
-            MinusOne(0)
-        },
-        Err(error) => failure(&error),
-    }
-}
-
-/// An error unless the type of this port's GIDs is known: InfiniBand's. Virtual ports always are;
-/// of an Ethernet port that is opened plainly the device traits do not tell.
-fn infiniband(device: &dyn DeviceContext, port: u8) -> Result<PortAttr> {
-    let attr = device.query_port(port)?;
-    if attr.link_layer == link_layer::ETHERNET {
-        return Err(Error::unsupported(format!(
-            "the type of GIDs of port {port} of {}, outside a job",
-            device.name()
-        )));
-    }
-    Ok(attr)
-}
-
-/// `ibv_query_gid_type`, which some programs import though it is private.
-///
-/// # Safety
-/// The context is one of ours; `kind` is valid.
-pub(crate) unsafe fn query_gid_type(
-    context: *mut Context,
-    port: u8,
-    index: u32,
-    kind: *mut u32,
-) -> MinusOne {
-    // SAFETY: the caller's promise.
-    let device = unsafe { device(context) };
-    match infiniband(&**device, port).and_then(|_| device.query_gid(port, index)) {
-        // SAFETY: the caller's promise.
-        Ok(_) => unsafe {
-            *kind = SYSFS_GID_IB;
-            MinusOne(0)
-        },
-        Err(error) => failure(&error),
-    }
-}
-
-fn entry(device: &dyn DeviceContext, port: u32, index: u32) -> Result<GidEntry> {
-    let number = u8::try_from(port).map_err(|_| Error::invalid(format!("port {port}")))?;
-    infiniband(device, number)?;
-    let gid = device.query_gid(number, index)?;
-    let gid_type = gid_type::IB;
-    Ok(GidEntry { gid, gid_index: index, port_num: port, gid_type, ndev_ifindex: 0 })
-}
-
-/// Writes an entry of which the program's header has `size` bytes.
-///
-/// # Safety
-/// `to` has `size` bytes.
-unsafe fn write_entry(to: *mut u8, found: &GidEntry, size: usize) {
-    let known = size.min(size_of::<GidEntry>());
-    // SAFETY: `known` bytes are in both, `size` bytes in the program's.
-    unsafe {
-        ptr::copy_nonoverlapping(ptr::from_ref(found).cast::<u8>(), to, known);
-        ptr::write_bytes(to.add(known), 0, size - known);
-    }
-}
-
-/// `ibv_query_gid_ex(3)`. No flags are defined.
-///
-/// # Safety
-/// The context is one of ours; `to` has `size` bytes.
-pub(crate) unsafe fn query_gid_ex(
-    context: *mut Context,
-    port: u32,
-    index: u32,
-    to: *mut GidEntry,
-    flags: u32,
-    size: usize,
-) -> c_int {
-    if flags != 0 {
-        return Answer::failed(libc::EOPNOTSUPP);
-    }
-    // SAFETY: the caller's promises.
-    let found = entry(&**unsafe { device(context) }, port, index);
-    // SAFETY: the caller's promises.
-    status(found.map(|found| unsafe { write_entry(to.cast(), &found, size) }))
-}
-
-fn table(device: &dyn DeviceContext) -> Result<Vec<GidEntry>> {
-    let mut all = Vec::new();
-    for port in 1..=device.query_device()?.phys_port_cnt {
-        let length = infiniband(device, port)?.gid_tbl_len;
-        for index in 0..u32::try_from(length).unwrap_or(0) {
-            all.push(entry(device, u32::from(port), index)?);
-        }
-    }
-    all.retain(|entry| entry.gid != Gid::default());
-    Ok(all)
-}
-
-/// `ibv_query_gid_table(3)`: how many entries, or a negative errno.
-///
-/// # Safety
-/// The context is one of ours; `to` has `max` entries of `size` bytes.
-pub(crate) unsafe fn query_gid_table(
-    context: *mut Context,
-    to: *mut GidEntry,
-    max: usize,
-    flags: u32,
-    size: usize,
-) -> isize {
-    if flags != 0 {
-        return Answer::failed(libc::EOPNOTSUPP);
-    }
-    // SAFETY: the caller's promise.
-    match table(&**unsafe { device(context) }) {
-        Ok(all) if all.len() > max => Answer::failed(libc::EINVAL),
-        Ok(all) => {
-            for (index, found) in all.iter().enumerate() {
-                // SAFETY: within the program's array, which has room for `max` of that size.
-                unsafe { write_entry(to.cast::<u8>().add(index * size), found, size) };
-            }
-            all.len() as isize
-        }
-        Err(error) => failure(&error),
-    }
 }
 
 /// `ibv_query_pkey(3)`: in network byte order.

@@ -23,7 +23,7 @@ const NODE_CA: i32 = 1;
 /// `IBV_TRANSPORT_IB`: what virtual verbs speak, whatever carries them.
 const TRANSPORT_IB: i32 = 0;
 /// Where the kernel shows its RDMA devices.
-const SYSFS: &str = "/sys/class/infiniband/";
+pub(crate) const SYSFS: &str = "/sys/class/infiniband/";
 
 /// A device as programs see it.
 #[repr(C)]

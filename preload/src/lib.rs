@@ -13,7 +13,7 @@
 //! | --- | --- |
 //! | `table` | the exported functions: served, refused, or passed on |
 //! | `registry` | this process in its job, and all open contexts |
-//! | `devices`, `context`, `memory`, `cq`, `qp`, `srq`, `ah` | the objects |
+//! | `devices`, `context`, `gid`, `memory`, `cq`, `qp`, `srq`, `ah` | the objects |
 //! | `object` | how an object of the program and what stands behind it are one |
 //! | `events` | which object an event is about; waiting, acknowledging |
 //! | `answer` | errno |
@@ -46,6 +46,7 @@ mod context;
 mod cq;
 mod devices;
 mod events;
+mod gid;
 mod memory;
 mod object;
 mod qp;

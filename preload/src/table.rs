@@ -16,7 +16,7 @@
 use crate::answer::{Answer, MinusOne};
 use crate::context::About;
 use crate::real::Function;
-use crate::{ah, context, cq, devices, memory, qp, srq};
+use crate::{ah, context, cq, devices, gid, memory, qp, srq};
 use sojourn_fabric::abi::{
     Ah, AhAttr, AsyncEvent, CompChannel, Context, Cq, Device, DeviceAttr, Gid, GidEntry, Grh, Mr,
     Pd, PortAttr, Qp, QpAttr, QpInitAttr, Srq, SrqAttr, SrqInitAttr, Wc,
@@ -251,16 +251,16 @@ symbols! {
         fn ibv_query_port(context: *mut Context, port: u8, attr: *mut PortAttr) -> c_int
             = context::query_port;
         fn ibv_query_gid(context: *mut Context, port: u8, index: c_int, gid: *mut Gid) -> MinusOne
-            = context::query_gid;
+            = gid::query;
         fn ibv_query_gid_type(context: *mut Context, port: u8, index: c_uint, kind: *mut u32)
-            -> MinusOne = context::query_gid_type;
+            -> MinusOne = gid::query_type;
         fn _ibv_query_gid_ex(
             context: *mut Context, port: u32, index: u32, entry: *mut GidEntry, flags: u32,
             size: usize,
-        ) -> c_int = context::query_gid_ex;
+        ) -> c_int = gid::query_entry;
         fn _ibv_query_gid_table(
             context: *mut Context, entries: *mut GidEntry, max: usize, flags: u32, size: usize,
-        ) -> isize = context::query_gid_table;
+        ) -> isize = gid::query_table;
         fn ibv_query_pkey(context: *mut Context, port: u8, index: c_int, pkey: *mut u16) -> MinusOne
             = context::query_pkey;
         fn ibv_get_pkey_index(context: *mut Context, port: u8, pkey: u16) -> MinusOne

@@ -6,9 +6,10 @@ mod common;
 use common::Place;
 use common::library::{Verbs, errno};
 use sojourn_fabric::abi::{
-    ABI_EXTENDED, AhAttr, Context, Cq, Device, GidEntry, Mr, Pd, PortAttr, Qp, QpAttr, QpCap,
-    QpInitAttr, RecvWr, SendWr, Sge, Srq, SrqAttr, SrqInitAttr, VerbsContext, Wc, access, mtu,
-    qp_mask as m, qp_state, qp_type, send_flags, wc_opcode, wc_status,
+    ABI_EXTENDED, Ah, AhAttr, AsyncEvent, Context, Cq, Device, GidEntry, Grh, Mr, Pd, PortAttr, Qp,
+    QpAttr, QpCap, QpInitAttr, RdmaWr, RecvWr, SendWr, Sge, Srq, SrqAttr, SrqInitAttr, UdWr,
+    VerbsContext, Wc, access, event_type, mtu, qp_mask as m, qp_state, qp_type, send_flags,
+    wc_flags, wc_opcode, wc_status, wr_opcode,
 };
 use std::ffi::{CStr, c_int, c_void};
 use std::mem::{offset_of, zeroed};
@@ -70,6 +71,10 @@ impl Rig {
     }
 
     fn create_qp(&self, cq: *mut Cq, srq: *mut Srq) -> *mut Qp {
+        self.create_qp_of(qp_type::RC, cq, srq)
+    }
+
+    fn create_qp_of(&self, qp_type: u32, cq: *mut Cq, srq: *mut Srq) -> *mut Qp {
         let cap = QpCap {
             max_send_wr: 4,
             max_recv_wr: 4,
@@ -83,7 +88,7 @@ impl Rig {
             recv_cq: cq,
             srq,
             cap,
-            qp_type: qp_type::RC,
+            qp_type,
             sq_sig_all: 1,
         };
         // SAFETY: called as the man page says.
@@ -93,19 +98,21 @@ impl Rig {
         qp
     }
 
+    fn modify(&self, qp: *mut Qp, attr: &mut QpAttr, state: u32, mask: u32) {
+        attr.qp_state = state;
+        // SAFETY: called as the man page says.
+        let status = unsafe { (self.verbs.ibv_modify_qp)(qp, attr, (mask | m::STATE) as c_int) };
+        assert_eq!(status, 0, "to {}", qp_state::name(state));
+        // SAFETY: it is alive.
+        assert_eq!(unsafe { (*qp).state }, state);
+    }
+
     /// Connects two queue pairs of this process, as any program would.
     fn connect(&self, from: *mut Qp, to: *mut Qp) {
-        // SAFETY: all zero is a valid attribute list; the pointers are alive.
-        let (mut attr, number): (QpAttr, u32) = unsafe { (zeroed(), (*to).qp_num) };
-        let modify = |attr: &mut QpAttr, state: u32, mask: u32| {
-            attr.qp_state = state;
-            // SAFETY: called as the man page says.
-            let status =
-                unsafe { (self.verbs.ibv_modify_qp)(from, attr, (mask | m::STATE) as c_int) };
-            assert_eq!(status, 0, "to {}", qp_state::name(state));
-            // SAFETY: it is alive.
-            assert_eq!(unsafe { (*from).state }, state);
-        };
+        let mut attr = QpAttr::default();
+        // SAFETY: it is alive.
+        let number = unsafe { (*to).qp_num };
+        let modify = |attr: &mut QpAttr, state, mask| self.modify(from, attr, state, mask);
         attr.port_num = 1;
         attr.qp_access_flags = access::REMOTE_WRITE;
         modify(&mut attr, qp_state::INIT, m::PKEY_INDEX | m::PORT | m::ACCESS_FLAGS);
@@ -360,6 +367,119 @@ fn what_is_not_there_is_refused_with_our_objects() {
 
             assert_eq!((verbs.ibv_destroy_qp)(qp), 0);
             assert_eq!((verbs.ibv_destroy_srq)(srq), 0);
+            assert_eq!((verbs.ibv_destroy_cq)(cq), 0);
+        }
+        rig.end();
+    });
+}
+
+/// Promise: an asynchronous event names the program's own object, and that is not destroyed before
+/// the event is acknowledged.
+#[test]
+fn asynchronous_events_name_the_programs_objects() {
+    in_a_job("asynchronous_events_name_the_programs_objects", || {
+        let rig = Rig::new();
+        let verbs = &rig.verbs;
+        // SAFETY: throughout, called as the man pages say, with objects that are alive.
+        unsafe {
+            let cq = (verbs.ibv_create_cq)(rig.context, 16, null_mut(), null_mut(), 0);
+            let (a, b) = (rig.create_qp(cq, null_mut()), rig.create_qp(cq, null_mut()));
+            rig.connect(a, b);
+            rig.connect(b, a);
+            let mut event: AsyncEvent = zeroed();
+            libc::fcntl((*rig.context).async_fd, libc::F_SETFL, libc::O_NONBLOCK);
+            assert_eq!((verbs.ibv_get_async_event)(rig.context, &raw mut event), -1);
+            assert_eq!(errno(), libc::EAGAIN);
+            libc::fcntl((*rig.context).async_fd, libc::F_SETFL, 0);
+
+            // A key that nobody has: the peer's queue pair says so.
+            let mut from = rig.sge(0, 8);
+            let remote_addr = from.addr;
+            let mut write = SendWr {
+                sg_list: &raw mut from,
+                num_sge: 1,
+                opcode: wr_opcode::RDMA_WRITE,
+                ..SendWr::empty()
+            };
+            write.wr.rdma = RdmaWr { remote_addr, rkey: (*rig.mr).rkey ^ 0xff };
+            let mut bad = null_mut();
+            let ops = &(*rig.context).ops;
+            assert_eq!(ops.post_send.unwrap()(a, &raw mut write, &raw mut bad), 0);
+            assert_eq!(rig.poll(cq).status, wc_status::REM_ACCESS_ERR);
+            assert_eq!((verbs.ibv_get_async_event)(rig.context, &raw mut event), 0);
+            assert_eq!((event.event_type, event.element.qp), (event_type::QP_ACCESS_ERR, b));
+
+            let acknowledged = AtomicBool::new(false);
+            let pair = b.expose_provenance();
+            std::thread::scope(|scope| {
+                let waiting = scope.spawn(|| {
+                    let qp = std::ptr::with_exposed_provenance_mut(pair);
+                    let status = (verbs.ibv_destroy_qp)(qp);
+                    (status, acknowledged.load(Ordering::SeqCst))
+                });
+                std::thread::sleep(Duration::from_millis(50));
+                acknowledged.store(true, Ordering::SeqCst);
+                (verbs.ibv_ack_async_event)(&raw mut event);
+                assert_eq!(waiting.join().unwrap(), (0, true));
+            });
+            assert_eq!((verbs.ibv_destroy_qp)(a), 0);
+            assert_eq!((verbs.ibv_destroy_cq)(cq), 0);
+        }
+        rig.end();
+    });
+}
+
+/// Promise: a datagram can be answered from its completion alone.
+#[test]
+fn a_datagram_is_answered_from_its_completion() {
+    in_a_job("a_datagram_is_answered_from_its_completion", || {
+        const QKEY: u32 = 0x1111;
+        let rig = Rig::new();
+        let verbs = &rig.verbs;
+        // SAFETY: throughout, called as the man pages say, with objects that are alive.
+        unsafe {
+            let cq = (verbs.ibv_create_cq)(rig.context, 16, null_mut(), null_mut(), 0);
+            let [a, b] = [(); 2].map(|()| rig.create_qp_of(qp_type::UD, cq, null_mut()));
+            let ops = &(*rig.context).ops;
+            for (qp, at) in [(a, 1024), (b, 2048)] {
+                let mut attr = QpAttr { port_num: 1, qkey: QKEY, ..QpAttr::default() };
+                rig.modify(qp, &mut attr, qp_state::INIT, m::PKEY_INDEX | m::PORT | m::QKEY);
+                rig.modify(qp, &mut attr, qp_state::RTR, 0);
+                rig.modify(qp, &mut attr, qp_state::RTS, m::SQ_PSN);
+                let mut into = rig.sge(at, 512);
+                let mut recv =
+                    RecvWr { wr_id: 7, next: null_mut(), sg_list: &raw mut into, num_sge: 1 };
+                assert_eq!(ops.post_recv.unwrap()(qp, &raw mut recv, &mut null_mut()), 0);
+            }
+            let received = |from: *mut Qp, ah: *mut Ah, to: u32| {
+                let mut sge = rig.sge(0, 16);
+                let mut send =
+                    SendWr { sg_list: &raw mut sge, num_sge: 1, wr_id: 8, ..SendWr::empty() };
+                send.wr.ud = UdWr { ah: ah.cast(), remote_qpn: to, remote_qkey: QKEY };
+                assert_eq!(ops.post_send.unwrap()(from, &raw mut send, &mut null_mut()), 0);
+                let mut both = [rig.poll(cq), rig.poll(cq)];
+                both.sort_by_key(|wc| wc.wr_id);
+                assert!(both.iter().all(|wc| wc.status == wc_status::SUCCESS), "{both:?}");
+                both[0]
+            };
+            // With a GRH, as between subnets.
+            let mut attr = AhAttr { is_global: 1, port_num: 1, ..AhAttr::default() };
+            assert_eq!((verbs.ibv_query_gid)(rig.context, 1, 0, &raw mut attr.grh.dgid.0), 0);
+            let ah = (verbs.ibv_create_ah)(rig.pd, &raw mut attr);
+            assert!(!ah.is_null());
+            let mut wc = received(a, ah, (*b).qp_num);
+            assert_eq!((wc.qp_num, wc.src_qp), ((*b).qp_num, (*a).qp_num));
+            assert!(wc.wc_flags & wc_flags::GRH != 0);
+            let header: *mut Grh = rig.memory.cast::<u8>().add(2048).cast();
+            let back = (verbs.ibv_create_ah_from_wc)(rig.pd, &raw mut wc, header, 1);
+            assert!(!back.is_null(), "errno {}", errno());
+            let answer = received(b, back, wc.src_qp);
+            assert_eq!((answer.qp_num, answer.src_qp), ((*a).qp_num, (*b).qp_num));
+
+            assert_eq!((verbs.ibv_destroy_ah)(ah), 0);
+            assert_eq!((verbs.ibv_destroy_ah)(back), 0);
+            assert_eq!((verbs.ibv_destroy_qp)(a), 0);
+            assert_eq!((verbs.ibv_destroy_qp)(b), 0);
             assert_eq!((verbs.ibv_destroy_cq)(cq), 0);
         }
         rig.end();

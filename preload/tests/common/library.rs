@@ -1,8 +1,8 @@
 //! The shared object as a C program sees it: opened by `dlopen`, its functions found by name.
 
 use sojourn_fabric::abi::{
-    AhAttr, CompChannel, Context, Cq, Device, GidEntry, Mr, Pd, PortAttr, Qp, QpAttr, QpInitAttr,
-    Srq, SrqAttr, SrqInitAttr,
+    Ah, AhAttr, AsyncEvent, CompChannel, Context, Cq, Device, GidEntry, Grh, Mr, Pd, PortAttr, Qp,
+    QpAttr, QpInitAttr, Srq, SrqAttr, SrqInitAttr, Wc,
 };
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 
@@ -96,6 +96,11 @@ functions! {
     ibv_modify_qp: fn(*mut Qp, *mut QpAttr, c_int) -> c_int;
     ibv_query_qp: fn(*mut Qp, *mut QpAttr, c_int, *mut QpInitAttr) -> c_int;
     ibv_destroy_qp: fn(*mut Qp) -> c_int;
+    ibv_get_async_event: fn(*mut Context, *mut AsyncEvent) -> c_int;
+    ibv_ack_async_event: fn(*mut AsyncEvent);
+    ibv_create_ah: fn(*mut Pd, *mut AhAttr) -> *mut Ah;
+    ibv_create_ah_from_wc: fn(*mut Pd, *mut Wc, *mut Grh, u8) -> *mut Ah;
+    ibv_destroy_ah: fn(*mut Ah) -> c_int;
     ibv_attach_mcast: fn(*mut Qp, *const [u8; 16], u16) -> c_int;
     ibv_rereg_mr: fn(*mut Mr, c_int, *mut Pd, *mut c_void, usize, c_int) -> c_int;
     ibv_qp_to_qp_ex: fn(*mut Qp) -> *mut c_void;
