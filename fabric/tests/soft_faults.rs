@@ -21,6 +21,7 @@ fn helper() {
         Some("replaced") => replaced(),
         Some("one-write") => one_write(),
         Some("one-send") => one_send(),
+        Some("shared") => shared(),
         _ => {}
     }
 }
@@ -122,6 +123,23 @@ fn one_send() {
     end.send(1, 0, 64);
     say(wc_status::name(end.wait().status));
     listen();
+}
+
+/// Receives on a shared receive queue; says what has come and its state, each time it is asked.
+fn shared() {
+    let attr = abi::SrqAttr { max_wr: 4, max_sge: 1, srq_limit: 0 };
+    let end = End::new(&Setup { srq: Some(attr), ..Setup::default() });
+    for i in 1..=2 {
+        post_srq(&**end.srq.as_ref().unwrap(), i, &mut [end.sge(0, 65536)]).unwrap();
+    }
+    meet(&end);
+    while listen() == "look" {
+        // Each look reads what peers have asked.
+        let mut wc = [Wc::default()];
+        let came = (0..100).any(|_| end.cq.poll(&mut wc).unwrap() == 1);
+        let came = if came { wc_status::name(wc[0].status) } else { "nothing" };
+        say(&format!("{came} at {}", end.state()));
+    }
 }
 
 fn status(wc: &Wc) -> &'static str {
@@ -399,6 +417,34 @@ fn a_message_behind_the_flush_fails() {
     end.nothing();
 }
 
+/// A message that was received has succeeded, though its receiver leaves before the sender sees to
+/// what became of it: by destroying its queue pair, by RESET, by ERR and RESET.
+#[cfg(debug_assertions)]
+#[test]
+fn a_received_message_has_succeeded_whatever_its_receiver_does_next() {
+    for leave in ["destroy", "reset", "error"] {
+        let mut other = Other::start("one-send", &[("SOJOURN_SOFT_TEST_STOP", "before-verdict")]);
+        let mut end = End::new(&Setup::default());
+        end.recv(1, 0, 64).unwrap();
+        end.recv(2, 0, 64).unwrap();
+        other.connect(&end);
+        other.tell("go");
+        other.stopped();
+        assert_eq!(end.success().wr_id, 1);
+        if leave == "error" {
+            end.to_error();
+        }
+        if leave == "destroy" {
+            end.qp = End::new(&Setup::default()).qp;
+        } else {
+            modify(&*end.qp, abi::qp_state::RESET, &QpAttr::default(), 0);
+        }
+        other.signal(libc::SIGCONT);
+        assert_eq!(other.hear(), "SUCCESS", "{leave}");
+        other.tell("end");
+    }
+}
+
 /// Killed between check and copy: the other side neither hangs nor is written to.
 #[cfg(debug_assertions)]
 #[test]
@@ -557,6 +603,26 @@ fn unreliable_connections_do_not_notice_death() {
     a.send(1, 0, 8);
     assert_eq!(a.success().wr_id, 1);
     assert_eq!(a.state(), "RTS");
+}
+
+/// A SEND to a shared receive queue whose sender leaves before it was copied is not received: its
+/// receive stays, nothing completes, and the queue pair does not fail.
+#[test]
+fn a_sender_that_is_gone_takes_no_shared_receive() {
+    let mut other = Other::start("shared", &[]);
+    let mut end = End::new(&Setup::default());
+    other.connect(&end);
+    other.tell("look");
+    assert_eq!(other.hear(), "nothing at RTS");
+    other.signal(libc::SIGSTOP);
+    other.stopped();
+    end.send(1, 0, 60_000);
+    end.nothing();
+    end.qp = End::new(&Setup::default()).qp;
+    other.signal(libc::SIGCONT);
+    other.tell("look");
+    assert_eq!(other.hear(), "nothing at RTS");
+    other.tell("end");
 }
 
 /// A peer that closes its context while its process lives on is gone as well.

@@ -15,6 +15,8 @@ BUILD_SECONDS = 1200
 
 # Packages whose programs run in the guests.
 PACKAGES = ["sojourn", "sojourn-pagerank"]
+# Packages whose shared objects are preloaded there.
+LIBRARIES = ["sojourn-preload"]
 # Integration tests that run in the guests, by name, with their packages.
 TESTS = {"hca_loopback": "sojourn-fabric"}
 
@@ -34,6 +36,7 @@ class Programs:
         """Builds all of it."""
         packages = [f"--package={name}" for name in PACKAGES]
         self._cargo("build", *packages, "--bins")
+        self._cargo("build", *[f"--package={name}" for name in LIBRARIES], "--lib")
         tests = {}
         for name, package in TESTS.items():
             output = self._cargo(
@@ -51,7 +54,7 @@ class Programs:
         self._cargo("build", f"--manifest-path={oracle}/Cargo.toml", f"--target-dir={oracle}/target")
 
     def binary(self, name):
-        """The path, in a guest, of a program."""
+        """The path, in a guest, of a program or a shared object."""
         return self._in_guest(self.folder / name)
 
     def test(self, name):

@@ -92,6 +92,10 @@ pub(super) struct QpEntry {
     /// no more need not look at the receive, whose lines the owner then has for itself. 0 where it
     /// does not. Stored before `posted`.
     pub(super) fits: AtomicU32,
+    /// What became of the incarnation that was reset last: `incarnation << 32 |` the low half of how
+    /// many receives completed with success. Its program may have received a message and destroyed
+    /// the QP before the sender saw to what became of it.
+    pub(super) ended: AtomicU64,
     /// Receives posted since RESET.
     pub(super) posted: Alone<AtomicU64>,
     /// Receives taken by the connected initiator since RESET.
@@ -116,6 +120,19 @@ impl QpEntry {
 
     pub(super) fn incarnation(word: u64) -> u32 {
         (word >> 32) as u32
+    }
+
+    /// What [`QpEntry::ended`] holds.
+    pub(super) fn ended_of(incarnation: u32, received: u64) -> u64 {
+        u64::from(incarnation) << 32 | received & u64::from(u32::MAX)
+    }
+
+    /// Whether receive `number` of a past incarnation is known to have completed with success.
+    pub(super) fn received(&self, incarnation: u32, number: u64) -> bool {
+        let ended = self.ended.load(Ordering::SeqCst);
+        // No queue holds as many receives as half of what 32 bits count.
+        let behind = (ended as u32).wrapping_sub(number as u32) as i32;
+        QpEntry::incarnation(ended) == incarnation && behind > 0
     }
 
     pub(super) fn word_of(incarnation: u32, state: u32) -> u64 {

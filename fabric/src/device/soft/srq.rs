@@ -33,9 +33,18 @@ impl Srq {
         &self,
         fill: impl FnOnce(&RecvQueue, super::qp::Taken) -> T,
     ) -> Option<T> {
+        self.offer(|queue, receive| Some(fill(queue, receive))).flatten()
+    }
+
+    /// As [`Srq::take`], but where `fill` has no use for the receive it stays, and is the next
+    /// again.
+    pub(super) fn offer<T>(
+        &self,
+        fill: impl FnOnce(&RecvQueue, super::qp::Taken) -> Option<T>,
+    ) -> Option<Option<T>> {
         let mut queue = self.queue.lock();
         let receive = queue.receives.front()?;
-        let filled = fill(&queue.receives, receive);
+        let Some(filled) = fill(&queue.receives, receive) else { return Some(None) };
         queue.receives.done += 1;
         let limit = queue.attr.srq_limit;
         if limit > 0 && queue.receives.len() < u64::from(limit) {
@@ -44,7 +53,7 @@ impl Srq {
             drop(queue);
             self.core.raise(event_type::SRQ_LIMIT_REACHED, EventElement::Srq(self.user));
         }
-        Some(filled)
+        Some(Some(filled))
     }
 }
 

@@ -126,7 +126,7 @@ fn readable(local: &Pieces) -> bool {
 }
 
 /// Where tests stop a process between its checks and what they guard:
-/// `SOJOURN_SOFT_TEST_STOP=before-copy` or `before-publish`. Not in release builds.
+/// `SOJOURN_SOFT_TEST_STOP=before-copy`, `before-publish` or `before-verdict`. Not in release builds.
 #[inline]
 pub(super) fn stop_point(name: &str) {
     #[cfg(debug_assertions)]

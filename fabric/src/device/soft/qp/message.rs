@@ -216,6 +216,7 @@ impl Step<'_> {
     /// delivered says whether this one was among it.
     #[inline]
     fn verdict(&mut self, number: u64) -> Outcome {
+        stop_point("before-verdict");
         if self.path.ready() {
             return Outcome::Done;
         }
@@ -235,6 +236,9 @@ impl Step<'_> {
                 return self.qp.gone();
             }
             let other = QpEntry::incarnation(word) != self.path.incarnation;
+            if entry.received(self.path.incarnation, number) {
+                return Outcome::Done;
+            }
             if other || !self.path.link.usable() || Instant::now() > deadline {
                 return self.qp.gone();
             }

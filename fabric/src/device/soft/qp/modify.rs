@@ -192,6 +192,9 @@ impl Qp {
         let fenced = self.fence();
         let mut sq = self.sq.lock();
         let mut rq = self.rq.lock();
+        // Where the receives were flushed, those that were not are counted.
+        let received = if rq.flushing { entry.settled.load(Ordering::Relaxed) } else { rq.done };
+        entry.ended.store(QpEntry::ended_of(self.incarnation(), received), Ordering::SeqCst);
         rq.reset();
         self.clear();
         sq.attr = QpAttr::default();

@@ -343,7 +343,7 @@ impl Qp {
                 cursor.epsn.store(next, Ordering::Release);
             }
             _ if self.kind == qp_type::UC => {}
-            RNR => {}
+            RNR | DROPPED => {}
             wc_status::REM_ACCESS_ERR => self.fail(event_type::QP_ACCESS_ERR),
             wc_status::REM_INV_REQ_ERR => self.fail(event_type::QP_REQ_ERR),
             _ => self.fail(event_type::QP_FATAL),
@@ -469,13 +469,13 @@ impl Qp {
             }
         }
         let bytes = if in_parts { &rq.parts[..] } else { payload };
-        let taken = srq.take(|queue, receive| {
+        let taken = srq.offer(|queue, receive| {
             let message = Message { flags: ask.flags & 0xffff, imm: ask.imm, len: ask.total };
             let fits = queue.capacity(region, receive.number) >= u64::from(ask.total);
             let (ours, theirs) = if !fits {
                 (wc_status::LOC_LEN_ERR, wc_status::REM_INV_REQ_ERR)
             } else if listed {
-                self.pull(link, queue, receive, srq.pd, ask, payload)
+                self.pull(link, queue, receive, srq.pd, ask, payload)?
             } else {
                 match queue.scatter(region, receive.number, srq.pd, 0, bytes) {
                     Some(()) => (wc_status::SUCCESS, wc_status::SUCCESS),
@@ -483,19 +483,21 @@ impl Qp {
                 }
             };
             self.received(receive.wr_id, ours, &message);
-            theirs
+            Some(theirs)
         });
         if taken.is_some() {
             rq.parts = Vec::new();
         }
         match taken {
-            Some(status) => Reply::status(status),
+            Some(Some(status)) => Reply::status(status),
+            Some(None) => Reply::status(DROPPED),
             None => self.not_ready(ask),
         }
     }
 
     /// Copies a message out of its sender's memory into a receive: what we and the sender
-    /// complete it with.
+    /// complete it with. `None` where the sender is gone, its process or its queue pair, before all
+    /// of it was here: then nothing has been received.
     fn pull(
         &self,
         link: &Arc<Inbound>,
@@ -504,8 +506,8 @@ impl Qp {
         pd: u32,
         ask: &Ask,
         list: &[u8],
-    ) -> (u32, u32) {
-        let ours = |status| (status, wc_status::REM_OP_ERR);
+    ) -> Option<(u32, u32)> {
+        let ours = |status| Some((status, wc_status::REM_OP_ERR));
         let region = &self.core.region;
         let Some(local) = queue.pieces(region, receive.number, pd, 0, ask.len) else {
             return ours(wc_status::LOC_PROT_ERR);
@@ -524,11 +526,14 @@ impl Qp {
         let Some(sender) = sender.filter(|_| total == u64::from(ask.len)) else {
             return ours(wc_status::LOC_QP_OP_ERR);
         };
-        let valid = || {
+        let sends = || {
             let word = sender.word.load(Ordering::SeqCst);
-            let pd = sender.pd.load(Ordering::Relaxed);
             QpEntry::incarnation(word) == ask.src_incarnation
                 && matches!(QpEntry::state(word), qp_state::RTS | qp_state::SQD)
+        };
+        let valid = || {
+            let pd = sender.pd.load(Ordering::Relaxed);
+            sends()
                 && remote
                     .iter()
                     .zip(&keys)
@@ -547,13 +552,15 @@ impl Qp {
         match copy(&link.peer, &link.pull, busy, way, ask.src, &local, remote.iter(), valid) {
             Ok(slot) => {
                 drop(slot);
-                (wc_status::SUCCESS, wc_status::SUCCESS)
+                Some((wc_status::SUCCESS, wc_status::SUCCESS))
             }
             Err(Trouble::Local) => ours(wc_status::LOC_PROT_ERR),
+            Err(Trouble::Dead) => None,
+            Err(Trouble::Remote | Trouble::Invalid) if !sends() => None,
             Err(Trouble::Remote | Trouble::Invalid) => {
-                (wc_status::LOC_QP_OP_ERR, wc_status::LOC_PROT_ERR)
+                Some((wc_status::LOC_QP_OP_ERR, wc_status::LOC_PROT_ERR))
             }
-            Err(Trouble::Dead | Trouble::Forbidden) => ours(wc_status::LOC_QP_OP_ERR),
+            Err(Trouble::Forbidden) => ours(wc_status::LOC_QP_OP_ERR),
         }
     }
 }
