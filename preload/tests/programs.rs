@@ -2,8 +2,9 @@
 
 mod common;
 
-use common::{Place, finish, installed};
+use common::{Place, finish, installed, sojourn};
 use std::net::TcpListener;
+use std::time::Duration;
 
 /// A TCP port that nobody has at this moment.
 fn free_port() -> u16 {
@@ -109,6 +110,62 @@ fn rc_pingpong_of_every_size_arrives_intact() {
     ] {
         pingpong("ibv_rc_pingpong", args);
     }
+}
+
+/// Promise: an unmodified program goes from device to device in mid-run, and notices nothing: what
+/// arrives is what was sent, whichever end moves.
+#[test]
+fn rc_pingpong_is_relocated_in_mid_run() {
+    if !installed("ibv_rc_pingpong") {
+        return;
+    }
+    for args in ["-c -s 4096", "-c -e -s 20000"] {
+        let place = Place::new();
+        let port = free_port();
+        // Long enough for all moves; the last of them ends it.
+        let script = format!(
+            r#"
+            echo $$ > pid$SOJOURN_RANK
+            [ "$SOJOURN_RANK" = 0 ] || sleep 1
+            [ "$SOJOURN_RANK" = 0 ] || to=127.0.0.1
+            exec env LD_PRELOAD="$OBJECT" ibv_rc_pingpong -p {port} {args} -n 20000 $to
+            "#
+        );
+        let moved = std::thread::scope(|scope| {
+            let job = scope.spawn(|| place.job(2, &script));
+            let mut moved = Vec::new();
+            let ranks = ["pid0", "pid1"].map(|name| place.path(name));
+            'job: for device in ["soft1", "soft0"].into_iter().cycle() {
+                for rank in &ranks {
+                    let Some(pid) = read_number(rank) else {
+                        std::thread::sleep(Duration::from_millis(20));
+                        continue;
+                    };
+                    if job.is_finished() {
+                        break 'job;
+                    }
+                    let mut relocate = place.command(sojourn());
+                    relocate.args(["relocate", "--json", "--pid", &pid, device]);
+                    let done = finish(relocate);
+                    // Before it has opened its device, there is nothing to move; after its end, nobody.
+                    if done.status.success() && done.out.contains("blackout") {
+                        moved.push(done.out);
+                    }
+                }
+            }
+            let out = job.join().unwrap().ok();
+            assert_eq!(out.matches(" iters in ").count(), 2, "{args}: {out}");
+            assert_eq!(out.matches("invalid data").count(), 0, "{args}: {out}");
+            moved
+        });
+        let live = moved.iter().filter(|out| out.contains("\"queue_pairs\":1,\"peers\":1")).count();
+        assert!(live > 3, "{args}: {live} moves of a connected program: {moved:?}");
+    }
+}
+
+fn read_number(path: &std::path::Path) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok()?;
+    text.trim().parse::<u32>().ok().map(|number| number.to_string())
 }
 
 /// Promise: the other kinds of queue pairs, shared receive queues and address handles work too.

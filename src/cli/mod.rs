@@ -9,6 +9,7 @@ mod demo;
 mod devices;
 mod failure;
 mod heat;
+mod relocate;
 mod run;
 mod selftest;
 
@@ -35,6 +36,7 @@ enum Command {
     Demo(demo::DemoArgs),
     Devices(devices::DevicesArgs),
     Heat(heat::HeatArgs),
+    Relocate(relocate::RelocateArgs),
     Run(run::RunArgs),
     Selftest(selftest::SelftestArgs),
 }
@@ -47,6 +49,7 @@ pub(crate) fn main() -> ExitCode {
             Command::Demo(args) => demo::run(args),
             Command::Devices(args) => devices::run(args),
             Command::Heat(args) => heat::run(args),
+            Command::Relocate(args) => relocate::run(args),
             Command::Run(args) => run::run(args),
             Command::Selftest(args) => selftest::run(args),
         },

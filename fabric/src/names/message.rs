@@ -9,7 +9,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::session::MAX_MESSAGE;
-use super::types::{Address, Fetch, Grant, Incarnation, KeyRecord, ProcessId, Record, Whereabouts};
+use super::types::{
+    Address, Fetch, Grant, Incarnation, KeyRecord, Order, ProcessId, Record, Whereabouts,
+};
 
 /// Largest note. Enough for one 32-bit name for each of 8,192 ranks.
 pub const MAX_NOTE: usize = 32 * 1024;
@@ -17,6 +19,14 @@ pub const MAX_NOTE: usize = 32 * 1024;
 pub const MAX_NOTE_NAME: usize = 255;
 /// Most queue pairs of which one message says that they have moved: 40 bytes each.
 pub const MAX_MOVED: usize = 512;
+/// Longest name of a device: the kernel's are below 64 bytes.
+pub const MAX_DEVICE_NAME: usize = 63;
+/// Longest reason why an order was not carried out: a sentence or two.
+pub const MAX_REASON: usize = 2048;
+/// Most moves of which one message tells: with all their names they fit in it.
+pub const MAX_ORDERED: usize = 32;
+/// Most steps of a move.
+pub const MAX_STEPS: usize = 8;
 /// Most devices that one virtual key may stand on.
 pub const MAX_KEY_DEVICES: usize = 16;
 /// Most TCP addresses that one process may have.
@@ -26,6 +36,11 @@ pub const MAX_SOCKET_PATH: usize = 107;
 
 // A note in its frame fits in a message; names and numbers take far less than the rest.
 const _: () = assert!(MAX_NOTE + 1024 <= MAX_MESSAGE);
+const _: () = {
+    // Each name with its length, each number in full.
+    let one = 2 * (MAX_DEVICE_NAME + 1) + 20 + MAX_STEPS * (MAX_DEVICE_NAME + 11);
+    assert!(MAX_ORDERED * one + 1024 <= MAX_MESSAGE);
+};
 
 /// Process to directory.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -194,7 +209,29 @@ impl Checked for Fetch {
             Fetch::Note(name) => at_most(name.len(), MAX_NOTE_NAME, "length of a note's name"),
             Fetch::Remap(_, request) => request.check().map_err(|malformed| malformed.0),
             Fetch::Moved(qps) => at_most(qps.len(), MAX_MOVED, "number of queue pairs that moved"),
+            Fetch::Relocate { device, .. } => {
+                at_most(device.len(), MAX_DEVICE_NAME, "length of a device's name")
+            }
             Fetch::Qpn { .. } | Fetch::Key(_) => Ok(()),
+        }
+    }
+}
+
+impl Checked for Order {
+    fn check(&self) -> Result<(), &'static str> {
+        match self {
+            Order::UnderWay => Ok(()),
+            Order::Failed(why) => at_most(why.len(), MAX_REASON, "length of a reason"),
+            Order::Done(moves) => {
+                at_most(moves.len(), MAX_ORDERED, "number of moves")?;
+                moves.iter().try_for_each(|moved| {
+                    at_most(moved.phases.len(), MAX_STEPS, "number of steps of a move")?;
+                    let steps = moved.phases.iter().map(|(name, _)| name);
+                    [&moved.from, &moved.to].into_iter().chain(steps).try_for_each(|name| {
+                        at_most(name.len(), MAX_DEVICE_NAME, "length of a name")
+                    })
+                })
+            }
         }
     }
 }
@@ -214,6 +251,7 @@ impl Checked for Peer {
                 Record::Key(key) => key.check(),
                 Record::Note(note) => at_most(note.len(), MAX_NOTE, "length of a note"),
                 Record::Remap(answer) => answer.check().map_err(|malformed| malformed.0),
+                Record::Order(order) => order.check(),
                 Record::Qpn(_) | Record::Noted => Ok(()),
             },
             Peer::Answer { .. } => Ok(()),
@@ -230,7 +268,7 @@ mod tests {
     use sojourn_logging::remap::{self, Accept, Cut, GroupId, MAX_LINKS, Offer, Request};
 
     use super::*;
-    use crate::names::types::{DeviceId, JobId, MachineId, PhysicalEnd, QpnRecord};
+    use crate::names::types::{DeviceId, JobId, MachineId, PhysicalEnd, QpnRecord, Relocated};
 
     fn end() -> impl Strategy<Value = PhysicalEnd> {
         (any::<u32>(), any::<u16>(), any::<[u8; 16]>(), any::<u32>(), any::<u8>(), any::<u8>())
@@ -284,6 +322,26 @@ mod tests {
         ]
     }
 
+    fn order() -> impl Strategy<Value = Order> {
+        let name = "[a-z0-9]{0,15}";
+        let phases = prop::collection::vec((name, any::<u64>()), 0..MAX_STEPS);
+        let moved = (name, name, any::<[u32; 2]>(), any::<u64>(), phases).prop_map(
+            |(from, to, [queue_pairs, peers], blackout, phases)| Relocated {
+                from,
+                to,
+                queue_pairs,
+                peers,
+                blackout,
+                phases,
+            },
+        );
+        prop_oneof![
+            Just(Order::UnderWay),
+            prop::collection::vec(moved, 0..4).prop_map(Order::Done),
+            ".{0,40}".prop_map(Order::Failed),
+        ]
+    }
+
     fn fetch() -> impl Strategy<Value = Fetch> {
         prop_oneof![
             (any::<u32>(), any::<u32>(), prop::option::of(end()))
@@ -292,6 +350,8 @@ mod tests {
             ".{0,40}".prop_map(Fetch::Note),
             prop::collection::vec((any::<u32>(), end()), 0..9).prop_map(Fetch::Moved),
             (any::<u64>(), request()).prop_map(|(id, r)| Fetch::Remap(GroupId(id), r)),
+            (any::<u64>(), "[a-z0-9]{0,15}")
+                .prop_map(|(ticket, device)| Fetch::Relocate { ticket, device }),
         ]
     }
 
@@ -305,6 +365,7 @@ mod tests {
             prop::collection::vec(any::<u8>(), 0..500).prop_map(Record::Note),
             remap_answer().prop_map(Record::Remap),
             Just(Record::Noted),
+            order().prop_map(Record::Order),
         ]
     }
 

@@ -190,6 +190,41 @@ pub enum Fetch {
     Remap(GroupId, Request<PhysicalEnd>),
     /// Queue pairs of the asker for datagrams stand for these from now on.
     Moved(Vec<(u32, PhysicalEnd)>),
+    /// Take all contexts to a device; asked again with the same ticket, how that goes.
+    Relocate {
+        /// Chosen by the asker, at random.
+        ticket: u64,
+        /// The device's name.
+        device: String,
+    },
+}
+
+/// How an order to go to another device goes.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Order {
+    /// Ask again.
+    UnderWay,
+    /// All contexts are there: the moves that this took.
+    Done(Vec<Relocated>),
+    /// Not all are there, and why. Each of those that are not is where it was.
+    Failed(String),
+}
+
+/// A context has gone to another device.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Relocated {
+    /// Where it was.
+    pub from: String,
+    /// Where it is.
+    pub to: String,
+    /// Queue pairs that moved.
+    pub queue_pairs: u32,
+    /// Processes that followed.
+    pub peers: u32,
+    /// How long nothing was handed to a device, in nanoseconds.
+    pub blackout: u64,
+    /// Steps with their nanoseconds.
+    pub phases: Vec<(String, u64)>,
 }
 
 impl fmt::Display for Fetch {
@@ -208,6 +243,7 @@ impl fmt::Display for Fetch {
                 };
                 write!(f, "re-map {group:#x}, {what}")
             }
+            Fetch::Relocate { device, .. } => write!(f, "going to {device}"),
             Fetch::Moved(qps) => write!(f, "note of {} queue pairs that have moved", qps.len()),
         }
     }
@@ -226,6 +262,8 @@ pub enum Record {
     Remap(remap::Answer<PhysicalEnd>),
     /// To [`Fetch::Moved`].
     Noted,
+    /// To [`Fetch::Relocate`].
+    Order(Order),
 }
 
 impl Record {
@@ -238,6 +276,7 @@ impl Record {
                 | (Record::Note(_), Fetch::Note(_))
                 | (Record::Remap(_), Fetch::Remap(..))
                 | (Record::Noted, Fetch::Moved(_))
+                | (Record::Order(_), Fetch::Relocate { .. })
         )
     }
 }

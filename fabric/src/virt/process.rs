@@ -11,10 +11,15 @@ use crate::error::{Error, Result};
 use crate::names::directory::LocalDirectory;
 use crate::names::env::JobEnvironment;
 use crate::names::{
-    self, Done, Fetch, Grant, Handle, JobKey, ProcessId, Record, Service, ServiceConfig,
+    self, Done, Fetch, Grant, Handle, JobKey, Order, ProcessId, Record, Relocated, Service,
+    ServiceConfig,
 };
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// Between two questions how an order goes.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// A member of a job. There is one per operating system process, except in tests.
 ///
@@ -89,6 +94,41 @@ impl Process {
     /// Where the name or the note is longer than a note may be.
     pub fn publish(&self, name: &str, note: &[u8]) -> Result<()> {
         self.service.publish_note(name, note).map_err(refused)
+    }
+
+    /// Tells `peer` to take all its contexts to the device of that name, and waits until it has.
+    ///
+    /// # Errors
+    /// Whatever keeps it from that (then it is where it was, and goes on); `EHOSTUNREACH` where it has
+    /// died; `ETIMEDOUT` where it has not said until `deadline` that it has done so.
+    pub fn order(
+        &self,
+        peer: ProcessId,
+        device: &str,
+        deadline: Instant,
+    ) -> Result<Vec<Relocated>> {
+        let ticket = RandomState::new().hash_one(device);
+        loop {
+            let what = Fetch::Relocate { ticket, device: device.to_owned() };
+            match self.service.fetch_wait(peer, what, deadline).map_err(refused)? {
+                Record::Order(Order::Done(moves)) => return Ok(moves),
+                Record::Order(Order::Failed(why)) => {
+                    return Err(Error::new(libc::ECANCELED, format!("{peer}: {why}")));
+                }
+                Record::Order(Order::UnderWay) if Instant::now() < deadline => {
+                    std::thread::sleep(LOOK_AGAIN);
+                }
+                Record::Order(Order::UnderWay) => {
+                    let text = format!("{peer} has not come to {device} yet, and is still at it");
+                    return Err(Error::new(libc::ETIMEDOUT, text));
+                }
+                _ => {
+                    let text =
+                        format!("{peer} answered something else than how it goes to {device}");
+                    return Err(Error::new(libc::EPROTO, text));
+                }
+            }
+        }
     }
 
     /// The note that `peer` has published under that name, or publishes before `deadline`.

@@ -104,7 +104,7 @@ impl Place {
         self.0.path().join(name)
     }
 
-    fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+    pub(crate) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("SOJOURN_") {
@@ -116,6 +116,7 @@ impl Place {
             .env_remove("XDG_RUNTIME_DIR")
             .env("SOJOURN_SOFT_DIR", self.path("soft"))
             .env("SOJOURN_DEVICE", "soft0")
+            .env("SOJOURN_SOFT_DEVICES", "2")
             .current_dir(self.0.path());
         command
     }

@@ -169,6 +169,9 @@ impl Answers {
                 qps.iter().for_each(|(qpn, end)| self.owner.moved(asker, *qpn, end));
                 Some(Record::Noted)
             }
+            Fetch::Relocate { ticket, device } => {
+                Some(Record::Order(self.owner.relocate(*ticket, device)))
+            }
             Fetch::Note(name) => match self.notes.get(name) {
                 Some(note) => Some(Record::Note(note.clone())),
                 None => return self.wait(name, who, until),

@@ -27,7 +27,9 @@ use super::key::JobKey;
 use super::links::HANDSHAKE_TIME;
 use super::message::{MAX_NOTE, MAX_NOTE_NAME};
 use super::poller::{Poller, Ready, Wake};
-use super::types::{Asker, Fetch, Grant, KeyRecord, PhysicalEnd, ProcessId, QpnRecord, Record};
+use super::types::{
+    Asker, Fetch, Grant, KeyRecord, Order, PhysicalEnd, ProcessId, QpnRecord, Record,
+};
 
 mod answer;
 mod fetch;
@@ -58,6 +60,8 @@ pub trait Owner: Send + Sync {
     ) -> remap::Answer<PhysicalEnd>;
     /// A queue pair of `asker` for datagrams stands for `end` from now on.
     fn moved(&self, asker: ProcessId, qpn: u32, end: &PhysicalEnd);
+    /// All contexts are to go to that device. It is asked again, with the same ticket, how that goes.
+    fn relocate(&self, ticket: u64, device: &str) -> Order;
 }
 
 /// The result of a fetch.

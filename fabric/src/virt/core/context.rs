@@ -57,7 +57,7 @@ impl VirtualContext {
     ) -> Result<Arc<dyn DeviceContext>> {
         let what = format!("opening virtual verbs over {}", device.name());
         let events = readable_with(&[device.async_fd()], &what)?;
-        Ok(Arc::new_cyclic(|me| VirtualContext {
+        let context = Arc::new_cyclic(|me| VirtualContext {
             name: device.name().to_owned(),
             local: Arc::clone(local),
             underlays: RwLock::new(vec![local.add_device(device)]),
@@ -73,7 +73,9 @@ impl VirtualContext {
             srqs: Herd::default(),
             qps: Herd::default(),
             ahs: Herd::default(),
-        }))
+        });
+        local.contexts.add(&context);
+        Ok(context)
     }
 
     pub(super) fn local(&self) -> &Arc<Local> {

@@ -4,12 +4,13 @@
 //! pairs without a lock; everything else here is for the control path and the service thread.
 
 use super::ah::AhCore;
+use super::context::VirtualContext;
 use super::cq::CqCore;
 use super::deal::Dealer;
 use super::lock_mutex;
 use super::peer::Peer;
 use super::qp::QpCore;
-use super::remap::{Remaps, Rescue};
+use super::remap::{Orders, Remaps, Rescue};
 use super::resolve::Resolver;
 use super::reverse::ReverseTable;
 use super::srq::SrqCore;
@@ -18,7 +19,8 @@ use super::underlay::Underlay;
 use crate::device::DeviceContext;
 use crate::error::{Error, Result};
 use crate::names::{
-    Asker, DeviceId, Gid, Grant, Incarnation, KeyRecord, MAX_LID, PhysicalEnd, ProcessId, QpnRecord,
+    Asker, DeviceId, Gid, Grant, Incarnation, KeyRecord, MAX_LID, Order, PhysicalEnd, ProcessId,
+    QpnRecord,
 };
 use sojourn_logging::remap::{Answer, GroupId, Request};
 use std::collections::HashMap;
@@ -127,6 +129,10 @@ pub(super) struct Local {
     pub(super) senders: ReverseTable,
     /// Re-maps under way.
     pub(super) remaps: Remaps,
+    /// Those that are open.
+    pub(super) contexts: Herd<VirtualContext>,
+    /// Orders from outside.
+    pub(super) orders: Orders,
     /// Who is called where a path fails.
     pub(super) rescue: Rescue,
 }
@@ -150,6 +156,8 @@ impl Local {
             cqs: Registry::default(),
             senders: ReverseTable::new(),
             remaps: Remaps::default(),
+            contexts: Herd::default(),
+            orders: Orders::default(),
             rescue: Rescue::default(),
         })
     }
@@ -322,6 +330,13 @@ impl crate::names::Owner for Local {
 
     fn moved(&self, asker: ProcessId, qpn: u32, end: &PhysicalEnd) {
         self.peer(asker).learn_qpn(qpn, end);
+    }
+
+    fn relocate(&self, ticket: u64, device: &str) -> Order {
+        match self.me.upgrade() {
+            Some(me) => self.orders.answer(&me, ticket, device),
+            None => Order::Failed("it is about to end".to_owned()),
+        }
     }
 }
 

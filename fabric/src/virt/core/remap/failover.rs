@@ -8,7 +8,7 @@
 //!
 //! The thread is there while it is needed; there is one for each process.
 
-use super::{FIRST_PORT, Relocation, mover};
+use super::{FIRST_PORT, Relocation, block_signals, mover};
 use crate::abi::port_state;
 use crate::device::{self, DeviceContext, Kind};
 use crate::error::{Error, Result};
@@ -146,12 +146,6 @@ impl Rescue {
             }
         }
     }
-}
-
-/// The program's signals are for its own threads.
-fn block_signals() {
-    use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
-    let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None);
 }
 
 fn serve(local: &Weak<Local>, told: &Receiver<Broken>) {

@@ -4,6 +4,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | `mover` | a context goes to another device: on the thread that asks for it |
+//! | `order` | somebody outside wants all contexts on another device |
 //! | `site` | everything of a context on one more device, or not any more |
 //! | `survey` | what of a context moves, and what stands against it |
 //! | `follower` | a peer's context does: on the service thread |
@@ -12,6 +13,7 @@
 mod failover;
 mod follower;
 mod mover;
+mod order;
 mod site;
 mod survey;
 
@@ -20,6 +22,7 @@ pub(super) use failover::{Broken, Rescue};
 pub(super) use follower::Remaps;
 pub(super) use mover::relocate;
 pub use mover::{Cause, Phase, Relocation};
+pub(super) use order::Orders;
 
 use super::cq::CqCore;
 use super::qp::QpCore;
@@ -38,4 +41,10 @@ fn cqs_of<'a>(qps: impl Iterator<Item = &'a Arc<QpCore>>) -> Vec<Arc<CqCore>> {
     cqs.sort_by_key(|cq| cq.number());
     cqs.dedup_by_key(|cq| cq.number());
     cqs
+}
+
+/// The program's signals are for its own threads.
+fn block_signals() {
+    use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+    let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None);
 }

@@ -115,6 +115,9 @@ impl Job {
                 qps.iter().for_each(|(qpn, end)| owner.moved(by, *qpn, end));
                 Some(Record::Noted)
             }
+            Fetch::Relocate { ticket, device } => {
+                Some(Record::Order(owner.relocate(*ticket, device)))
+            }
             Fetch::Note(_) => None,
         };
         record.ok_or_else(|| Error::Unknown { process: peer, what: what.to_string() })
