@@ -419,7 +419,8 @@ impl Qp {
         }
         match answer.status {
             DROPPED => return,
-            RNR => self.go_back(&mut sq, answer),
+            // UC knows no RNR: what finds no receive is lost (IBTA 9.8.2.2.5).
+            RNR if self.kind == qp_type::RC => self.go_back(&mut sq, answer),
             // Whatever becomes of it at the other end, UC does not hear of it.
             status if status == wc_status::SUCCESS || self.kind == qp_type::UC => {
                 self.accomplished(&mut sq, answer, data);
