@@ -117,6 +117,8 @@ impl Engine {
         let text = |error: sojourn::Error| error.context("completion events");
         for cq in &events.queues {
             cq.req_notify(false).map_err(text)?;
+            // What came before it was armed has no event.
+            while self.drain(cq)? > 0 {}
         }
         while !self.over.load(Ordering::Relaxed) {
             let woken = events.channel.wait(Instant::now() + EVENT_PATIENCE).map_err(text)?;

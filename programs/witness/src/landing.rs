@@ -14,8 +14,8 @@ use sojourn::verbs::MemoryRegion;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// The largest messages that the ring holds: a quarter of it is what was seen already, one place
-/// may be lost at the end, and there must be room for some that are on their way.
+/// The largest messages that the ring holds: half of it is what was seen already, one place may
+/// be lost at the end, and there must be room for some that are on their way.
 pub(crate) const PLACES: usize = 6;
 
 /// Bytes compared with [`SEEN`] at a time.
@@ -96,7 +96,7 @@ impl Landing {
         };
         self.wipe(offset, length);
         self.seen.push_back(Seen { place, kind, seq });
-        self.release(self.bytes as u64 / 4)?;
+        self.release(self.bytes as u64 / 2)?;
         Ok(landed)
     }
 

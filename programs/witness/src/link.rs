@@ -33,6 +33,9 @@ pub(crate) struct Link {
     receives: Arc<Mutex<Receives>>,
     told: State,
     told_at: Instant,
+    /// What was said of this side's stream when it asked last. Told without asking, the same may
+    /// have been said before, and no answer come.
+    asked: Option<(u64, u64, Option<u64>)>,
     /// The peer has asked, and was not answered yet.
     owed: bool,
     /// When something completed last.
@@ -56,6 +59,7 @@ impl Link {
             receives,
             told,
             told_at: now,
+            asked: None,
             owed: false,
             progress: now,
             buffer: Vec::new(),
@@ -80,14 +84,17 @@ impl Link {
         let waits =
             matches!(self.sender.blocked(), Some(Blocked::Ring | Blocked::Read | Blocked::Credit))
                 || (state.total.is_some() && !self.sender.closed());
-        let mine = |state: &State| (state.posted, state.reads_done, state.total);
-        let ask = waits && (again || mine(&state) != mine(&told));
+        let mine = Some((state.posted, state.reads_done, state.total));
+        let ask = waits && (again || self.asked != mine);
         let offers = state.freed - told.freed >= self.receiver.landing().much()
             || (lossy && state.dealt - told.dealt >= CREDIT / 2)
             || state.closed && !told.closed;
         if ask || offers || self.owed || self.sender.needs_flush() {
             self.sender.post_control(state, ask)?;
             (self.told, self.told_at, self.owed) = (state, now, false);
+            if ask {
+                self.asked = mine;
+            }
             return Ok(true);
         }
         Ok(posted)

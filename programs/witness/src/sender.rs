@@ -222,6 +222,7 @@ impl Sender {
     pub(crate) fn pump(&mut self, may_end: bool) -> Checked<bool> {
         let before = self.next_wr;
         self.blocked = None;
+        self.rewrite()?;
         while self.total.is_none() {
             if may_end && self.next >= self.at_least {
                 self.total = Some(self.next);
@@ -237,7 +238,7 @@ impl Sender {
                 self.next += 1;
             }
         }
-        self.misbehave_later()?;
+        self.add_twice()?;
         Ok(self.next_wr > before)
     }
 
@@ -514,14 +515,15 @@ impl Sender {
         Ok(false)
     }
 
-    /// What is wrong only later.
-    fn misbehave_later(&mut self) -> Checked {
+    /// Where a WRITE is to be done again on purpose: does so with the last one that the peer has
+    /// dealt with, before anything else can make it give back the place.
+    fn rewrite(&mut self) -> Checked {
         let Some(plot) = self.io.plot.clone() else { return Ok(()) };
         if self.transport != Transport::Rc || self.outstanding > self.io.window {
             return Ok(());
         }
         let peer = self.peer;
-        let seen = self.written.iter().find(|(message, place)| {
+        let seen = self.written.iter().rfind(|(message, place)| {
             message.kind == Kind::Write
                 && message.size > 0
                 && message.seq < peer.dealt
@@ -534,6 +536,13 @@ impl Sender {
             let op = Op::Write(self.landing(&message, Some(place)));
             return self.again(&message, op);
         }
+        Ok(())
+    }
+
+    /// Where a FETCH_ADD is to be done twice on purpose: does so at the end, when nobody here
+    /// looks at the word any more.
+    fn add_twice(&mut self) -> Checked {
+        let Some(plot) = self.io.plot.clone() else { return Ok(()) };
         let all = self.total.is_some() && self.outstanding == 0 && !self.peer.closed;
         let last = (0..self.next).rev().map(|seq| self.script.message(seq));
         if all

@@ -60,7 +60,7 @@ fn messages_that_change_places_are_reported() {
 #[test]
 fn a_write_that_is_executed_again_is_reported() {
     for mix in ["send,write", "write"] {
-        let line = report("rewrite", &["--mix", mix, "--qps", "2"]);
+        let line = report("rewrite", &["--mix", mix, "--qps", "2", "--window", "4"]);
         says(&line, &["WRITE, sequence", "expected memory that stays as it is", "found"]);
     }
 }
