@@ -1,6 +1,10 @@
 //! The sending side of a stream: what is posted, and that each request completes exactly once, in
 //! order, with what it was to bring.
 
+mod cut;
+mod misbehave;
+
+use self::cut::cut;
 use crate::control::{self, Control, State};
 use crate::kind::{Kind, Transport};
 use crate::payload;
@@ -489,128 +493,10 @@ impl Sender {
             self.peer
         )
     }
-
-    /// Where this message is to be sent wrongly: does so, or something in its place.
-    fn misbehave(&mut self, message: &Message) -> Checked<bool> {
-        let Some(plot) = self.io.plot.clone() else { return Ok(false) };
-        let next = self.script.message(message.seq + 1);
-        let room = self.outstanding + 2 <= self.io.window
-            && self.arena.fits(2 * (message.size + next.size) + 256);
-        if plot.drops(message, self.transport) {
-            self.next += 1;
-            return Ok(true);
-        }
-        if room && plot.duplicates(message) {
-            self.post(message)?;
-            self.again(message, op_of_send(message))?;
-            self.next += 1;
-            return Ok(true);
-        }
-        if room && plot.reorders(message, &next, self.transport) {
-            self.post(&next)?;
-            self.post(message)?;
-            self.next += 2;
-            return Ok(true);
-        }
-        Ok(false)
-    }
-
-    /// Where a WRITE is to be done again on purpose: does so with the last one that the peer has
-    /// dealt with, before anything else can make it give back the place.
-    fn rewrite(&mut self) -> Checked {
-        let Some(plot) = self.io.plot.clone() else { return Ok(()) };
-        if self.transport != Transport::Rc || self.outstanding > self.io.window {
-            return Ok(());
-        }
-        let peer = self.peer;
-        let seen = self.written.iter().rfind(|(message, place)| {
-            message.kind == Kind::Write
-                && message.size > 0
-                && message.seq < peer.dealt
-                && place.start >= peer.freed
-                && self.arena.fits(message.size + message.skew)
-        });
-        if let Some((message, place)) = seen.copied()
-            && plot.rewrites(&message)
-        {
-            let op = Op::Write(self.landing(&message, Some(place)));
-            return self.again(&message, op);
-        }
-        Ok(())
-    }
-
-    /// Where a FETCH_ADD is to be done twice on purpose: does so at the end, when nobody here
-    /// looks at the word any more.
-    fn add_twice(&mut self) -> Checked {
-        let Some(plot) = self.io.plot.clone() else { return Ok(()) };
-        let all = self.total.is_some() && self.outstanding == 0 && !self.peer.closed;
-        let last = (0..self.next).rev().map(|seq| self.script.message(seq));
-        if all
-            && self.script.has(|kind| kind == Kind::FetchAdd)
-            && let Some(message) = last.take(256).find(|m| m.kind == Kind::FetchAdd && !m.shared)
-            && plot.adds_twice(&message)
-        {
-            let word = self.io.remote.offset(ADD_AT as u64);
-            return self.again(&message, Op::FetchAdd(word, message.add()));
-        }
-        Ok(())
-    }
-
-    fn again(&mut self, message: &Message, op: Op) -> Checked {
-        self.post_as(What::Again(*message), message, op, 0)
-    }
-}
-
-fn op_of_send(message: &Message) -> Op {
-    if message.kind == Kind::SendImm { Op::SendImm(message.imm()) } else { Op::Send }
 }
 
 fn datagram(io: &Io) -> Option<Datagram<'_>> {
     io.datagram.as_ref().map(|(ah, qpn)| Datagram { ah, qpn: *qpn, qkey: QKEY })
-}
-
-/// One to three elements of the bytes at `start`, cut where chance has it.
-fn cut<'a>(
-    memory: &MemoryRegion,
-    start: usize,
-    message: &Message,
-    sges: &'a mut [Sge; 3],
-) -> &'a [Sge] {
-    let (size, dice) = (message.size, message.dice);
-    let pieces = if size < 3 || message.kind.is_atomic() { 1 } else { 1 + (dice >> 16) % 3 };
-    if size == 0 {
-        return &[];
-    }
-    let mut cuts =
-        [dice >> 24, dice >> 44].map(|dice| 1 + (dice as usize & 0xf_ffff) % (size - 1).max(1));
-    cuts.sort_unstable();
-    let (a, b) = (cuts[0], cuts[1]);
-    match pieces {
-        1 => sges[0] = memory.slice(start..start + size),
-        2 => {
-            sges[0] = memory.slice(start..start + a);
-            sges[1] = memory.slice(start + a..start + size);
-        }
-        _ if a == b => return cut_at(memory, start, a, size, sges),
-        _ => {
-            sges[0] = memory.slice(start..start + a);
-            sges[1] = memory.slice(start + a..start + b);
-            sges[2] = memory.slice(start + b..start + size);
-        }
-    }
-    &sges[..pieces as usize]
-}
-
-fn cut_at<'a>(
-    memory: &MemoryRegion,
-    start: usize,
-    at: usize,
-    size: usize,
-    sges: &'a mut [Sge; 3],
-) -> &'a [Sge] {
-    sges[0] = memory.slice(start..start + at);
-    sges[1] = memory.slice(start + at..start + size);
-    &sges[..2]
 }
 
 impl Posted {

@@ -86,6 +86,7 @@ fn options_that_make_no_sense_are_one_clear_error() {
     for (args, why) in [
         (&["--fly"][..], "witness: unknown option \"--fly\"; --help lists them"),
         (&["--qps", "0"], "witness: --qps 0: a number from 1 to 512 is needed"),
+        (&["--moves", "2"], "witness: --moves 2: this build of sojourn cannot relocate a device"),
         (&["--mix", "tea"], "witness: --mix tea: \"tea\" is no kind of message"),
     ] {
         let errors = Place::new().job(1, args).failed(2);
