@@ -35,6 +35,13 @@ pub(super) const CASES: &[Case] = &[
         late_receive_b,
     ),
     two(
+        "srq.behind_late_receive",
+        "A READ of many packets behind a SEND that finds the SRQ empty brings all of its bytes \
+         (IBTA 9.7.5.2.8)",
+        behind_a,
+        behind_b,
+    ),
+    two(
         "srq.last_wqe",
         "A QP on an SRQ that goes to ERR raises LAST_WQE_REACHED (IBTA 11.6.3.2)",
         |side| sends_a(side, 1, 1),
@@ -221,6 +228,42 @@ fn late_receive_b(side: &mut Side) -> Verdict {
         shared.takes(side, i, i, 0)?;
     }
     Ok(())
+}
+
+/// A READ of so much is under way in parts for a while.
+const VERY_LARGE: usize = 1 << 19;
+
+fn behind_a(side: &mut Side) -> Verdict {
+    side.needs(Feature::Srq)?;
+    let rig = side.wire(&Plan::rc().memory(2 * VERY_LARGE))?;
+    side.meet()?;
+    rig.post(&SendRequest::new(1, Op::Send, &[rig.sge(0..8)]))?;
+    rig.post(&SendRequest::new(
+        2,
+        Op::Read(rig.remote(0)),
+        &[rig.sge(VERY_LARGE..2 * VERY_LARGE)],
+    ))?;
+    side.meet()?;
+    rig.sent(side, 1, wc_opcode::SEND)?;
+    rig.sent(side, 2, wc_opcode::RDMA_READ)?;
+    holds(&rig.mem, VERY_LARGE, &pattern(5, VERY_LARGE))?;
+    side.meet()
+}
+
+fn behind_b(side: &mut Side) -> Verdict {
+    side.needs(Feature::Srq)?;
+    let plan = Plan::rc().memory(2 * VERY_LARGE);
+    let parts = Arc::new(side.parts(&plan)?);
+    let (srq, _) = create(&parts)?;
+    let rig = side.join(&parts, &plan, Some(&srq))?;
+    let rig = side.keep(rig);
+    parts.mem.write(0, &pattern(5, VERY_LARGE));
+    side.meet()?;
+    side.meet()?;
+    side.nothing(&parts.recvs, QUIET)?;
+    srq.post_recv(1, &[parts.sge(VERY_LARGE..VERY_LARGE + 8)])?;
+    rig.received(side, 1, wc_opcode::RECV, 8)?;
+    side.meet()
 }
 
 fn last_wqe_b(side: &mut Side) -> Verdict {

@@ -18,8 +18,8 @@ pub(super) const CASES: &[Case] = &[
     ),
     two(
         "uc.no_receive",
-        "A SEND that finds no receive succeeds for its sender and is dropped, and later messages \
-         arrive (IBTA 9.8.2.2.5)",
+        "A SEND or a WRITE_WITH_IMM that finds no receive succeeds for its sender and is dropped, \
+         and later messages arrive (IBTA 9.8.2.2.5)",
         no_receive_a,
         no_receive_b,
     ),
@@ -123,9 +123,10 @@ fn marked(side: &mut Side, rig: &Rig, wr_id: u64) -> Verdict {
 fn no_receive_a(side: &mut Side) -> Verdict {
     let rig = side.wire(&Plan::uc())?;
     let size = 2 * rig.mtu();
-    for wr_id in 1..=2 {
-        rig.post(&SendRequest::new(wr_id, Op::Send, &[rig.sge(0..size)]))?;
-        rig.sent(side, wr_id, wc_opcode::SEND)?;
+    let write = Op::WriteImm(rig.remote(32 * 1024), 0);
+    for (wr_id, op, opcode) in [(1, Op::Send, wc_opcode::SEND), (2, write, wc_opcode::RDMA_WRITE)] {
+        rig.post(&SendRequest::new(wr_id, op, &[rig.sge(0..size)]))?;
+        rig.sent(side, wr_id, opcode)?;
     }
     mark(side, &rig, 3)?;
     side.meet()?;

@@ -419,7 +419,8 @@ impl Qp {
         }
         match answer.status {
             DROPPED => return,
-            RNR => self.go_back(&mut sq, answer),
+            // UC knows no RNR: what finds no receive is lost (IBTA 9.8.2.2.5).
+            RNR if self.kind == qp_type::RC => self.go_back(&mut sq, answer),
             // Whatever becomes of it at the other end, UC does not hear of it.
             status if status == wc_status::SUCCESS || self.kind == qp_type::UC => {
                 self.accomplished(&mut sq, answer, data);
@@ -465,7 +466,9 @@ impl Qp {
         // Answers come in order, so it is the first that has not been answered in full.
         let Some(at) = sq.asked() else { return };
         sq.flow.psn = (answer.value >> 32) as u32 & MASK_24;
-        for wqe in sq.queue.range_mut(at..sq.next) {
+        // The one at `next` too: parts of it may be in the ring, behind what was refused.
+        let behind = sq.queue.len().min(sq.next + 1);
+        for wqe in sq.queue.range_mut(at..behind) {
             wqe.stage = Stage::Waiting;
             wqe.done = 0;
         }

@@ -1,0 +1,91 @@
+//! The witness as a user runs it: several processes under `sojourn run`, over the soft device.
+
+mod common;
+
+use common::{Place, json};
+use serde_json::Value;
+
+/// Every kind of every transport, as results name them.
+const KINDS: [&str; 13] = [
+    "RC SEND",
+    "RC SEND_WITH_IMM",
+    "RC WRITE",
+    "RC WRITE_WITH_IMM",
+    "RC READ",
+    "RC FETCH_ADD",
+    "RC CMP_SWAP",
+    "UC SEND",
+    "UC SEND_WITH_IMM",
+    "UC WRITE",
+    "UC WRITE_WITH_IMM",
+    "UD SEND",
+    "UD SEND_WITH_IMM",
+];
+
+/// Messages of each stream.
+const MESSAGES: u64 = 150;
+
+/// Checks that every message of a run is accounted for.
+fn complete(result: &Value, ranks: u64, qps: u64) {
+    let of = |key: &str| result[key].as_object().unwrap();
+    let sum = |key: &str| of(key).values().map(|n| n.as_u64().unwrap()).sum::<u64>();
+    assert_eq!(sum("done"), ranks * (ranks - 1) * qps * MESSAGES, "{result}");
+    assert_eq!(sum("done"), sum("checked") + sum("lost"), "{result}");
+    assert!(of("lost").keys().all(|kind| !kind.starts_with("RC")), "{result}");
+    assert_eq!(result["ranks"], ranks);
+    assert_eq!(result["moves"], serde_json::json!([]));
+}
+
+/// Guards: over each way in which the soft device executes, every message of every kind arrives
+/// as promised, each request completes once, and all ranks end together.
+#[test]
+fn every_message_of_every_kind_is_accounted_for() {
+    for (mode, value, seed) in [
+        ("SOJOURN_SOFT_MODE", "sync", "1"),
+        ("SOJOURN_SOFT_MODE", "async:seed=3,latency_us=20,gbps=20", "2"),
+        ("SOJOURN_SOFT_MODE", "async:seed=4,latency_us=500,gbps=2", "3"),
+        ("SOJOURN_SOFT_COPY", "ring", "4"),
+    ] {
+        let mut place = Place::new();
+        place.set(mode, value);
+        let args = ["--messages", "150", "--max-size", "32768", "--seed", seed, "--json"];
+        let result = json(&place.job(2, &args));
+        complete(&result, 2, 8);
+        for kind in KINDS {
+            assert!(result["done"][kind].as_u64() > Some(0), "{kind} in {mode}={value}: {result}");
+        }
+    }
+}
+
+#[test]
+fn three_ranks_check_all_pairs() {
+    for value in ["sync", "async:seed=9,latency_us=50,gbps=10"] {
+        let mut place = Place::new();
+        place.set("SOJOURN_SOFT_MODE", value);
+        let args = ["--messages", "150", "--max-size", "8192", "--qps", "5", "--json"];
+        complete(&json(&place.job(3, &args)), 3, 5);
+    }
+}
+
+/// Guards: the smallest window and a mix without any receive do not leave both sides waiting.
+#[test]
+fn small_windows_and_one_sided_mixes_end() {
+    for args in [
+        &["--window", "2"][..],
+        &["--mix", "write,uc-write", "--qps", "4"],
+        &["--mix", "read", "--qps", "2"],
+        &["--mix", "fetch-add,cmp-swap", "--qps", "3", "--window", "64"],
+        &["--mix", "ud-send", "--qps", "2", "--window", "64"],
+    ] {
+        let common = ["--messages", "150", "--max-size", "4096", "--json"];
+        let result = json(&Place::new().job(2, &[&common[..], args].concat()));
+        complete(&result, 2, result["qps"].as_u64().unwrap());
+    }
+}
+
+/// Guards: messages of the largest default size, and streams that end by time.
+#[test]
+fn large_messages_for_a_given_time() {
+    let out = Place::new().job(2, &["--seconds", "0.5", "--qps", "3", "--seed", "5"]).ok();
+    assert!(out.contains("[0] completed: ") && out.contains(": ok\n"), "{out}");
+}
