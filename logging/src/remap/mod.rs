@@ -52,6 +52,8 @@
 mod follower;
 mod message;
 mod mover;
+#[cfg(all(test, not(loom)))]
+mod tests;
 
 pub use follower::{Follower, FollowerLimits, PrepareError, Side};
 pub use message::{Accept, Answer, Cut, GroupId, MAX_LINKS, MAX_REASON, Malformed, Offer, Request};
