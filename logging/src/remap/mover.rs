@@ -159,6 +159,8 @@ struct Group<E> {
     wait: Wait,
     /// When to ask (again).
     ask_at: Duration,
+    /// Since when it is asked what it is asked now.
+    since: Duration,
     /// It has answered in this stage.
     answered: bool,
     /// Its peer may have made queue pairs.
@@ -191,6 +193,7 @@ impl<E: Clone> Mover<E> {
                 offers,
                 wait: Wait::Answer,
                 ask_at: now,
+                since: now,
                 answered: false,
                 begun: false,
                 executed: Vec::new(),
@@ -239,7 +242,11 @@ impl<E: Clone> Mover<E> {
                 self.limits.drain
             }
             Stage::Quiesce => self.limits.quiesce,
-            Stage::Switch => self.limits.switch,
+            // Who has gone over while another was silent has as long to say its last word.
+            Stage::Switch => {
+                let asked = self.groups.iter().filter(|group| group.asks());
+                return asked.map(|group| group.since + self.limits.switch).min();
+            }
             Stage::Abort => self.limits.abort,
             // The driver's own barrier has a deadline.
             Stage::Down | Stage::Ended => return None,
@@ -338,7 +345,8 @@ impl<E: Clone> Mover<E> {
     fn attached(&mut self, at: usize, cuts: Vec<Cut>, now: Duration) {
         let Some(group) = self.groups.get_mut(at) else { return };
         if self.stage == Stage::Switch && group.wait == Wait::Driver {
-            (group.wait, group.cuts, group.ask_at) = (Wait::Finish, cuts, now);
+            (group.wait, group.cuts) = (Wait::Finish, cuts);
+            (group.since, group.ask_at) = (now, now);
         }
     }
 
@@ -377,6 +385,7 @@ impl<E: Clone> Mover<E> {
         (self.stage, self.since) = (stage, now);
         for group in self.groups.iter_mut().filter(|group| !group.is_lost()) {
             (group.wait, group.ask_at, group.answered) = (Wait::Answer, now, false);
+            group.since = now;
         }
     }
 
@@ -423,7 +432,8 @@ impl<E: Clone> Mover<E> {
             (Stage::Quiesce, None) => self.commit(now),
             (Stage::Switch, _) => {
                 for at in 0..self.groups.len() {
-                    if self.groups[at].asks() {
+                    let group = &self.groups[at];
+                    if group.asks() && now >= group.since + self.limits.switch {
                         self.lost(at);
                     }
                 }

@@ -347,6 +347,21 @@ fn after_the_commit_point_there_is_only_forward() {
     assert_eq!(driver.pass(MS), [Action::Fail(0), ENDED[0].clone()]);
 }
 
+/// Promise: the deadline for going over is not that of the last word. A peer that has gone over while
+/// another was silent, or while the driver was at work, is not lost with it.
+#[test]
+fn who_has_gone_over_is_not_lost_with_the_silent() {
+    let mut driver = Driver::switching(2);
+    driver.pass(2990 * MS);
+    driver.answer(1, switched(1, vec![]));
+    assert_eq!(driver.pass(10 * MS), [Action::Fail(0)]);
+    let ask = Action::Ask(1, Request::Finish { cuts: vec![CUT] });
+    assert_eq!(driver.tell(Event::Attached(1, vec![CUT])), [ask]);
+    driver.pass(2999 * MS);
+    assert_eq!(driver.mover.stage(), Stage::Switch);
+    assert_eq!(driver.pass(MS), [Action::Fail(1), ENDED[0].clone()], "its last word is late, too");
+}
+
 /// Promise: a wrong number of links is no answer that one could go on with.
 #[test]
 fn numbers_for_other_links_are_not_believed() {
