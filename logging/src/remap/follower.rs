@@ -41,7 +41,7 @@ pub enum PrepareError {
 }
 
 /// How long a follower waits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FollowerLimits {
     /// For the next word of a mover before the commit point. Longer than the mover's own deadlines
     /// together: who gives up first must be the mover.
@@ -54,6 +54,7 @@ impl Default for FollowerLimits {
     }
 }
 
+#[derive(Clone, Debug, Hash)]
 enum State<E> {
     Prepared {
         answer: Vec<Option<Accept<E>>>,
@@ -71,13 +72,14 @@ enum State<E> {
     Ended(Ended),
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Ended {
     Finished,
     Aborted,
 }
 
 /// A group at the follower.
+#[derive(Clone, Debug, Hash)]
 pub struct Follower<E> {
     id: GroupId,
     links: usize,

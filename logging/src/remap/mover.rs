@@ -7,7 +7,7 @@ use std::fmt;
 use std::time::Duration;
 
 /// How long a mover waits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MoverLimits {
     /// For peers to make their new queue pairs. (256 of them take 0.2 s on soft RoCE.)
     pub prepare: Duration,
@@ -41,7 +41,7 @@ impl Default for MoverLimits {
 }
 
 /// Why a move was taken back: everything goes on where it was.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Failure {
     /// The peer of this group is moving itself.
     Busy(usize),
@@ -67,7 +67,7 @@ impl fmt::Display for Failure {
 }
 
 /// How far a move has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Stage {
     /// New queue pairs are made.
     Prepare,
@@ -98,7 +98,7 @@ impl fmt::Display for Stage {
 
 /// What the driver has to do. Groups are named by their place in the list that the machine was made
 /// from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Action<E> {
     /// Ask this of a group's peer; bring the answer with [`Event::Answer`].
     Ask(usize, Request<E>),
@@ -126,7 +126,7 @@ pub enum Action<E> {
 }
 
 /// What the driver tells.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Event<E> {
     /// A group's peer has answered.
     Answer(usize, Answer<E>),
@@ -141,7 +141,7 @@ pub enum Event<E> {
 }
 
 /// Where a group stands within a stage.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Wait {
     /// For an answer.
     Answer,
@@ -154,6 +154,7 @@ enum Wait {
     Lost,
 }
 
+#[derive(Clone, Debug, Hash)]
 struct Group<E> {
     offers: Vec<Offer<E>>,
     wait: Wait,
@@ -170,6 +171,7 @@ struct Group<E> {
 }
 
 /// A move.
+#[derive(Clone, Debug, Hash)]
 pub struct Mover<E> {
     groups: Vec<Group<E>>,
     stage: Stage,

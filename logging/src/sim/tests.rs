@@ -1,0 +1,59 @@
+//! The simulator in `cargo test`: a fixed list of seeds, a fresh one, and the proof that the checks bite.
+
+use super::{Broken, Kind, Kinds, Options, run};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Seeds that every run of the tests takes.
+const FIXED: u64 = 300;
+/// Seeds within which each broken shell must be caught. (The hardest takes half of them.)
+const CAUGHT_WITHIN: u64 = 6_000;
+
+fn check(seed: u64) -> Kinds {
+    let outcome = run(seed, Options::default());
+    if let Some(what) = outcome.violation {
+        let trace = run(seed, Options { trace: true, ..Options::default() }).trace;
+        panic!("{}\nseed {seed}: {what}; again: simulate --seed {seed}", trace.join("\n"));
+    }
+    outcome.reached
+}
+
+/// Promises 1 to 5, as far as re-maps are concerned, over a fixed list of worlds.
+#[test]
+fn promises_hold_over_fixed_seeds() {
+    let mut moved = 0;
+    for seed in 0..FIXED {
+        moved += u64::from(check(seed).has(Kind::Moved));
+    }
+    assert!(moved > FIXED / 2, "only {moved} of {FIXED} worlds moved anything");
+}
+
+/// The same over a world that nobody has seen; its seed is told.
+#[test]
+fn promises_hold_over_a_fresh_seed() {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970");
+    let seed = since.as_nanos() as u64;
+    println!("fresh seed: {seed}");
+    check(seed);
+}
+
+/// A seed tells a run again, event by event.
+#[test]
+fn a_seed_tells_a_run_again() {
+    let traced = Options { trace: true, ..Options::default() };
+    for seed in 0..20 {
+        let (once, again) = (run(seed, traced), run(seed, traced));
+        assert_eq!(once.trace, again.trace);
+        assert_eq!(once.events, run(seed, Options::default()).events, "a trace changes nothing");
+    }
+}
+
+/// The checks bite: each shell that does one thing wrong is caught.
+#[test]
+fn every_broken_shell_is_caught() {
+    let caught = |broken: Broken| {
+        let options = Options { broken: Some(broken), ..Options::default() };
+        (0..CAUGHT_WITHIN).find(|seed| run(*seed, options).violation.is_some())
+    };
+    let missed: Vec<&Broken> = Broken::ALL.iter().filter(|it| caught(**it).is_none()).collect();
+    assert!(missed.is_empty(), "not caught within {CAUGHT_WITHIN} seeds: {missed:?}");
+}
