@@ -2,8 +2,9 @@
 
 use crate::entry::{Element, Opcode, Refused, SendEntry, State};
 use crate::replay::Progress;
-use crate::ring::{Counters, MoreElements, load_element, pair, store_element, unpair};
+use crate::ring::{Counters, MoreElements, copy_words, load_element, pair, store_element, unpair};
 use crate::sync::{AtomicU64, Mutex, Ordering, zeroed};
+use std::hash::{Hash, Hasher};
 
 /// One cache line: all of a request but further elements and inline bytes.
 #[repr(align(64))]
@@ -114,6 +115,36 @@ impl SendWindow {
             progress: Mutex::default(),
             counters,
         }
+    }
+
+    /// The same again, for a checker that goes on from one state in several ways.
+    pub(crate) fn copy(&self) -> Self {
+        let word = |word: &AtomicU64| AtomicU64::new(word.load(Ordering::Relaxed));
+        let slot = |slot: &Slot| Slot {
+            wr_id: word(&slot.wr_id),
+            head: word(&slot.head),
+            remote_addr: word(&slot.remote_addr),
+            key: word(&slot.key),
+            compare_add: word(&slot.compare_add),
+            swap: word(&slot.swap),
+            first_addr: word(&slot.first_addr),
+            first_rest: word(&slot.first_rest),
+        };
+        SendWindow {
+            counters: self.counters.copy(),
+            slots: self.slots.iter().map(slot).collect(),
+            more: self.more.copy(),
+            inline: copy_words(&self.inline),
+            inline_words: self.inline_words,
+            max_inline: self.max_inline,
+            progress: Mutex::new(crate::replay::lock(&self.progress).clone()),
+        }
+    }
+
+    /// Tells states of a window apart that have the same entries.
+    pub(crate) fn digest(&self, state: &mut impl Hasher) {
+        self.counters.words().hash(state);
+        crate::replay::lock(&self.progress).hash(state);
     }
 
     /// Producer: adds a request over registered memory, and returns its sequence.

@@ -15,6 +15,7 @@ use crate::recv::RecvWindow;
 use crate::replay::Replay;
 use crate::send::SendWindow;
 use std::collections::VecDeque;
+use std::hash::{Hash, Hasher};
 
 /// Largest request that is made of one element.
 const ONE_ELEMENT: u32 = 100;
@@ -102,6 +103,35 @@ impl End {
             recvs_wanted,
             moves: 0,
         }
+    }
+}
+
+impl Clone for End {
+    fn clone(&self) -> Self {
+        End {
+            send: self.send.copy(),
+            recv: self.recv.copy(),
+            left: self.left.clone(),
+            again: self.again.clone(),
+            withheld: self.withheld.clone(),
+            executed: self.executed.clone(),
+            replays: self.replays.clone(),
+            backlog: self.backlog.clone(),
+            ..*self
+        }
+    }
+}
+
+impl End {
+    /// All that tells two states of an end apart.
+    pub(super) fn digest(&self, state: &mut impl Hasher) {
+        self.send.digest(state);
+        self.recv.digest(state);
+        (self.qp, self.fresh, &self.left, self.suspended, self.recv_suspended).hash(state);
+        (self.failed, self.blocked, &self.again, self.withhold, &self.withheld).hash(state);
+        (self.last_recv, self.recv_back, self.proof_out, self.told).hash(state);
+        (&self.executed, &self.replays, self.delivered, self.mend).hash(state);
+        (self.incarnation, &self.backlog).hash(state);
     }
 }
 
@@ -332,8 +362,14 @@ impl World {
         match cqe {
             Cqe::Send { seq, hidden: true, status, .. } => {
                 end.proof_out = false;
-                if status == Status::Success && seq >= end.send.retired() {
-                    end.send.retire(seq);
+                if status == Status::Success {
+                    if seq >= end.send.retired() {
+                        end.send.retire(seq);
+                    }
+                } else if !withhold && !end.failed {
+                    // After a move that was taken back it is the first to tell that the path has ended.
+                    let first = end.send.retired();
+                    self.fail(e, first, status);
                 }
             }
             Cqe::Send { status: Status::Success, seq, result, .. } => self.in_turn(e, seq, result),

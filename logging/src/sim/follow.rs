@@ -13,8 +13,15 @@ use crate::replay::Executed;
 pub(super) struct Group {
     mover: usize,
     id: GroupId,
-    machine: Follower<usize>,
+    pub(super) machine: Follower<usize>,
     ground: Ground,
+}
+
+impl Group {
+    /// When its queue pairs were taken down.
+    pub(super) fn down_at(&self) -> Option<Time> {
+        self.ground.down_at
+    }
 }
 
 /// Its links.
@@ -92,7 +99,7 @@ impl World {
             return Answer::Busy;
         }
         if !self.is(Broken::StaleKept) {
-            self.abort_stale(p, mover, links);
+            self.abort_stale(p, mover, id, links);
         }
         let mut ground = Ground { process: p, mover, ..Ground::default() };
         let (now, limits) = (time(self.now), self.follower_limits);
@@ -103,18 +110,18 @@ impl World {
                 self.reach(Kind::FollowedTwo);
             }
             self.procs[p].following.push(Group { mover, id, machine, ground });
-            if !self.is_exhaustive() {
-                let at = self.now + self.follower_limits.patience.as_micros() as Time;
-                self.tick_at(p, at);
-            }
+            let at = self.now + self.follower_limits.patience.as_micros() as Time;
+            self.tick_at(p, at);
         }
         answer
     }
 
-    /// A mover that offers a link anew has taken back the move before, though its word did not come.
-    fn abort_stale(&mut self, p: usize, mover: usize, links: &[Offer<usize>]) {
+    /// A mover that offers a link in a later group has taken back the earlier one, though its word did not
+    /// come. (An offer of an earlier group may be late, and says nothing.)
+    fn abort_stale(&mut self, p: usize, mover: usize, id: GroupId, links: &[Offer<usize>]) {
         let is_stale = |it: &Group| {
             it.mover == mover
+                && it.id < id
                 && it
                     .ground
                     .ends()
@@ -142,7 +149,7 @@ impl World {
             group.machine.wake(now, &mut here);
             if group.machine.is_ended() {
                 self.reach(Kind::GaveUpSilent);
-            } else if let Some(at) = group.machine.wake_at().filter(|_| !self.is_exhaustive()) {
+            } else if let Some(at) = group.machine.wake_at() {
                 self.tick_at(p, at.as_micros() as Time);
             }
             self.keep(p, group);

@@ -58,6 +58,7 @@ mod rng;
 mod script;
 mod seeded;
 mod shell;
+mod small;
 #[cfg(all(test, not(loom)))]
 mod tests;
 mod turn;
@@ -66,3 +67,4 @@ mod world;
 pub use broken::Broken;
 pub use kinds::{Kind, Kinds};
 pub use seeded::{Options, Outcome, run};
+pub use small::{Explored, Fault, Small};

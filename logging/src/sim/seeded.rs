@@ -63,6 +63,11 @@ pub fn run(seed: u64, options: Options) -> Outcome {
         }
         if !went_on || world.now > deadline || events >= MAX_EVENTS {
             let what = unfinished.or_else(|| world.unfinished()).unwrap_or_default();
+            for e in 0..world.ends.len() {
+                let qp = world.ends[e].qp;
+                let line = format!("end {e} is on queue pair {qp}: {:?}", world.qps[qp]);
+                world.note(|| line);
+            }
             world.violate(format!("liveness: nothing goes wrong any more, and yet: {what}"));
             break;
         }
@@ -146,6 +151,8 @@ fn chance(world: &mut World) {
     }
     let busy = 100 + 25 * world.pace;
     for e in 0..world.ends.len() {
+        // Without a receive to spare there may be no barrier.
+        world.ends[e].recvs_wanted += world.rng.below(3);
         let at = world.rng.between(0, 30);
         world.queue.push(at, Event::Program(e));
     }

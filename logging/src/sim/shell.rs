@@ -72,6 +72,13 @@ impl Process {
     pub(super) fn new(processes: usize) -> Self {
         Process { letters_by: vec![0; processes], ..Process::default() }
     }
+
+    /// When its barriers are not waited for any longer.
+    pub(super) fn barriers(&self) -> impl Iterator<Item = Time> {
+        let moving = self.moving.iter().filter_map(|it| it.down_at);
+        let following = self.following.iter().filter_map(Group::down_at);
+        moving.chain(following).map(|at| at + BARRIER_PATIENCE)
+    }
 }
 
 pub(super) fn time(at: Time) -> Duration {
@@ -136,16 +143,17 @@ impl World {
     /// The shells of a process look around, at the latest then.
     pub(super) fn tick_at(&mut self, p: usize, at: Time) {
         let at = at.max(self.now);
+        if self.is_exhaustive() {
+            return; // Shells look around at any time.
+        }
         if self.procs[p].tick_at.is_none_or(|known| known > at || known < self.now) {
             self.procs[p].tick_at = Some(at);
-            if !self.is_exhaustive() || !self.queue.has(&Event::Tick(p)) {
-                self.queue.push(at, Event::Tick(p));
-            }
+            self.queue.push(at, Event::Tick(p));
         }
     }
 
     fn tick_soon(&mut self, p: usize) {
-        let at = if self.is_exhaustive() { self.now } else { self.now + self.rng.between(5, 40) };
+        let at = self.now + self.rng.between(5, 40);
         self.tick_at(p, at);
     }
 
@@ -236,10 +244,10 @@ impl World {
         let wake = moving.machine.wake_at().map(|at| at.as_micros() as Time);
         let busy = matches!(moving.machine.stage(), Stage::Quiesce | Stage::Down);
         self.procs[p].moving = Some(moving);
-        if let Some(at) = wake.filter(|_| !self.is_exhaustive()) {
+        if let Some(at) = wake {
             self.tick_at(p, at.max(self.now + 1));
         }
-        if busy && !self.is_exhaustive() {
+        if busy {
             self.tick_soon(p);
         }
     }

@@ -44,6 +44,7 @@ pub(super) const FOLLOWER: FollowerLimits =
 const FATAL: Time = 1_000;
 
 /// Everything that there is.
+#[derive(Clone)]
 pub(super) struct World {
     pub(super) now: Time,
     pub(super) queue: Queue,
@@ -203,6 +204,8 @@ impl World {
     pub(super) fn happen(&mut self, event: Event) {
         match event {
             Event::Program(e) => self.program(e),
+            Event::PostSend(e) => self.post_next(e),
+            Event::PostRecv(e) => self.post_next_recv(e),
             Event::Packet(packet) => self.packet_came(&packet),
             Event::Response(response) => self.response_came(&response),
             Event::Timer(qp) => self.timer_came(qp),
@@ -270,7 +273,9 @@ impl World {
             let at = self.now + self.rng.between(10, 500);
             self.queue.push(at, Event::Move(p));
         }
-        self.queue.push(self.horizon + FATAL, Event::Fatal(p));
+        if !self.is_exhaustive() {
+            self.queue.push(self.horizon + FATAL, Event::Fatal(p));
+        }
     }
 
     /// As `IBV_EVENT_DEVICE_FATAL`: what is still on the dead device ends with errors.
