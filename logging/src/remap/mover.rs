@@ -16,7 +16,8 @@ pub struct MoverLimits {
     /// For what is under way to be executed, once all have stopped handing. What is not by then
     /// (a SEND without a receive, say) is decided by counting, so this bounds the blackout.
     pub drain: Duration,
-    /// For a peer to go over, after the commit point. Its links are lost then.
+    /// For a peer to go over, after the commit point; and once more for its last word. Its links are lost
+    /// then. (Both together are shorter than a follower's patience.)
     pub switch: Duration,
     /// For peers to take note that a move is taken back.
     pub abort: Duration,
@@ -32,7 +33,7 @@ impl Default for MoverLimits {
             prepare: Duration::from_secs(10),
             quiesce: Duration::from_secs(2),
             drain: Duration::from_millis(100),
-            switch: Duration::from_secs(30),
+            switch: Duration::from_secs(12),
             abort: Duration::from_secs(2),
             pause: Duration::from_micros(100),
             again: Duration::from_millis(500),

@@ -439,6 +439,7 @@ struct Log {
     barrier: bool,
     cuts: Vec<Cut>,
     released: Vec<Cut>,
+    lost: Vec<Cut>,
 }
 
 impl Side<u32> for Log {
@@ -469,6 +470,10 @@ impl Side<u32> for Log {
     fn release(&mut self, cuts: &[Cut]) {
         self.calls.push("release");
         self.released = cuts.to_vec();
+    }
+    fn lose(&mut self, cuts: &[Cut]) {
+        assert!(!self.calls.contains(&"release"), "what was let go cannot be held back");
+        self.lost = cuts.to_vec();
     }
     fn go_on(&mut self) {
         self.calls.push("go_on");
@@ -661,6 +666,45 @@ fn a_silent_mover_is_given_up() {
         peer.follower.wake(PATIENCE * 9, &mut peer.side);
         assert_eq!(peer.calls(), calls, "once");
     }
+}
+
+/// Promise 2: a follower that gave up has not heard what was cut. It must not tell a mover that is only late
+/// to hand the rest of such a request, whose length it would then report short.
+#[test]
+fn who_gave_up_does_not_say_that_it_has_finished() {
+    let mut peer = Peer::attached();
+    peer.follower.wake(PATIENCE, &mut peer.side);
+    assert_eq!(peer.ask(finish(vec![CUT])), Answer::Unknown);
+    assert!(peer.follower.is_ended() && !peer.follower.has_finished());
+    let mut peer = Peer::attached();
+    assert_eq!(peer.ask(finish(vec![CUT])), Answer::Finished);
+    assert!(peer.follower.has_finished());
+}
+
+/// Promise 2: a mover that is only late may not know what the follower has cut: that is not handed.
+#[test]
+fn who_gives_up_does_not_hand_what_was_cut() {
+    let mut peer = Peer::stopped();
+    peer.side.cuts = vec![CUT];
+    peer.ask(switch());
+    peer.follower.give_up(&mut peer.side);
+    assert_eq!(peer.side.lost, [CUT]);
+    let mut peer = Peer::down();
+    peer.side.cuts = vec![CUT];
+    peer.follower.give_up(&mut peer.side);
+    assert_eq!(peer.side.lost, [CUT]);
+}
+
+/// Promise 5: who gives up first is the mover: at any stage its deadlines end before a follower that heard
+/// their beginning loses patience.
+#[test]
+fn a_follower_is_more_patient_than_a_mover() {
+    let (mover, follower) = (MoverLimits::default(), FollowerLimits::default());
+    assert!(mover.prepare + mover.quiesce + mover.drain < follower.patience);
+    assert!(
+        mover.switch + mover.switch < follower.patience,
+        "two questions, each with all its time"
+    );
 }
 
 /// Promise 5: limits on what is said. One that is past is refused, and named.
