@@ -57,6 +57,10 @@ broken! {
     FlushedCounted,
     /// Begins to follow while it is moving itself.
     BusyIgnored,
+    /// Says of every group that has ended that it has finished, though it had given up.
+    AlwaysFinished,
+    /// Hands what was cut though its mover, who may not know, is not heard of.
+    CutHandedAfterAll,
     /// Keeps a group whose mover offers the same links anew.
     StaleKept,
 }

@@ -366,7 +366,9 @@ impl World {
                     if seq >= end.send.retired() {
                         end.send.retire(seq);
                     }
-                } else if !withhold && !end.failed {
+                } else if withhold {
+                    end.withheld.push(cqe);
+                } else if !end.failed {
                     // After a move that was taken back it is the first to tell that the path has ended.
                     let first = end.send.retired();
                     self.fail(e, first, status);

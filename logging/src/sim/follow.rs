@@ -67,13 +67,16 @@ impl World {
             self.keep(p, group);
             return answer;
         }
-        let over = self.procs[p].ended.contains(&(mover, id));
+        let known = self.procs[p].ended.iter().find(|it| (it.0, it.1) == (mover, id));
+        let (over, finished) = (known.is_some(), known.is_some_and(|it| it.2));
         match request {
             Request::Prepare { .. } if over => Answer::refused("that move has ended"),
             Request::Prepare { links } => self.begin_following(p, mover, id, &links),
-            Request::Finish { .. } if over => Answer::Finished,
+            Request::Finish { .. } if finished || over && self.is(Broken::AlwaysFinished) => {
+                Answer::Finished
+            }
             Request::Abort => {
-                self.procs[p].ended.push((mover, id));
+                self.procs[p].ended.push((mover, id, false));
                 Answer::Aborted
             }
             _ => Answer::Unknown,
@@ -82,7 +85,8 @@ impl World {
 
     fn keep(&mut self, p: usize, group: Group) {
         if group.machine.is_ended() {
-            self.procs[p].ended.push((group.mover, group.id));
+            let finished = group.machine.has_finished();
+            self.procs[p].ended.push((group.mover, group.id, finished));
         } else {
             self.procs[p].following.push(group);
         }
@@ -149,6 +153,12 @@ impl World {
             group.machine.wake(now, &mut here);
             if group.machine.is_ended() {
                 self.reach(Kind::GaveUpSilent);
+                for e in group.ground.ends() {
+                    // An impatient one may go on with the old path when its mover has left that.
+                    if self.impatient {
+                        self.excuse(e, "its follower was impatient");
+                    }
+                }
             } else if let Some(at) = group.machine.wake_at() {
                 self.tick_at(p, at.as_micros() as Time);
             }
@@ -271,6 +281,18 @@ impl Side<usize> for Here<'_> {
         for e in self.ground.ends() {
             self.world.release(e);
             self.world.leave(e);
+        }
+    }
+
+    fn lose(&mut self, cuts: &[Cut]) {
+        if self.world.is(Broken::CutHandedAfterAll) {
+            return;
+        }
+        for cut in cuts {
+            if let Some(Some(e)) = self.ground.links.get(cut.link as usize) {
+                self.world.excuse(*e, "its mover may not know what was cut");
+                self.world.lose_peer(*e);
+            }
         }
     }
 

@@ -46,6 +46,10 @@ pub struct Options {
 pub fn run(seed: u64, options: Options) -> Outcome {
     let mut world = world_of(seed);
     world.broken = options.broken;
+    if matches!(options.broken, Some(Broken::AlwaysFinished | Broken::CutHandedAfterAll)) {
+        // It takes one to show.
+        impatient(&mut world);
+    }
     world.trace = options.trace.then(Vec::new);
     let mut events = 0;
     let deadline = world.horizon + BOUND;
@@ -140,6 +144,10 @@ fn chance(world: &mut World) {
     if rng.permille(400) {
         hurry(&mut world.mover_limits, &mut world.follower_limits);
     }
+    if rng.permille(60) {
+        impatient(world);
+    }
+    let rng = &mut world.rng;
     if rng.permille(600) {
         // So that much is under way at the commit point.
         world.mover_limits.drain = Duration::from_micros(rng.pick(&[0, 5, 20, 60]));
@@ -173,6 +181,14 @@ fn chance(world: &mut World) {
         let at = world.rng.between(0, busy + 200);
         world.queue.push(at, Event::DeviceDeath(p));
     }
+}
+
+/// Followers that give up while their movers are only late.
+fn impatient(world: &mut World) {
+    world.impatient = true;
+    (world.faults.letter_late, world.faults.latest) = (300, 600);
+    let patience = Duration::from_micros(world.rng.pick(&[200, 600, 2000]));
+    world.follower_limits.patience = patience;
 }
 
 /// Shorter deadlines, so that groups which somebody has forgotten are met by later moves.

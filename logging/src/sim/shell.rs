@@ -56,8 +56,8 @@ pub(super) struct Process {
     pub(super) dead: bool,
     pub(super) moving: Option<Box<Move>>,
     pub(super) following: Vec<Group>,
-    /// Groups that have ended.
-    pub(super) ended: Vec<(usize, GroupId)>,
+    /// Groups that have ended, and whether by the mover's last word.
+    pub(super) ended: Vec<(usize, GroupId, bool)>,
     pub(super) next_group: u64,
     /// The device that it is on, and the last that it opened.
     pub(super) device: u32,

@@ -334,8 +334,9 @@ impl Small {
         lines.join("\n")
     }
 
-    /// The worlds that are tried in full, by `simulate --exhaustive`: all triples of these, each with
-    /// every fault, moved by either process.
+    /// The worlds that are tried by `simulate --exhaustive`: all triples of five kinds of requests, moved
+    /// by either process, with nothing wrong or a message lost; and all pairs, with every fault, with and
+    /// without a receive to spare.
     #[must_use]
     pub fn all() -> Vec<Small> {
         const EACH: [(Opcode, bool); 5] = [
@@ -345,16 +346,21 @@ impl Small {
             (Opcode::Read, false),
             (Opcode::FetchAdd, false),
         ];
+        let world = |at: &[usize], spare, mover, fault| {
+            let requests = at.iter().map(|at| EACH[*at]).collect();
+            Small { requests, back: Vec::new(), spare, mover, fault, broken: None }
+        };
         let mut all = Vec::new();
-        for fault in Fault::ALL {
-            for mover in 0..2 {
-                for n in 0..EACH.len().pow(3) {
-                    let requests =
-                        [n / 25, n / 5 % 5, n % 5].into_iter().map(|at| EACH[at]).collect();
-                    let (back, broken) = (Vec::new(), None);
-                    // Of three, so that kinds, movers and faults meet with and without.
-                    let spare = n % 3 > 0;
-                    all.push(Small { requests, back, spare, mover, fault: *fault, broken });
+        for mover in 0..2 {
+            for n in 0..25 {
+                let pair = [n / 5, n % 5];
+                for fault in Fault::ALL {
+                    all.extend([true, false].map(|spare| world(&pair, spare, mover, *fault)));
+                }
+                for third in 0..5 {
+                    let triple = [pair[0], pair[1], third];
+                    let faults = [Fault::None, Fault::LetterLost];
+                    all.extend(faults.map(|fault| world(&triple, true, mover, fault)));
                 }
             }
         }

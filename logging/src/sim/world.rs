@@ -61,6 +61,8 @@ pub(super) struct World {
     pub(super) wraps: bool,
     pub(super) mover_limits: MoverLimits,
     pub(super) follower_limits: FollowerLimits,
+    /// Followers give up before movers do, as if clocks had gone wrong.
+    pub(super) impatient: bool,
     pub(super) exhaustive: bool,
     pub(super) broken: Option<Broken>,
     pub(super) qps: Vec<Qp>,
@@ -97,6 +99,7 @@ impl World {
             wraps: false,
             mover_limits: MOVER,
             follower_limits: FOLLOWER,
+            impatient: false,
             exhaustive: false,
             broken: None,
             qps: Vec::new(),
