@@ -3,7 +3,9 @@
 //! ```text
 //! simulate [--seeds N] [--first N] [--json]    seeds one after the other (by default 10000 from 0)
 //! simulate --seed N [--broken NAME]            one seed, with its trace
-//! simulate --exhaustive                        everything that can happen in small worlds
+//! simulate --exhaustive [--first N] [--seeds N] [--json]
+//!                                              everything that can happen in small worlds: all of them,
+//!                                              or so many from the N-th on
 //! simulate --broken all                        the first seed that catches each broken shell
 //! ```
 //!
@@ -89,7 +91,7 @@ fn main() -> ExitCode {
         },
     };
     if given.exhaustive {
-        return exhaust(given.json);
+        return exhaust(&given);
     }
     match given.seed {
         Some(seed) => replay(seed, broken),
@@ -98,10 +100,12 @@ fn main() -> ExitCode {
 }
 
 /// All small worlds, one after the other.
-fn exhaust(json: bool) -> ExitCode {
+fn exhaust(given: &Arguments) -> ExitCode {
     let begun = Instant::now();
     let progress = std::io::stderr().is_terminal();
-    let all = Small::all();
+    let mut all = Small::all();
+    all.drain(..all.len().min(given.first as usize));
+    all.truncate(given.seeds as usize);
     let (mut states, mut steps, mut largest) = (0, 0, 0);
     for (n, small) in all.iter().enumerate() {
         let explored = small.explore();
@@ -117,15 +121,18 @@ fn exhaust(json: bool) -> ExitCode {
             let _ = std::io::stderr().flush();
         }
     }
+    if progress {
+        eprint!("\r\x1b[K");
+    }
     let (worlds, seconds) = (all.len(), begun.elapsed().as_secs_f64());
-    if json {
+    if given.json {
         println!(
             "{{\"worlds\":{worlds},\"states\":{states},\"steps\":{steps},\"largest\":{largest},\
              \"seconds\":{seconds:.3}}}"
         );
     } else {
         println!(
-            "\r{worlds} worlds, {states} states (at most {largest} in one), {steps} steps, \
+            "{worlds} worlds, {states} states (at most {largest} in one), {steps} steps, \
              {seconds:.1} s: no promise was broken, and every state has a way to the end"
         );
     }
