@@ -281,6 +281,8 @@ impl Ground {
         let underlay = device_towards(&context, &qp, &offer.end)?;
         let same = qp.device() == Some(underlay.id);
         let srq = match &qp.srq {
+            // All that share them will go, by themselves.
+            Some(_) if !same && context.look_after_port() => return Err(PrepareError::Busy),
             Some(_) if !same => {
                 return Err(PrepareError::Refused(format!(
                     "queue pair {:#x} shares its receives with others, which stay on another \
