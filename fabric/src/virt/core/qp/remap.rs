@@ -815,10 +815,15 @@ impl QpCore {
     /// Whether a failure is that of a path that another may take the place of: it is withheld then, and
     /// help is called. Called by pollers.
     fn breaks(&self, wc: &Wc) -> bool {
-        if wc.status != wc_status::RETRY_EXC_ERR
-            || is_recv(wc)
+        // A flush may be seen before its cause is, which is in another CQ.
+        let of_path = match wc.status {
+            wc_status::RETRY_EXC_ERR => !is_recv(wc),
+            status => status == wc_status::WR_FLUSH_ERR,
+        };
+        if !of_path
             || self.qp_type != qp_type::RC
             || self.send_side.gate() & gate::ERR != 0
+            || self.told_to_end.load(Ordering::Acquire)
         {
             return false;
         }
@@ -841,6 +846,12 @@ impl QpCore {
         let what = Broken::Path(self.weak());
         self.local().rescue.call(self.local(), what);
         true
+    }
+
+    /// Whether a request of the broken queue pair was not answered: all completions having been taken.
+    pub(in crate::virt::core) fn path_has_failed(&self) -> bool {
+        let unanswered = |wc: &Wc| wc.status == wc_status::RETRY_EXC_ERR && !is_recv(wc);
+        lock_mutex(&self.moving).withheld.iter().any(unanswered)
     }
 
     /// There is no other path: the program gets what was withheld. Nothing where it is not broken.

@@ -1,8 +1,8 @@
 //! A path has failed, and both processes live: the context goes to another device by itself.
 //!
-//! A poller that finds a request of a reliable connection at `RETRY_EXC_ERR` withholds that completion
-//! and all that follow, stops handing (the queue pair is *broken*), and tells the thread of this file.
-//! That asks whether the peer and its queue pair are there at all; if so, it takes the context to the first
+//! A poller that finds a request of a reliable connection at `RETRY_EXC_ERR`, or a flush that may be its
+//! consequence, withholds that completion and all that follow, stops handing (the queue pair is
+//! *broken*), and tells the thread of this file. That looks for the cause, and asks whether the peer and its queue pair are there at all; if so, it takes the context to the first
 //! device that all can follow to, and the window's replay does the rest. If not, or where there is
 //! no other device, the program gets the completions that were withheld.
 //!
@@ -192,6 +192,14 @@ fn port_is_up(context: &VirtualContext) -> bool {
 
 fn rescue(local: &Arc<Local>, broken: Broken) {
     let Some(context) = broken.still_is() else { return };
+    if let Broken::Path(qp) = &broken
+        && let Some(qp) = qp.upgrade()
+    {
+        qp.cqs().for_each(|cq| cq.harvest_now());
+        if !qp.path_has_failed() {
+            return qp.let_it_fail();
+        }
+    }
     if let Broken::Path(qp) = &broken
         && let Some(qp) = qp.upgrade()
         && let Err(error) = ask_for_peer(local, &qp)
