@@ -135,7 +135,12 @@ impl QpCore {
 
     /// How it stands.
     pub(in crate::virt::core) fn status(&self) -> Result<Status> {
-        let state = self.state()?;
+        let mut state = self.state()?;
+        if state == qp_state::ERR && self.send_side.gate() & gate::ERR == 0 {
+            // Nobody has looked yet what it was.
+            self.cqs().for_each(|cq| cq.harvest_now());
+            state = self.state()?;
+        }
         let dest = lock_mutex(&self.control).attr.dest_qp_num;
         let side = self.send_side.visit();
         let (peer, foreign) = match &side.target {
