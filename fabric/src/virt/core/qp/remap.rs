@@ -422,7 +422,7 @@ impl QpCore {
     pub(in crate::virt::core) fn stop(&self) {
         let Ok(attachment) = self.attachment() else { return };
         let mut side = self.send_side.visit();
-        if !self.begin_withholding(&attachment, None) {
+        if !self.begin_withholding(&attachment, false) {
             return;
         }
         side.set(gate::SUSPENDED);
@@ -436,9 +436,9 @@ impl QpCore {
         }
     }
 
-    /// Failures are not the program's business from here on, beginning with one that has `broken` its
-    /// path. False where that began before.
-    fn begin_withholding(&self, attachment: &Attachment, broken: Option<Wc>) -> bool {
+    /// Failures are not the program's business from here on; of a path that is `broken`, or of one that is
+    /// to be left. False where that began before.
+    fn begin_withholding(&self, attachment: &Attachment, broken: bool) -> bool {
         {
             let mut moving = lock_mutex(&self.moving);
             if moving.old.is_some() {
@@ -447,8 +447,8 @@ impl QpCore {
             moving.old = Some((attachment.underlay.id, attachment.qp.qp_num()));
             (moving.recv_back, moving.told) = (false, false);
             (moving.proof_out, moving.proof_failed) = (false, false);
-            moving.broken = broken.is_some();
-            moving.withheld = broken.into_iter().collect();
+            moving.broken = broken;
+            moving.withheld.clear();
         }
         self.cqs().for_each(|cq| cq.begin_move());
         self.watch.fetch_or(watch::WITHHOLD, Ordering::SeqCst);
@@ -797,8 +797,8 @@ impl QpCore {
         if self.send_side.gate() & gate::FAILED != 0 {
             return false;
         }
-        if !withhold {
-            return wc.status != wc_status::SUCCESS && self.breaks(wc);
+        if !withhold && (wc.status == wc_status::SUCCESS || !self.breaks(wc)) {
+            return false;
         }
         let mut moving = lock_mutex(&self.moving);
         if moving.old != Some((device, wc.qp_num)) {
@@ -817,8 +817,8 @@ impl QpCore {
         true
     }
 
-    /// Whether a failure is that of a path that another may take the place of: it is withheld then, and
-    /// help is called. Called by pollers.
+    /// Whether a failure is that of a path that another may take the place of: it is to be withheld then,
+    /// and help is called. Called by pollers.
     fn breaks(&self, wc: &Wc) -> bool {
         // A flush may be seen before its cause is, which is in another CQ.
         let of_path = match wc.status {
@@ -843,8 +843,12 @@ impl QpCore {
             let mut side = self.send_side.visit();
             // Alone in a process there is no other path; and of strangers we cannot ask anything.
             let has_peer = matches!(&side.target, Target::Peer(peer, _) if !peer.own);
-            if !has_peer || !self.begin_withholding(&attachment, Some(*wc)) {
+            if !has_peer {
                 return false;
+            }
+            // Somebody else who polls another of its CQs may have found it first.
+            if !self.begin_withholding(&attachment, true) {
+                return true;
             }
             side.set(gate::SUSPENDED);
         }
