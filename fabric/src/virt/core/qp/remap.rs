@@ -37,6 +37,7 @@ use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// What a re-map keeps of a queue pair.
 #[derive(Default)]
@@ -53,6 +54,8 @@ pub(super) struct Moving {
     last_recv: Option<u32>,
     /// That receive has come back.
     recv_back: bool,
+    /// When handing ended.
+    stopped: Option<Instant>,
     /// The peer has been told how far it has come.
     told: bool,
     /// A proof is out.
@@ -112,6 +115,9 @@ impl Status {
 
 /// The retry count that rxe takes for one without end: devices get one less (see `control`).
 const MOST_RETRIES: u8 = 6;
+
+/// How long is waited for what is under way, as long as it is no atomic.
+const DRAIN_PATIENCE: Duration = Duration::from_millis(100);
 
 fn random_psn() -> u32 {
     // Seeded anew by the system for each.
@@ -447,7 +453,7 @@ impl QpCore {
             moving.old = Some((attachment.underlay.id, attachment.qp.qp_num()));
             (moving.recv_back, moving.told) = (false, false);
             (moving.proof_out, moving.proof_failed) = (false, false);
-            moving.broken = broken;
+            (moving.broken, moving.stopped) = (broken, Some(Instant::now()));
             moving.withheld.clear();
         }
         self.cqs().for_each(|cq| cq.begin_move());
@@ -512,10 +518,16 @@ impl QpCore {
             return true;
         }
         let (retired, handed) = (self.send.retired(), self.send.handed());
-        let waits = {
+        let (waits, stuck) = {
             let moving = lock_mutex(&self.moving);
-            moving.proof_out || !moving.replays.is_empty()
+            let since = moving.stopped.map_or(Duration::ZERO, |since| since.elapsed());
+            (moving.proof_out || !moving.replays.is_empty(), since >= DRAIN_PATIENCE)
         };
+        // A SEND without a receive would be waited for in vain: it and what is behind it are decided by
+        // counting. The answer of an atomic, once it was executed, is not.
+        if stuck {
+            return (retired..handed).all(|seq| !self.send.entry(seq).opcode.is_atomic());
+        }
         !waits
             && (retired..handed).all(|seq| {
                 let opcode = self.send.entry(seq).opcode;
