@@ -1,6 +1,6 @@
 //! Following a peer whose context goes to another device: on the service thread, which never waits.
 
-use super::{BARRIER_PATIENCE, FIRST_PORT, cqs_of, site};
+use super::{BARRIER_PATIENCE, FIRST_PORT, cqs_of, leave, site};
 use crate::abi::{qp_state, qp_type};
 use crate::device::{self, Kind};
 use crate::names::{PhysicalEnd, ProcessId};
@@ -389,12 +389,14 @@ impl Side<PhysicalEnd> for Ground {
                 qp.expect_cut(cut.landed);
             }
         }
+        let mut left = Vec::with_capacity(self.links.len());
         for Link { qp, leaving, .. } in &mut self.links {
-            if let (Some(qp), Some(leaving)) = (qp, leaving.take()) {
+            if let (Some(qp), Some(leaving)) = (&*qp, leaving.take()) {
                 qp.release();
-                qp.leave(leaving);
+                left.push((qp, leaving));
             }
         }
+        leave(left);
         self.leave_unused();
     }
 

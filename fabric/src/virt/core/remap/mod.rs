@@ -22,7 +22,7 @@ pub(super) use mover::relocate;
 pub use mover::{Cause, Phase, Relocation};
 
 use super::cq::CqCore;
-use super::qp::QpCore;
+use super::qp::{Leaving, QpCore};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,4 +38,12 @@ fn cqs_of<'a>(qps: impl Iterator<Item = &'a Arc<QpCore>>) -> Vec<Arc<CqCore>> {
     cqs.sort_by_key(|cq| cq.number());
     cqs.dedup_by_key(|cq| cq.number());
     cqs
+}
+
+/// Destroys what queue pairs have left behind, takes what that has left in their CQs, and forgets it.
+fn leave(all: Vec<(&Arc<QpCore>, Leaving)>) {
+    let left: Vec<_> =
+        all.into_iter().map(|(qp, leaving)| (qp, qp.destroy_left(leaving))).collect();
+    cqs_of(left.iter().map(|(qp, _)| *qp)).iter().for_each(|cq| cq.harvest_now());
+    left.into_iter().for_each(|(qp, left)| qp.forget_left(left));
 }
