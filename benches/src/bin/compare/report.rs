@@ -47,11 +47,13 @@ impl Report {
             }
             Goal::MoreAtMost(most) => {
                 let more = ours - reference;
-                (format!("{more:+.1}"), format!("≤ +{most}"), more <= most)
+                (format!("{more:+.1}"), format!("≤ +{}", short(most)), more <= most)
             }
             Goal::AtMost(most) => {
                 (format!("{ratio:.3}"), format!("≤ {}", short(most)), ours <= most)
             }
+            // Of nothing there is no multiple.
+            Goal::None if reference == 0.0 => ("-".to_owned(), "-".to_owned(), true),
             Goal::None => (format!("{ratio:.3}"), "-".to_owned(), true),
         };
         self.missed += usize::from(!met);
