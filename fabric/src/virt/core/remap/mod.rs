@@ -41,9 +41,12 @@ fn cqs_of<'a>(qps: impl Iterator<Item = &'a Arc<QpCore>>) -> Vec<Arc<CqCore>> {
 }
 
 /// Destroys what queue pairs have left behind, takes what that has left in their CQs, and forgets it.
-fn leave(all: Vec<(&Arc<QpCore>, Leaving)>) {
-    let left: Vec<_> =
-        all.into_iter().map(|(qp, leaving)| (qp, qp.destroy_left(leaving))).collect();
-    cqs_of(left.iter().map(|(qp, _)| *qp)).iter().for_each(|cq| cq.harvest_now());
+fn leave(all: Vec<(Arc<QpCore>, Leaving)>) {
+    let destroy = |(qp, leaving): (Arc<QpCore>, Leaving)| {
+        let left = qp.destroy_left(leaving);
+        (qp, left)
+    };
+    let left: Vec<_> = all.into_iter().map(destroy).collect();
+    cqs_of(left.iter().map(|(qp, _)| qp)).iter().for_each(|cq| cq.harvest_now());
     left.into_iter().for_each(|(qp, left)| qp.forget_left(left));
 }

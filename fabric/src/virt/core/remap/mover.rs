@@ -615,7 +615,9 @@ impl<'a> Move<'a> {
     /// Lets go of what was left.
     fn leave_old(&mut self) {
         let links = self.links.iter_mut();
-        leave(links.filter_map(|link| Some((&link.qp, link.leaving.take()?))).collect());
+        leave(
+            links.filter_map(|link| Some((Arc::clone(&link.qp), link.leaving.take()?))).collect(),
+        );
         self.cqs.iter().for_each(|cq| cq.promote(self.to.id));
     }
 
