@@ -173,6 +173,10 @@ impl Resolver for Member {
     fn run_later(&self, at: Instant, job: Box<dyn FnOnce() + Send>) {
         self.service.run_later(at, job);
     }
+
+    fn run_soon(&self, job: Box<dyn FnOnce() + Send>) {
+        self.service.run(job);
+    }
 }
 
 /// An error of the control path, with the errno that says the same.

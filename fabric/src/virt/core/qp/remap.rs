@@ -1036,8 +1036,9 @@ impl QpCore {
         sends
     }
 
-    /// Destroys what was left, takes what it has left in the CQs, and forgets it.
-    pub(in crate::virt::core) fn leave(&self, leaving: Leaving) {
+    /// Destroys what was left. What it has put into the CQs is to be harvested next, and then it is to be
+    /// forgotten: a harvest may be one for many queue pairs.
+    pub(in crate::virt::core) fn destroy_left(&self, leaving: Leaving) -> Left {
         let Leaving { old, doubled } = leaving;
         let number = old.map(|old| {
             let number = old.qp.qp_num();
@@ -1045,10 +1046,17 @@ impl QpCore {
             drop(old.qp);
             (underlay, number)
         });
-        for cq in [&self.send_cq, &self.recv_cq].into_iter().filter_map(std::sync::Weak::upgrade) {
-            cq.harvest_now();
+        // Its messages are told from those of others by the physical number alone, which the device may
+        // deal again at once: they wait for nobody.
+        if self.srq.is_some() {
+            self.cqs().for_each(|cq| cq.harvest_now());
         }
-        if let Some((underlay, number)) = number {
+        Left { number, doubled }
+    }
+
+    /// Forgets what was destroyed: nothing of it is in the CQs any more.
+    pub(in crate::virt::core) fn forget_left(&self, left: Left) {
+        if let Some((underlay, number)) = left.number {
             underlay.qpns.unset(number as usize, number, self.qpn);
         }
         self.watch.fetch_and(!watch::WITHHOLD, Ordering::SeqCst);
@@ -1061,7 +1069,7 @@ impl QpCore {
         if stopped {
             self.cqs().for_each(|cq| cq.end_move());
         }
-        self.release_room(doubled);
+        self.release_room(left.doubled);
         self.end_moving();
     }
 
@@ -1073,9 +1081,16 @@ impl QpCore {
 }
 
 /// What a queue pair has left behind.
-#[must_use = "it is destroyed by `QpCore::leave`"]
+#[must_use = "it is destroyed by `QpCore::destroy_left`"]
 pub(in crate::virt::core) struct Leaving {
     old: Option<Attachment>,
+    doubled: bool,
+}
+
+/// What has been destroyed of that: its device and number.
+#[must_use = "it is forgotten by `QpCore::forget_left`"]
+pub(in crate::virt::core) struct Left {
+    number: Option<(Arc<Underlay>, u32)>,
     doubled: bool,
 }
 

@@ -5,7 +5,7 @@
 //! or destroys an object waits.
 
 use super::survey::{Surveyed, Way, check_limits, survey};
-use super::{BARRIER_PATIENCE, cqs_of, site};
+use super::{BARRIER_PATIENCE, cqs_of, leave, site};
 use crate::abi::{qp_state, qp_type};
 use crate::device::{DeviceContext, DeviceSrq};
 use crate::error::{Error, Result};
@@ -619,11 +619,10 @@ impl<'a> Move<'a> {
 
     /// Lets go of what was left.
     fn leave_old(&mut self) {
-        for link in &mut self.links {
-            if let Some(leaving) = link.leaving.take() {
-                link.qp.leave(leaving);
-            }
-        }
+        let links = self.links.iter_mut();
+        leave(
+            links.filter_map(|link| Some((Arc::clone(&link.qp), link.leaving.take()?))).collect(),
+        );
         self.cqs.iter().for_each(|cq| cq.promote(self.to.id));
     }
 

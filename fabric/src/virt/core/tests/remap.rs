@@ -424,3 +424,18 @@ fn a_later_group_takes_the_place_of_an_earlier_one() {
     qa.post_send(&SendRequest::new(2, Op::Send, &[a.memory.slice(0..4)])).unwrap();
     assert_eq!((ids(&a.drain()), ids(&b.drain())), (vec![(2, 0)], vec![(1, 0)]));
 }
+
+/// Promise: where the service stops before a follower has destroyed what it left, that is destroyed all the
+/// same: no move of its queue pair is under way any more, and the program can move on with it.
+#[test]
+fn what_a_follower_has_left_is_destroyed_though_its_service_stops() {
+    let Two { job, fabric, a, b, qa, qb } = two();
+    job.stop_running();
+    move_to(&a, &fabric, 300);
+    let moved = move_to(&b, &fabric, 310);
+    assert_eq!(moved.retries, 0, "its queue pair is between two devices no longer");
+    qb.post_recv(1, &[b.memory.slice(0..64)]).unwrap();
+    qa.post_send(&SendRequest::new(1, Op::Send, &[a.memory.slice(0..4)])).unwrap();
+    assert_eq!((ids(&a.drain()), ids(&b.drain())), (numbered(1..2), numbered(1..2)));
+    drop(qb);
+}
