@@ -29,6 +29,7 @@ use crate::virt::core::cq::Held;
 use crate::virt::core::lock::{Guard, gate};
 use crate::virt::core::pd::physical_cap;
 use crate::virt::core::peer::Missing;
+use crate::virt::core::policy::Evidence;
 use crate::virt::core::remap::Broken;
 use crate::virt::core::underlay::{NO_SUCH_KEY, NO_SUCH_QPN, Underlay};
 use crate::virt::core::{KIND_SHIFT, LOW_31, PROOF, RECV, SHARED, lock_mutex};
@@ -577,7 +578,10 @@ impl QpCore {
         };
         // The peer acts on these: what comes after them does not count.
         lock_mutex(&self.moving).told = true;
-        let psn = attachment.qp.query(qp_mask::RQ_PSN).ok().map(|attr| attr.rq_psn);
+        let psn = match self.pd.context.evidence() {
+            Evidence::Psn => attachment.qp.query(qp_mask::RQ_PSN).ok().map(|attr| attr.rq_psn),
+            Evidence::Counts => None,
+        };
         Some(Executed { messages, psn, settled })
     }
 
