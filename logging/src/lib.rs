@@ -28,7 +28,8 @@
 //! pair at any later time.
 //!
 //! What the peer has executed of the entries that were handed, when a path has ended: [`replay`].
-//! How both ends of a connection go over to other hardware: [`remap`].
+//! How both ends of a connection go over to other hardware: [`remap`]. All of it in worlds of chance, in
+//! virtual time: [`sim`].
 //!
 //! # Threads
 //!
@@ -46,6 +47,7 @@ pub mod replay;
 mod ring;
 mod send;
 mod shared;
+pub mod sim;
 mod sync;
 
 pub use entry::{Element, Opcode, RecvEntry, Refused, SendEntry, State};

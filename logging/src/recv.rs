@@ -3,6 +3,7 @@
 use crate::entry::{Element, RecvEntry, Refused, State};
 use crate::ring::{Counters, MoreElements, load_element, store_element};
 use crate::sync::{AtomicU64, Ordering};
+use std::hash::{Hash, Hasher};
 
 /// Half a cache line: a receive and its first element.
 #[repr(align(32))]
@@ -31,6 +32,17 @@ impl Receives {
             slots: (0..slots).map(|_| slot()).collect(),
             more: MoreElements::new(slots, max_elements),
         }
+    }
+
+    fn copy(&self) -> Self {
+        let word = |word: &AtomicU64| AtomicU64::new(word.load(Ordering::Relaxed));
+        let slot = |slot: &Slot| Slot {
+            wr_id: word(&slot.wr_id),
+            elements: word(&slot.elements),
+            first_addr: word(&slot.first_addr),
+            first_rest: word(&slot.first_rest),
+        };
+        Receives { slots: self.slots.iter().map(slot).collect(), more: self.more.copy() }
     }
 
     #[inline]
@@ -123,6 +135,16 @@ impl RecvWindow {
     pub fn new(depth: u32, max_elements: u8) -> Self {
         let counters = Counters::new(depth);
         RecvWindow { receives: Receives::new(counters.slots(), max_elements), counters }
+    }
+
+    /// The same again, for a checker that goes on from one state in several ways.
+    pub(crate) fn copy(&self) -> Self {
+        RecvWindow { counters: self.counters.copy(), receives: self.receives.copy() }
+    }
+
+    /// Tells states of a window apart that have the same entries.
+    pub(crate) fn digest(&self, state: &mut impl Hasher) {
+        self.counters.words().hash(state);
     }
 
     /// Producer: adds a receive, and returns its sequence.

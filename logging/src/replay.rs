@@ -40,7 +40,7 @@ use std::sync::{MutexGuard, PoisonError};
 const PSNS: u64 = 1 << 24;
 
 /// Where the requests of an incarnation begin.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Start {
     /// Packet sequence number of the first packet.
     pub psn: u32,
@@ -49,19 +49,20 @@ pub struct Start {
 }
 
 /// How far a responder has come; it executes nothing more.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Executed {
     /// Messages delivered since the queue pairs were connected.
     pub messages: u64,
     /// The packet sequence number that it expected next; `None` where the device's is not live.
     pub psn: Option<u32>,
-    /// It has passed the barrier: nothing moves the number any more. Without, it is believed only by
-    /// whom nothing was under way from.
+    /// It has passed the barrier: nothing moves the number any more. Without, the number is not
+    /// believed. (Not even where nothing is under way by now: it may have been told while something
+    /// was, and is not needed where nothing is.)
     pub settled: bool,
 }
 
 /// A request that is done again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Replay {
     /// Which one.
     pub seq: u64,
@@ -125,7 +126,7 @@ impl std::error::Error for ReplayError {}
 
 /// What was posted so far, as far as it is not in the window any more; and how the incarnation
 /// began.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(crate) struct Progress {
     /// There is a peer to be asked.
     connected: bool,
@@ -147,7 +148,7 @@ pub(crate) struct Progress {
     hidden: Vec<u64>,
 }
 
-fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
+pub(crate) fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
     progress.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -264,7 +265,7 @@ impl SendWindow {
         if peer.messages < least || peer.messages > most {
             return Err(ReplayError::Messages { told: peer.messages, least, most });
         }
-        let reached = match peer.psn {
+        let reached = match peer.psn.filter(|_| peer.settled) {
             Some(psn) => self.reached(&progress, (&posted, total), psn, proven, is_done)?,
             None => None,
         };
@@ -593,7 +594,8 @@ mod tests {
             let last = Element { length: 256 * extra, ..half };
             window.append(&write, [last].into_iter()).unwrap();
             window.mark_handed(3);
-            let plan = window.judge(&Executed { psn: Some(psn), ..Executed::default() }, 0).unwrap();
+            let peer = Executed { psn: Some(psn), settled: true, ..Executed::default() };
+            let plan = window.judge(&peer, 0).unwrap();
             let ahead = (psn + PSNS as u32 - start.psn) % PSNS as u32;
             let twice = ahead <= extra.max(1);
             prop_assert_eq!(plan.undecided, twice.then_some(0));
@@ -601,6 +603,28 @@ mod tests {
                 let first = u64::from(ahead) << 8;
                 let (seq, skip) = if first < 1 << 31 { (0, first) } else { (1, first - (1 << 31)) };
                 prop_assert_eq!(plan.replays[0], Replay { seq, skip: skip as u32 });
+            }
+        }
+
+        /// Promise 3: a number that was told before the barrier, and has moved since, decides nothing. It
+        /// neither ends a connection of which everything has completed, nor has a WRITE done again.
+        #[test]
+        fn a_number_before_the_barrier_is_not_believed(
+            completed in 0..=3u64, told in 0..=3u32, opcode in prop::sample::select(&OPCODES[..]),
+        ) {
+            let mut model = Model::new(Start { psn: 5, mtu: 1024 });
+            (0..3).for_each(|_| model.post(opcode, 8));
+            (0..completed).for_each(|_| model.execute());
+            model.complete(completed);
+            let messages = model.responder.messages;
+            let peer = Executed { messages, psn: Some(5 + told), settled: false };
+            let plan = model.window.judge(&peer, completed).unwrap();
+            prop_assert_eq!(&plan.executed, &[]);
+            match opcode {
+                Opcode::Write | Opcode::CompareSwap | Opcode::FetchAdd => {
+                    prop_assert_eq!(plan.undecided, (completed < 3).then_some(completed));
+                }
+                _ => prop_assert_eq!(plan.replays.len() as u64, 3 - completed),
             }
         }
 

@@ -51,6 +51,22 @@ impl Counters {
         }
     }
 
+    /// The same again, for a checker that goes on from one state in several ways.
+    pub(crate) fn copy(&self) -> Self {
+        let copy = Counters::new(self.depth());
+        copy.producer.appended.store(self.appended(), Ordering::Relaxed);
+        copy.producer.handed.store(self.handed(), Ordering::Relaxed);
+        copy.producer.free_until.store(copy_of(&self.producer.free_until), Ordering::Relaxed);
+        copy.consumer.retired.store(self.retired(), Ordering::Relaxed);
+        copy
+    }
+
+    /// All that differs between two states of a window, but for its entries.
+    pub(crate) fn words(&self) -> [u64; 4] {
+        let free_until = copy_of(&self.producer.free_until);
+        [self.appended(), self.handed(), self.retired(), free_until]
+    }
+
     pub(crate) fn slots(&self) -> usize {
         self.mask as usize + 1
     }
@@ -177,6 +193,15 @@ impl Counters {
     }
 }
 
+fn copy_of(word: &AtomicU64) -> u64 {
+    word.load(Ordering::Relaxed)
+}
+
+/// The same words again.
+pub(crate) fn copy_words(words: &[AtomicU64]) -> Box<[AtomicU64]> {
+    words.iter().map(|word| AtomicU64::new(copy_of(word))).collect()
+}
+
 /// Elements beyond an entry's first, which stands in its slot.
 pub(crate) struct MoreElements {
     words: Box<[AtomicU64]>,
@@ -187,6 +212,10 @@ impl MoreElements {
     pub(crate) fn new(slots: usize, max_elements: u8) -> Self {
         let per_slot = usize::from(max_elements).saturating_sub(1);
         MoreElements { words: zeroed(slots * per_slot * 2), per_slot }
+    }
+
+    pub(crate) fn copy(&self) -> Self {
+        MoreElements { words: copy_words(&self.words), per_slot: self.per_slot }
     }
 
     pub(crate) fn max(&self) -> usize {

@@ -2,8 +2,9 @@
 
 use crate::entry::{Element, Opcode, Refused, SendEntry, State};
 use crate::replay::Progress;
-use crate::ring::{Counters, MoreElements, load_element, pair, store_element, unpair};
+use crate::ring::{Counters, MoreElements, copy_words, load_element, pair, store_element, unpair};
 use crate::sync::{AtomicU64, Mutex, Ordering, zeroed};
+use std::hash::{Hash, Hasher};
 use std::ops::Range;
 
 /// One cache line: all of a request but further elements and inline bytes.
@@ -115,6 +116,36 @@ impl SendWindow {
             progress: Mutex::default(),
             counters,
         }
+    }
+
+    /// The same again, for a checker that goes on from one state in several ways.
+    pub(crate) fn copy(&self) -> Self {
+        let word = |word: &AtomicU64| AtomicU64::new(word.load(Ordering::Relaxed));
+        let slot = |slot: &Slot| Slot {
+            wr_id: word(&slot.wr_id),
+            head: word(&slot.head),
+            remote_addr: word(&slot.remote_addr),
+            key: word(&slot.key),
+            compare_add: word(&slot.compare_add),
+            swap: word(&slot.swap),
+            first_addr: word(&slot.first_addr),
+            first_rest: word(&slot.first_rest),
+        };
+        SendWindow {
+            counters: self.counters.copy(),
+            slots: self.slots.iter().map(slot).collect(),
+            more: self.more.copy(),
+            inline: copy_words(&self.inline),
+            inline_words: self.inline_words,
+            max_inline: self.max_inline,
+            progress: Mutex::new(crate::replay::lock(&self.progress).clone()),
+        }
+    }
+
+    /// Tells states of a window apart that have the same entries.
+    pub(crate) fn digest(&self, state: &mut impl Hasher) {
+        self.counters.words().hash(state);
+        crate::replay::lock(&self.progress).hash(state);
     }
 
     /// Producer: adds a request over registered memory, and returns its sequence.
@@ -285,7 +316,8 @@ impl SendWindow {
             compare_add,
             swap,
             elements: (low >> 8) as u8,
-            inline,
+            // A plain SEND leaves here what an earlier request of this place had.
+            inline: if low >> 8 & 0xff == 0 { inline } else { 0 },
         }
     }
 
@@ -458,6 +490,22 @@ mod tests {
 
     fn entry(wr_id: u64) -> SendEntry {
         SendEntry { wr_id, ..SendEntry::empty() }
+    }
+
+    /// Promise: a request is what was posted, whatever stood in its place before: its length decides how
+    /// many packets it took.
+    #[test]
+    fn a_plain_request_has_nothing_of_the_one_before() {
+        let window = SendWindow::new(1, 1, 88);
+        let seq = window.append_inline(&entry(1), [&[7; 88][..]].into_iter()).unwrap();
+        assert_eq!(window.length(seq), 88);
+        window.mark_handed(seq + 1);
+        window.retire(seq);
+        let slot = window.claim_plain().unwrap();
+        slot.request(2, Opcode::Send as u32, 0, 0);
+        slot.element(Element { addr: 0, length: 4096, lkey: 1 });
+        window.publish(slot);
+        assert_eq!((window.length(1), window.entry(1).inline), (4096, 0));
     }
 
     /// Promise: everything that the program posted is there to be handed again, unchanged.

@@ -25,6 +25,12 @@ pub trait Side<E> {
     fn attach(&mut self, mover: &[Executed]) -> Vec<Cut>;
     /// Those go on, too; and these requests of the mover's were cut.
     fn release(&mut self, cuts: &[Cut]);
+    /// The mover is not heard of any more, and may not have heard that these requests were cut: their
+    /// links end with errors, as those to a dead peer. (A mover that was only late would take the rest of
+    /// such a request for the whole.) Called before [`Side::release`].
+    fn lose(&mut self, cuts: &[Cut]) {
+        let _ = cuts;
+    }
     /// Goes on with the old queue pairs.
     fn go_on(&mut self);
     /// Lets go of the new ones.
@@ -41,10 +47,10 @@ pub enum PrepareError {
 }
 
 /// How long a follower waits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FollowerLimits {
-    /// For the next word of a mover before the commit point. Longer than the mover's own deadlines
-    /// together: who gives up first must be the mover.
+    /// For the next word of a mover. Longer than the mover's deadlines before the commit point together,
+    /// and than those of its two questions after it: who gives up first must be the mover.
     pub patience: Duration,
 }
 
@@ -54,6 +60,7 @@ impl Default for FollowerLimits {
     }
 }
 
+#[derive(Clone, Debug, Hash)]
 enum State<E> {
     Prepared {
         answer: Vec<Option<Accept<E>>>,
@@ -71,13 +78,16 @@ enum State<E> {
     Ended(Ended),
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Ended {
     Finished,
     Aborted,
+    /// Gone over, without the mover's last word.
+    GaveUp,
 }
 
 /// A group at the follower.
+#[derive(Clone, Debug, Hash)]
 pub struct Follower<E> {
     id: GroupId,
     links: usize,
@@ -118,6 +128,12 @@ impl<E: Clone> Follower<E> {
     #[must_use]
     pub fn is_ended(&self) -> bool {
         matches!(self.state, State::Ended(_))
+    }
+
+    /// Whether it has ended by the mover's last word: it is to be told so where it asks once more.
+    #[must_use]
+    pub fn has_finished(&self) -> bool {
+        matches!(self.state, State::Ended(Ended::Finished))
     }
 
     /// Answers a request. One that does not fit changes nothing.
@@ -189,8 +205,8 @@ impl<E: Clone> Follower<E> {
     }
 
     /// Time has passed. A mover that is not heard of any more before the commit point is given up.
-    /// After it, its links are as verbs have them with a peer that is gone: only what was waiting for
-    /// its last word is let go.
+    /// After it, its links are as verbs have them with a peer that is gone: what was waiting for its last
+    /// word is let go, but for requests that were cut.
     pub fn wake(&mut self, now: Duration, side: &mut dyn Side<E>) {
         if self.wake_at().is_some_and(|at| now >= at) {
             self.give_up(side);
@@ -201,16 +217,18 @@ impl<E: Clone> Follower<E> {
     pub fn give_up(&mut self, side: &mut dyn Side<E>) {
         match &self.state {
             State::Prepared { .. } | State::Stopped => self.abort(side),
-            // The new queue pairs lead to nobody, and say so in their own time.
+            // The new queue pairs lead to nobody, and say so in their own time; or to a mover that is late.
             State::Down { mover } => {
                 let mover = mover.clone();
-                side.attach(&mover);
+                let cuts = side.attach(&mover);
+                side.lose(&cuts);
                 side.release(&[]);
-                self.state = State::Ended(Ended::Finished);
+                self.state = State::Ended(Ended::GaveUp);
             }
-            State::Attached { .. } => {
+            State::Attached { cuts, .. } => {
+                side.lose(cuts);
                 side.release(&[]);
-                self.state = State::Ended(Ended::Finished);
+                self.state = State::Ended(Ended::GaveUp);
             }
             State::Ended(_) => {}
         }

@@ -15,7 +15,7 @@ pub const MAX_REASON: usize = 1024;
 pub struct GroupId(pub u64);
 
 /// A new physical end of the mover's, for one link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Offer<E> {
     /// The follower's virtual queue pair.
     pub qpn: u32,
@@ -30,7 +30,7 @@ pub struct Offer<E> {
 }
 
 /// The follower's new physical end, for one link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Accept<E> {
     /// Its new end.
     pub end: E,
@@ -40,7 +40,7 @@ pub struct Accept<E> {
 
 /// A WRITE with immediate data that goes on where it was cut: so many bytes had landed, which the
 /// receiver adds to the length in the next receive completion of this link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Cut {
     /// Place of the link in its group.
     pub link: u32,
@@ -49,7 +49,7 @@ pub struct Cut {
 }
 
 /// What the mover asks of a follower about a group.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Request<E> {
     /// Make new queue pairs, connected to these ends; hand nothing to them.
     Prepare {
@@ -73,7 +73,7 @@ pub enum Request<E> {
 }
 
 /// What a follower answers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Answer<E> {
     /// To [`Request::Prepare`]: one for each link; `None` where its queue pair is gone.
     Prepared(Vec<Option<Accept<E>>>),

@@ -25,6 +25,75 @@
 //!   done                           ◀  Finished
 //! ```
 //!
+//! Questions and answers of a group travel in order, in both directions; either may be lost, and then the
+//! question is asked again. A question that does not fit the follower's state is answered
+//! [`Answer::Unknown`], and changes nothing.
+//!
+//! # The mover
+//!
+//! | stage | asks each group | goes on when | after its deadline |
+//! | --- | --- | --- | --- |
+//! | prepare | [`Request::Prepare`] | all have prepared: [`Action::Stop`] | is taken back |
+//! | quiesce | [`Request::Quiesce`], again after a pause where something is under way | all are quiet, and so is it | who has not answered: is taken back; else goes on, and what is out is decided by counting |
+//! | *commit point* | | [`Action::TakeDown`] | |
+//! | down | nothing | its driver brings [`Event::Down`] | has none: the driver's barrier has one |
+//! | switch | [`Request::Switch`], after a pause where the barrier is not passed yet; then [`Action::Attach`]; then [`Request::Finish`], and [`Action::Release`] where it has cut something | all have finished | the group is lost: [`Action::Fail`]. Each of the two questions has the whole time |
+//! | abort | [`Request::Abort`] of those that were asked anything | all have taken note | ends all the same |
+//!
+//! *Taken back* is [`Action::GoOn`] (from quiesce only), [`Action::Discard`], the stage abort, and
+//! [`Action::Ended`] with the reason. That happens on a refusal, on [`Answer::Busy`], on an answer that makes
+//! no sense, and on silence, before the commit point. After it, any of these loses the group alone. A
+//! peer that is dead is lost at any stage, and never takes a move back: its links are failed after the
+//! commit point, when everybody else knows where they stand. Late answers of the stage before are
+//! ignored, and so is everything that was not asked for.
+//!
+//! # The follower
+//!
+//! | state | [`Request::Prepare`] | [`Request::Quiesce`] | [`Request::Switch`] | [`Request::Finish`] | [`Request::Abort`] | patience ends, or the mover dies |
+//! | --- | --- | --- | --- | --- | --- | --- |
+//! | (none) | makes queue pairs: *prepared* | unknown | unknown | | | |
+//! | prepared | the same answer | stops: *stopped* | unknown | unknown | discards: *aborted* | as abort |
+//! | stopped | unknown | is it quiet? | takes down: *down* | unknown | goes on with the old ones, discards: *aborted* | as abort |
+//! | down | unknown | unknown | barrier passed? then attaches: *attached* | unknown | unknown | attaches, loses what it has cut, releases: *gave up* |
+//! | attached | unknown | unknown | the same answer | releases: *finished* | unknown | loses what it has cut, releases: *gave up* |
+//! | finished | unknown | unknown | unknown | the same answer | unknown | |
+//! | aborted | unknown | unknown | unknown | unknown | the same answer | |
+//! | gave up | unknown | unknown | unknown | unknown: it has not heard what was cut | unknown | |
+//!
+//! A machine that has ended may be forgotten, its number not. For a number without a machine the driver
+//! answers: [`Request::Prepare`] of a group that has ended with a refusal; [`Request::Finish`] of one that
+//! [has finished](Follower::has_finished) with [`Answer::Finished`]; [`Request::Abort`] with [`Answer::Aborted`], and the group has ended with that
+//! (its beginning may still be on the way); everything else with [`Answer::Unknown`].
+//!
+//! A mover that begins a *later* group over a link of an earlier one has taken the earlier one back, and
+//! the word was lost: the driver of the follower aborts the earlier one first. An *earlier* group that
+//! comes late ends nothing.
+//!
+//! # What a driver does at one end
+//!
+//! - *Stop*: sends are only appended from here on. Behind a tail of WRITEs that no completion would prove it
+//!   hands a request of its own that does ([`crate::SendWindow::hide`]), but not while requests of an
+//!   earlier plan still wait to be handed: it would count as behind them. Errors of the old queue
+//!   pair are withheld from the program: *go on* gives them back, *leave* forgets them.
+//! - *Take down*: takes all completions, then ERR (never RESET: what is out would vanish). Receives are
+//!   only appended from here on.
+//! - *Executed*: only when the barrier is passed, the last receive that was posted having come back in
+//!   error, or with [`Executed::settled`] false. [`Executed::messages`] counts receives that were filled,
+//!   since the queue pairs were first connected; receives that came back in error do not count. Once the
+//!   numbers are told, whatever the old queue pair reports is forgotten: the peer acts on the numbers.
+//! - *Attach*: posts all receives that were not consumed to the new queue pair (the mover does so before it
+//!   asks for [`Request::Switch`]); judges ([`crate::SendWindow::judge`]); hands what the plan says, then
+//!   what was appended meanwhile, all signalled; makes the completions of what was executed, each in its
+//!   turn behind those that are handed again. If the plan holds back a WRITE with immediate data that was
+//!   cut, nothing is handed before *release*.
+//! - *Lose*: the links whose requests were cut end with errors. A mover that is only late has receives
+//!   posted, and does not know: it would take the rest of such a request for the whole.
+//! - *Release* adds what had landed to the next completion of a WRITE with immediate data; the old queue
+//!   pair is destroyed.
+//!
+//! [`Executed::settled`]: crate::Executed::settled
+//! [`Executed::messages`]: crate::Executed::messages
+//!
 //! # Why it is safe
 //!
 //! - *Until the commit point nothing is lost*: the old queue pairs are whole, and only not handed
@@ -47,11 +116,14 @@
 //!   that request is handed again (the answer to [`Request::Switch`], or [`Request::Finish`]), so
 //!   such links wait for one message more.
 //!
-//! What is handed again, and what not, is [`crate::replay`]'s to say.
+//! What is handed again, and what not, is [`crate::replay`]'s to say. [`crate::sim`] tries all of this in
+//! worlds of chance, and everything that can happen in small ones.
 
 mod follower;
 mod message;
 mod mover;
+#[cfg(all(test, not(loom)))]
+mod tests;
 
 pub use follower::{Follower, FollowerLimits, PrepareError, Side};
 pub use message::{Accept, Answer, Cut, GroupId, MAX_LINKS, MAX_REASON, Malformed, Offer, Request};

@@ -7,7 +7,7 @@ use std::fmt;
 use std::time::Duration;
 
 /// How long a mover waits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MoverLimits {
     /// For peers to make their new queue pairs. (256 of them take 0.2 s on soft RoCE.)
     pub prepare: Duration,
@@ -16,7 +16,8 @@ pub struct MoverLimits {
     /// For what is under way to be executed, once all have stopped handing. What is not by then
     /// (a SEND without a receive, say) is decided by counting, so this bounds the blackout.
     pub drain: Duration,
-    /// For a peer to go over, after the commit point. Its links are lost then.
+    /// For a peer to go over, after the commit point; and once more for its last word. Its links are lost
+    /// then. (Both together are shorter than a follower's patience.)
     pub switch: Duration,
     /// For peers to take note that a move is taken back.
     pub abort: Duration,
@@ -32,7 +33,7 @@ impl Default for MoverLimits {
             prepare: Duration::from_secs(10),
             quiesce: Duration::from_secs(2),
             drain: Duration::from_millis(100),
-            switch: Duration::from_secs(30),
+            switch: Duration::from_secs(12),
             abort: Duration::from_secs(2),
             pause: Duration::from_micros(100),
             again: Duration::from_millis(500),
@@ -41,7 +42,7 @@ impl Default for MoverLimits {
 }
 
 /// Why a move was taken back: everything goes on where it was.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Failure {
     /// The peer of this group is moving itself.
     Busy(usize),
@@ -70,7 +71,7 @@ impl fmt::Display for Failure {
 }
 
 /// How far a move has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Stage {
     /// New queue pairs are made.
     Prepare,
@@ -101,7 +102,7 @@ impl fmt::Display for Stage {
 
 /// What the driver has to do. Groups are named by their place in the list that the machine was made
 /// from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Action<E> {
     /// Ask this of a group's peer; bring the answer with [`Event::Answer`].
     Ask(usize, Request<E>),
@@ -130,7 +131,7 @@ pub enum Action<E> {
 }
 
 /// What the driver tells.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Event<E> {
     /// A group's peer has answered.
     Answer(usize, Answer<E>),
@@ -147,7 +148,7 @@ pub enum Event<E> {
 }
 
 /// Where a group stands within a stage.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Wait {
     /// For an answer.
     Answer,
@@ -160,11 +161,14 @@ enum Wait {
     Lost,
 }
 
+#[derive(Clone, Debug, Hash)]
 struct Group<E> {
     offers: Vec<Offer<E>>,
     wait: Wait,
     /// When to ask (again).
     ask_at: Duration,
+    /// Since when it is asked what it is asked now.
+    since: Duration,
     /// It has answered in this stage.
     answered: bool,
     /// Its peer may have made queue pairs.
@@ -174,6 +178,7 @@ struct Group<E> {
 }
 
 /// A move.
+#[derive(Clone, Debug, Hash)]
 pub struct Mover<E> {
     groups: Vec<Group<E>>,
     stage: Stage,
@@ -197,6 +202,7 @@ impl<E: Clone> Mover<E> {
                 offers,
                 wait: Wait::Answer,
                 ask_at: now,
+                since: now,
                 answered: false,
                 begun: false,
                 executed: Vec::new(),
@@ -245,7 +251,11 @@ impl<E: Clone> Mover<E> {
                 self.limits.drain
             }
             Stage::Quiesce => self.limits.quiesce,
-            Stage::Switch => self.limits.switch,
+            // Who has gone over while another was silent has as long to say its last word.
+            Stage::Switch => {
+                let asked = self.groups.iter().filter(|group| group.asks());
+                return asked.map(|group| group.since + self.limits.switch).min();
+            }
             Stage::Abort => self.limits.abort,
             // The driver's own barrier has a deadline.
             Stage::Down | Stage::Ended => return None,
@@ -351,7 +361,8 @@ impl<E: Clone> Mover<E> {
     fn attached(&mut self, at: usize, cuts: Vec<Cut>, now: Duration) {
         let Some(group) = self.groups.get_mut(at) else { return };
         if self.stage == Stage::Switch && group.wait == Wait::Driver {
-            (group.wait, group.cuts, group.ask_at) = (Wait::Finish, cuts, now);
+            (group.wait, group.cuts) = (Wait::Finish, cuts);
+            (group.since, group.ask_at) = (now, now);
         }
     }
 
@@ -390,6 +401,7 @@ impl<E: Clone> Mover<E> {
         (self.stage, self.since) = (stage, now);
         for group in self.groups.iter_mut().filter(|group| !group.is_lost()) {
             (group.wait, group.ask_at, group.answered) = (Wait::Answer, now, false);
+            group.since = now;
         }
     }
 
@@ -436,7 +448,8 @@ impl<E: Clone> Mover<E> {
             (Stage::Quiesce, None) => self.commit(now),
             (Stage::Switch, _) => {
                 for at in 0..self.groups.len() {
-                    if self.groups[at].asks() {
+                    let group = &self.groups[at];
+                    if group.asks() && now >= group.since + self.limits.switch {
                         self.lost(at);
                     }
                 }

@@ -4,6 +4,7 @@
 
 use crate::options::Options;
 use serde_json::{Value, json};
+use sojourn::device::soft;
 use sojourn::verbs::{Context, Relocation};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -21,19 +22,36 @@ pub(crate) fn run(
 ) -> Result<Vec<Value>, String> {
     let mut moves = Vec::new();
     for (number, device) in (1..=options.moves).zip(options.devices.iter().cycle()) {
-        let until = Instant::now() + options.pause;
-        while Instant::now() < until {
-            if over.load(Ordering::Relaxed) {
+        if !pause(options, over) {
+            return Ok(moves);
+        }
+        let failed = |error| format!("rank {rank}, move {number} to {device}: {error}");
+        if let Some(name) = device.strip_prefix('!') {
+            soft::set_port(name, false).map_err(failed)?;
+            let goes_on = pause(options, over);
+            soft::set_port(name, true).map_err(failed)?;
+            moves.push(json!({"rank": rank, "device": device}));
+            if !goes_on {
                 return Ok(moves);
             }
-            std::thread::sleep(STEP.min(options.pause));
+            continue;
         }
-        let moved = context
-            .relocate(device)
-            .map_err(|error| format!("rank {rank}, move {number} to {device}: {error}"))?;
+        let moved = context.relocate(device).map_err(failed)?;
         moves.push(describe(rank, device, &moved));
     }
     Ok(moves)
+}
+
+/// False where it ended before its time.
+fn pause(options: &Options, over: &AtomicBool) -> bool {
+    let until = Instant::now() + options.pause;
+    while Instant::now() < until {
+        if over.load(Ordering::Relaxed) {
+            return false;
+        }
+        std::thread::sleep(STEP.min(options.pause));
+    }
+    true
 }
 
 fn describe(rank: u32, device: &str, moved: &Relocation) -> Value {

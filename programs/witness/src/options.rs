@@ -21,7 +21,8 @@ Usage: sojourn run -n N -- witness [options]
                     (default: all)
   --moves N         relocate devices so many times while messages travel (default 0)
   --who WHICH       ranks that relocate: first, last, all or none (default first)
-  --devices A,B     devices to go to in turns (default soft1,soft0)
+  --devices A,B     devices to go to in turns (default soft1,soft0); with ! before the name, the
+                    port of that (soft) device goes down in place of a move, for as long as a pause
   --pause-ms P      pause before each move (default 100)
   --stall S         seconds without progress that are a failure (default 30)
   --json            print one line of JSON

@@ -86,7 +86,6 @@ fn options_that_make_no_sense_are_one_clear_error() {
     for (args, why) in [
         (&["--fly"][..], "witness: unknown option \"--fly\"; --help lists them"),
         (&["--qps", "0"], "witness: --qps 0: a number from 1 to 512 is needed"),
-        (&["--moves", "2"], "witness: --moves 2: this build of sojourn cannot relocate a device"),
         (&["--mix", "tea"], "witness: --mix tea: \"tea\" is no kind of message"),
     ] {
         let errors = Place::new().job(1, args).failed(2);
@@ -95,4 +94,10 @@ fn options_that_make_no_sense_are_one_clear_error() {
     }
     let errors = Place::new().job(1, &[]).failed(1);
     says(&errors, &["a job of 1 ranks: 2 to 1024 are needed"]);
+    let moves = ["--moves", "1", "--who", "first", "--devices", "soft9", "--pause-ms", "0"];
+    let errors = Place::new().job(2, &moves).failed(1);
+    says(
+        &errors,
+        &["rank 0, move 1 to soft9: device \"soft9\" not found; this machine has: soft0"],
+    );
 }

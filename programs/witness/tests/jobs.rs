@@ -25,15 +25,46 @@ const KINDS: [&str; 13] = [
 /// Messages of each stream.
 const MESSAGES: u64 = 150;
 
-/// Checks that every message of a run is accounted for.
-fn complete(result: &Value, ranks: u64, qps: u64) {
+/// Checks that every message of a run is accounted for, and that so many moves were made.
+fn complete_with(result: &Value, ranks: u64, qps: u64, moves: usize) {
     let of = |key: &str| result[key].as_object().unwrap();
     let sum = |key: &str| of(key).values().map(|n| n.as_u64().unwrap()).sum::<u64>();
     assert_eq!(sum("done"), ranks * (ranks - 1) * qps * MESSAGES, "{result}");
     assert_eq!(sum("done"), sum("checked") + sum("lost"), "{result}");
     assert!(of("lost").keys().all(|kind| !kind.starts_with("RC")), "{result}");
     assert_eq!(result["ranks"], ranks);
-    assert_eq!(result["moves"], serde_json::json!([]));
+    assert_eq!(result["moves"].as_array().unwrap().len(), moves, "{result}");
+}
+
+fn complete(result: &Value, ranks: u64, qps: u64) {
+    complete_with(result, ranks, qps, 0);
+}
+
+/// Promises 1 to 4: while the device of one side is relocated, of the other, and of both at once, no message
+/// is lost, repeated, reordered or damaged, and every request completes once, in order. (UC and UD may
+/// lose, and do nothing else.)
+#[test]
+fn every_message_is_accounted_for_while_devices_are_relocated() {
+    const MOVES: usize = 25;
+    for (mode, seed) in [("sync", "11"), ("async:seed=5,latency_us=20,gbps=20", "12")] {
+        for (who, movers) in [("first", 1), ("last", 1), ("all", 2)] {
+            let mut place = Place::new();
+            place.set("SOJOURN_SOFT_MODE", mode);
+            place.set("SOJOURN_SOFT_DEVICES", "2");
+            let moves = MOVES.to_string();
+            let args = ["--messages", "150", "--max-size", "65536", "--seed", seed, "--json"];
+            let moving =
+                ["--moves", &moves, "--who", who, "--devices", "soft1,soft0", "--pause-ms", "3"];
+            let result = json(&place.job(2, &[&args[..], &moving].concat()));
+            // Streams go on until all moves are made.
+            let more = result["done"].as_object().unwrap().values().map(|n| n.as_u64().unwrap());
+            assert!(more.sum::<u64>() >= 2 * 8 * MESSAGES, "{result}");
+            assert_eq!(result["moves"].as_array().unwrap().len(), movers * MOVES, "{mode} {who}");
+            for moved in result["moves"].as_array().unwrap() {
+                assert!(moved["blackout_ms"].as_f64().unwrap() > 0.0, "{moved}");
+            }
+        }
+    }
 }
 
 /// Guards: over each way in which the soft device executes, every message of every kind arrives

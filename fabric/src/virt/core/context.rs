@@ -87,13 +87,16 @@ impl VirtualContext {
         &self.failover
     }
 
-    /// Sees to it that everything goes to another device, where the port is down and that may be.
-    pub(super) fn look_after_port(&self) {
+    /// Sees to it that everything goes to another device, where the port is down and that may be. True
+    /// where it will.
+    pub(super) fn look_after_port(&self) -> bool {
         let device = &self.underlay().device;
         let down = device.query_port(FIRST_PORT).is_ok_and(|it| it.state != port_state::ACTIVE);
-        if down && self.failover.may_leave(&**device) {
+        let leaves = down && self.failover.may_leave(&**device);
+        if leaves {
             self.local.rescue.call(&self.local, Broken::Port(self.me.clone()));
         }
+        leaves
     }
 
     /// Remembers a move.

@@ -401,6 +401,7 @@ impl CqCore {
         wc.wr_id = wr_id;
         wc.qp_num = qp.qpn;
         if recv {
+            qp.unfilled.fetch_add(u64::from(wc.status != wc_status::SUCCESS), Ordering::Relaxed);
             qp.mend(wc);
         }
         qp.look_closer(wc, recv)
@@ -536,7 +537,12 @@ impl CqCore {
         let stands =
             !qp.is_dead() && seq >= if held.recv { qp.recv.retired() } else { qp.send.retired() };
         if stands {
-            if held.recv { qp.recv.retire(seq) } else { qp.send.retire(seq) }
+            if held.recv {
+                qp.unfilled.fetch_add(1, Ordering::Relaxed);
+                qp.recv.retire(seq);
+            } else {
+                qp.send.retire(seq);
+            }
         }
         stands
     }

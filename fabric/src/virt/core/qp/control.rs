@@ -141,6 +141,7 @@ impl QpCore {
                 }
                 Some(qp_state::RTR) => {
                     self.recv_base.store(self.recv.retired(), Ordering::Relaxed);
+                    self.unfilled.store(0, Ordering::Relaxed);
                     self.delivered.store(0, Ordering::Relaxed);
                 }
                 Some(qp_state::RESET) => {

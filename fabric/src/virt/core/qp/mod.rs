@@ -145,6 +145,8 @@ pub(super) struct QpCore {
     pub(super) pd: Arc<PdCore>,
     /// Receives that were consumed before it was connected.
     recv_base: AtomicU64,
+    /// Receives that have come back empty since.
+    pub(super) unfilled: AtomicU64,
     /// Messages delivered since, where its receives are shared.
     pub(super) delivered: AtomicU64,
     moving: Mutex<remap::Moving>,
@@ -236,6 +238,7 @@ impl QpCore {
             srq,
             pd: Arc::clone(&parts.pd),
             recv_base: AtomicU64::new(0),
+            unfilled: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
             moving: Mutex::default(),
             moved: Condvar::new(),

@@ -53,8 +53,12 @@ pub(super) struct Moving {
     last_recv: Option<u32>,
     /// That receive has come back.
     recv_back: bool,
+    /// The peer has been told how far it has come.
+    told: bool,
     /// A proof is out.
     proof_out: bool,
+    /// One has come back in error, though nothing of the program's did.
+    proof_failed: bool,
     /// Requests that were executed on an earlier path, without a completion so far, in order.
     executed: VecDeque<u64>,
     /// Requests that were handed again, without a completion so far, in order.
@@ -419,6 +423,8 @@ impl QpCore {
         side.set(gate::SUSPENDED);
         if side.gate() & (gate::FAILED | gate::ERR) == 0
             && self.qp_type == qp_type::RC
+            // Behind what still waits to be handed again it would be counted, and is not.
+            && side.replays.is_empty()
             && self.has_unproven_tail()
         {
             self.prove(&mut side, true);
@@ -434,7 +440,8 @@ impl QpCore {
                 return false;
             }
             moving.old = Some((attachment.underlay.id, attachment.qp.qp_num()));
-            (moving.recv_back, moving.proof_out) = (false, false);
+            (moving.recv_back, moving.told) = (false, false);
+            (moving.proof_out, moving.proof_failed) = (false, false);
             moving.broken = broken.is_some();
             moving.withheld = broken.into_iter().collect();
         }
@@ -482,7 +489,11 @@ impl QpCore {
     /// A request of ours has come back. Called by pollers.
     #[cold]
     pub(in crate::virt::core) fn proof_came(&self, wc: &Wc) {
-        lock_mutex(&self.moving).proof_out = false;
+        {
+            let mut moving = lock_mutex(&self.moving);
+            moving.proof_out = false;
+            moving.proof_failed = wc.status != wc_status::SUCCESS;
+        }
         if wc.status == wc_status::SUCCESS
             && let Some(seq) = self.send.expand((wc.wr_id & LOW_31) as u32)
         {
@@ -541,8 +552,14 @@ impl QpCore {
         };
         let messages = match &self.srq {
             Some(_) => self.delivered.load(Ordering::Acquire),
-            None => self.recv.retired().wrapping_sub(self.recv_base.load(Ordering::Acquire)),
+            None => {
+                let since =
+                    self.recv.retired().wrapping_sub(self.recv_base.load(Ordering::Acquire));
+                since.wrapping_sub(self.unfilled.load(Ordering::Acquire))
+            }
         };
+        // The peer acts on these: what comes after them does not count.
+        lock_mutex(&self.moving).told = true;
         let psn = attachment.qp.query(qp_mask::RQ_PSN).ok().map(|attr| attr.rq_psn);
         Some(Executed { messages, psn, settled })
     }
@@ -677,14 +694,11 @@ impl QpCore {
         let Some(peer) = peer else {
             return (retired == handed).then(Plan::default);
         };
-        // With nothing under way the number cannot have moved.
-        let believed = peer.settled || (self.is_quiet() && !self.is_broken());
-        let peer = Executed { psn: peer.psn.filter(|_| believed), ..*peer };
         tracing::debug!(
             "queue pair {:#x}: the peer has executed {peer:?}; requests {retired} to {handed} are out",
             self.qpn
         );
-        match self.send.judge(&peer, retired) {
+        match self.send.judge(peer, retired) {
             Ok(plan) => Some(plan),
             Err(error) => {
                 tracing::error!("queue pair {:#x}: {error}", self.qpn);
@@ -774,14 +788,21 @@ impl QpCore {
     #[cold]
     pub(in crate::virt::core) fn withholds(&self, device: DeviceId, wc: &Wc) -> bool {
         // One that ends by itself flushes for the program, and not for us.
-        if wc.status == wc_status::SUCCESS || self.send_side.gate() & gate::FAILED != 0 {
+        let withhold = self.watch.load(Ordering::Acquire) & watch::WITHHOLD != 0;
+        if self.send_side.gate() & gate::FAILED != 0 {
             return false;
         }
-        if self.watch.load(Ordering::Acquire) & watch::WITHHOLD == 0 {
-            return self.breaks(wc);
+        if !withhold {
+            return wc.status != wc_status::SUCCESS && self.breaks(wc);
         }
         let mut moving = lock_mutex(&self.moving);
         if moving.old != Some((device, wc.qp_num)) {
+            return false;
+        }
+        if moving.told {
+            return true;
+        }
+        if wc.status == wc_status::SUCCESS {
             return false;
         }
         if wc.wr_id & RECV != 0 && moving.last_recv == Some((wc.wr_id & LOW_31) as u32) {
@@ -853,10 +874,10 @@ impl QpCore {
     /// it, end with errors. While nobody polls.
     fn give_up(&self, side: &mut Guard<'_, SendSide>, plan: Option<Plan>) {
         let retired = self.send.retired();
+        let out = self.send.handed() - retired;
         tracing::warn!(
-            "queue pair {:#x}: of {} requests nobody can tell whether they were executed; they end with errors",
-            self.qpn,
-            self.send.handed() - retired
+            "queue pair {:#x} ends: of {out} requests nobody can tell whether they were executed",
+            self.qpn
         );
         let (first, executed) = match plan {
             Some(plan) => {
@@ -943,8 +964,15 @@ impl QpCore {
             return;
         }
         self.return_withheld();
-        if lock_mutex(&self.moving).old.take().is_some() {
-            self.cqs().for_each(|cq| cq.end_move());
+        let proof_failed = {
+            let mut moving = lock_mutex(&self.moving);
+            if moving.old.take().is_some() {
+                self.cqs().for_each(|cq| cq.end_move());
+            }
+            std::mem::take(&mut moving.proof_failed)
+        };
+        if proof_failed {
+            self.note_err();
         }
         self.release();
     }

@@ -13,7 +13,7 @@ use sojourn_logging::Executed;
 use sojourn_logging::remap::{
     Accept, Answer, Cut, Follower, FollowerLimits, GroupId, Offer, PrepareError, Request, Side,
 };
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -33,8 +33,8 @@ pub(in crate::virt::core) struct Remaps {
 #[derive(Default)]
 struct Following {
     groups: HashMap<(ProcessId, GroupId), Group>,
-    /// The last group of each mover that has ended.
-    ended: HashMap<ProcessId, GroupId>,
+    /// Groups of each mover that have ended, the last of them: whether by its last word.
+    ended: HashMap<ProcessId, BTreeMap<GroupId, bool>>,
     /// A timer is set.
     waking: bool,
 }
@@ -89,17 +89,19 @@ impl Remaps {
     ) -> Answer<PhysicalEnd> {
         let now = self.epoch.elapsed();
         let mut following = lock_mutex(&self.following);
-        let over = following.ended.get(&mover).is_some_and(|ended| id <= *ended);
+        let ended = following.ended.get(&mover);
+        let over = ended.and_then(BTreeMap::last_key_value).is_some_and(|(last, _)| id <= *last);
+        let finished = ended.and_then(|ended| ended.get(&id)).is_some_and(|finished| *finished);
         let Some(group) = following.groups.get_mut(&(mover, id)) else {
             return match request {
                 Request::Prepare { .. } if over => Answer::refused("that move has ended"),
                 Request::Prepare { links } => {
                     self.begin_following(local, &mut following, (mover, id), links, now)
                 }
-                Request::Finish { .. } if over => Answer::Finished,
+                Request::Finish { .. } if finished => Answer::Finished,
                 Request::Abort => {
                     // Its beginning may still be on the way.
-                    following.end(mover, id);
+                    following.end(mover, id, false);
                     Answer::Aborted
                 }
                 _ => Answer::Unknown,
@@ -107,7 +109,8 @@ impl Remaps {
         };
         let answer = group.machine.handle(request.clone(), now, &mut group.side);
         if group.machine.is_ended() {
-            following.end(mover, id);
+            let finished = group.machine.has_finished();
+            following.end(mover, id, finished);
         }
         answer
     }
@@ -120,12 +123,19 @@ impl Remaps {
         offers: &[Offer<PhysicalEnd>],
         now: Duration,
     ) -> Answer<PhysicalEnd> {
+        following.take_back_before((mover, id), offers, now);
         // Two contexts of one process do not wait for each other: only one of them moves.
         let busy = self.moving.load(Ordering::Acquire) && mover != local.grant().process;
         if busy || following.groups.len() >= MAX_GROUPS {
             return Answer::Busy;
         }
-        let mut side = Ground { local: Arc::clone(local), mover, links: Vec::new(), down: None };
+        let mut side = Ground {
+            local: Arc::clone(local),
+            mover,
+            qpns: offers.iter().map(|offer| offer.qpn).collect(),
+            links: Vec::new(),
+            down: None,
+        };
         let (machine, answer) =
             Follower::begin(id, offers, now, FollowerLimits::default(), &mut side);
         if let Some(machine) = machine {
@@ -149,7 +159,7 @@ impl Remaps {
                 over.push((*mover, *id));
             }
         }
-        over.into_iter().for_each(|(mover, id)| following.end(mover, id));
+        over.into_iter().for_each(|(mover, id)| following.end(mover, id, false));
         following.waking = !following.groups.is_empty();
         if following.waking {
             wake_later(local);
@@ -170,10 +180,36 @@ fn wake_later(local: &Arc<Local>) {
 }
 
 impl Following {
-    fn end(&mut self, mover: ProcessId, id: GroupId) {
+    fn end(&mut self, mover: ProcessId, id: GroupId, finished: bool) {
         self.groups.remove(&(mover, id));
-        let ended = self.ended.entry(mover).or_insert(id);
-        *ended = (*ended).max(id);
+        let ended = self.ended.entry(mover).or_default();
+        ended.insert(id, finished);
+        // Of older ones nothing is asked any more.
+        if ended.len() > MAX_GROUPS {
+            ended.pop_first();
+        }
+    }
+
+    /// A mover that begins anew over a link has taken back what it began before, and we have not heard of
+    /// it.
+    fn take_back_before(
+        &mut self,
+        (mover, id): (ProcessId, GroupId),
+        offers: &[Offer<PhysicalEnd>],
+        now: Duration,
+    ) {
+        let anew: HashSet<u32> = offers.iter().map(|offer| offer.qpn).collect();
+        let mut over = Vec::new();
+        for ((whose, earlier), group) in &mut self.groups {
+            let same = group.side.qpns.iter().any(|qpn| anew.contains(qpn));
+            if *whose == mover && *earlier < id && same {
+                group.machine.handle(Request::Abort, now, &mut group.side);
+                if group.machine.is_ended() {
+                    over.push(*earlier);
+                }
+            }
+        }
+        over.into_iter().for_each(|earlier| self.end(mover, earlier, false));
     }
 }
 
@@ -189,6 +225,8 @@ struct Link {
 struct Ground {
     local: Arc<Local>,
     mover: ProcessId,
+    /// As the mover names them.
+    qpns: Vec<u32>,
     links: Vec<Link>,
     /// When they were taken down.
     down: Option<Instant>,
@@ -243,6 +281,8 @@ impl Ground {
         let underlay = device_towards(&context, &qp, &offer.end)?;
         let same = qp.device() == Some(underlay.id);
         let srq = match &qp.srq {
+            // All that share them will go, by themselves.
+            Some(_) if !same && context.look_after_port() => return Err(PrepareError::Busy),
             Some(_) if !same => {
                 return Err(PrepareError::Refused(format!(
                     "queue pair {:#x} shares its receives with others, which stay on another \
@@ -396,6 +436,14 @@ impl Side<PhysicalEnd> for Ground {
             }
         }
         self.leave_unused();
+    }
+
+    fn lose(&mut self, cuts: &[Cut]) {
+        for cut in cuts {
+            if let Some(qp) = self.links.get(cut.link as usize).and_then(|link| link.qp.as_ref()) {
+                qp.lose_peer();
+            }
+        }
     }
 
     fn go_on(&mut self) {

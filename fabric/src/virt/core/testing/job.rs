@@ -82,6 +82,11 @@ impl Job {
         timers.into_iter().for_each(|timer| timer());
     }
 
+    /// What `peer` answers a process.
+    pub(in super::super) fn ask_as(&self, by: u32, peer: ProcessId, what: &Fetch) -> Answer {
+        self.ask(ProcessId(by), peer, what)
+    }
+
     fn ask(&self, by: ProcessId, peer: ProcessId, what: &Fetch) -> Answer {
         let owner = {
             let mut state = self.0.lock().unwrap();

@@ -368,3 +368,59 @@ fn a_try_that_was_taken_back_is_in_nobodys_way() {
         assert_eq!((ids(&a.drain()), ids(&b.drain())), (vec![(id, 0)], vec![(id, 0)]));
     }
 }
+
+fn core_of(qp: &QueuePair) -> Arc<crate::virt::core::qp::QpCore> {
+    let device: Arc<dyn std::any::Any + Send + Sync> = Arc::clone(qp.device()) as _;
+    let device = device.downcast::<crate::virt::core::qp::VirtualQp>();
+    Arc::clone(device.unwrap_or_else(|_| panic!("a virtual queue pair")).core())
+}
+
+/// Promise 2: receives that came back empty are not told as messages: the peer would take SENDs for
+/// delivered that never came.
+#[test]
+fn flushed_receives_are_no_messages() {
+    let Two { a, b, qa, qb, .. } = two();
+    for id in 0..5 {
+        qb.post_recv(id, &[b.memory.slice(0..64)]).unwrap();
+    }
+    for id in 0..2 {
+        qa.post_send(&SendRequest::new(id, Op::Send, &[a.memory.slice(0..4)])).unwrap();
+    }
+    qb.set_state(qp_state::ERR).unwrap();
+    // One more, which is ours to flush.
+    qb.post_recv(5, &[b.memory.slice(0..64)]).unwrap();
+    assert_eq!(b.drain().len(), 6);
+    assert_eq!(core_of(&qb).executed(true).unwrap().messages, 2);
+}
+
+/// Promise: a group whose end the follower has not heard of is in nobody's way.
+#[test]
+fn a_later_group_takes_the_place_of_an_earlier_one() {
+    use crate::names::{Fetch, ProcessId, Record};
+    use sojourn_logging::remap::{Answer, GroupId, Offer, Request};
+    let Two { job, fabric, a, b, qa, qb } = two();
+    let end = core_of(&qa).end().unwrap();
+    let offer = Offer { qpn: qb.qp_num(), mover_qpn: qa.qp_num(), incarnation: 1, end, psn: 9 };
+    let ask = |group: u64, request: Request<_>| {
+        let what = Fetch::Remap(GroupId(group), request);
+        match job.ask_as(1, ProcessId(2), &what).unwrap() {
+            Record::Remap(answer) => answer,
+            other => panic!("{other:?}"),
+        }
+    };
+    let prepare = || Request::Prepare { links: vec![offer] };
+    assert!(matches!(ask(5, prepare()), Answer::Prepared(_)));
+    assert_eq!(ask(5, Request::Quiesce), Answer::Quiet(true));
+    // Its Abort is lost; the next try begins.
+    assert!(matches!(ask(6, prepare()), Answer::Prepared(_)));
+    assert_eq!(ask(5, Request::Quiesce), Answer::Unknown);
+    // Nothing of what comes late ends the later one.
+    assert!(matches!(ask(5, prepare()), Answer::Refused(_)));
+    assert_eq!(ask(6, Request::Quiesce), Answer::Quiet(true));
+    assert_eq!(ask(6, Request::Abort), Answer::Aborted);
+    assert_eq!(ask(6, Request::Finish { cuts: vec![] }), Answer::Unknown, "it did not finish");
+    move_to(&b, &fabric, 300);
+    qb.post_recv(1, &[b.memory.slice(0..64)]).unwrap();
+    qa.post_send(&SendRequest::new(2, Op::Send, &[a.memory.slice(0..4)])).unwrap();
+    assert_eq!((ids(&a.drain()), ids(&b.drain())), (vec![(2, 0)], vec![(1, 0)]));
+}

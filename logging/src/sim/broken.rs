@@ -1,0 +1,66 @@
+//! Shells that are broken on purpose. Each must be caught by the checks, or these prove nothing.
+//!
+//! The simulator plays the shell, so a broken one is a flag here, and production code knows nothing of
+//! it. Most of the list is what others have got wrong.
+
+macro_rules! broken {
+    ($($(#[doc = $doc:literal])* $name:ident,)*) => {
+        /// A shell that does one thing wrong.
+        #[doc = "\n| variant | what it does wrong |\n| --- | --- |"]
+        $(#[doc = concat!("| `", stringify!($name), "` |", $($doc),*, " |")])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Broken { $($(#[doc = $doc])* $name,)* }
+
+        impl Broken {
+            /// All of them.
+            pub const ALL: &[Broken] = &[$(Broken::$name,)*];
+        }
+    };
+}
+
+broken! {
+    /// Hands everything again that has no completion, executed or not.
+    NoDuplicateCheck,
+    /// Hands inline payload again from the program's buffer.
+    InlineNotCopied,
+    /// Takes the old queue pair to RESET instead of ERR.
+    Reset,
+    /// Leaves the old queue pair as it is.
+    NoFencing,
+    /// Judges by counts alone, and takes what they do not tell of for not executed.
+    NumberIgnored,
+    /// Hands the whole rest again from the first request that has to be.
+    Suffix,
+    /// Asks for the numbers as soon as `modify(ERR)` has returned.
+    NoBarrier,
+    /// Takes an atomic whose result was lost for not executed.
+    AtomicsReplayed,
+    /// Makes a completion at once, and once more in its turn.
+    SynthesisedTwice,
+    /// Makes completions ahead of those of requests that were handed again.
+    SynthesisedOutOfOrder,
+    /// Makes completions that nobody had asked for.
+    UnsignalledReported,
+    /// Hands a WRITE that was cut again from its first byte.
+    CutFromTheStart,
+    /// Does not tell the receiver how much of a WRITE with immediate data had landed.
+    CutNotTold,
+    /// Does not wait until the receiver knows.
+    CutNotAwaited,
+    /// Posts to the new queue pair only receives that the old one never had.
+    ReceivesLost,
+    /// Forgets failures that came while it was stopped, and goes on with the old queue pair.
+    WithheldForgotten,
+    /// Proves a tail while requests before it still wait to be handed again.
+    ProofBeforeReplays,
+    /// Counts receives that came back in error as deliveries.
+    FlushedCounted,
+    /// Begins to follow while it is moving itself.
+    BusyIgnored,
+    /// Says of every group that has ended that it has finished, though it had given up.
+    AlwaysFinished,
+    /// Hands what was cut though its mover, who may not know, is not heard of.
+    CutHandedAfterAll,
+    /// Keeps a group whose mover offers the same links anew.
+    StaleKept,
+}

@@ -1,0 +1,514 @@
+//! Devices: pairs of RC queue pairs that execute packet by packet. The requester is here, the responder in
+//! `responder`.
+//!
+//! As IBTA has it: packet sequence numbers, acknowledgements that cover all before, go-back-N after a
+//! timeout, RNR, duplicates that are answered and not executed. And as was measured on rxe: a queue
+//! pair may execute one packet more after `modify(ERR)` has returned and before what was posted to it
+//! has come back ([`Quirks::edge`]); the last packet of a WRITE with immediate data waits for a
+//! receive that the others do not wait for. A dead device does nothing any more, and gives nothing
+//! back.
+//!
+//! Payload is not moved but named: which request of whom, from which byte to which, and whether the
+//! source still held it when the packet was made.
+
+use super::kinds::Kind;
+use super::queue::{Event, Time};
+use super::script::{FENCE, SIGNALED, answers};
+use super::world::World;
+use crate::entry::Opcode;
+use std::collections::VecDeque;
+
+mod responder;
+
+const PSN_MASK: u64 = (1 << 24) - 1;
+/// Packets that a requester sends ahead of the acknowledgement.
+const AHEAD: u64 = 8;
+/// Time after which a requester sends again.
+const RETRY: Time = 150;
+/// Times that it does before it gives up (`retry_cnt`).
+const RETRIES: u8 = 7;
+/// Time after which it tries a receiver again that was not ready.
+const RNR: Time = 60;
+/// A queue pair at ERR executes nothing after this time, barrier or not.
+pub(super) const EDGE: Time = 20;
+
+/// How devices misbehave in a run.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Quirks {
+    /// At ERR they execute nothing more, by themselves (as `soft` does).
+    pub(super) exact: bool,
+    /// One packet may be executed after ERR.
+    pub(super) edge: bool,
+    /// The responder's number is live.
+    pub(super) live_psn: bool,
+    /// Some queue pairs at ERR never give back what was posted, of a thousand.
+    pub(super) no_flush: u32,
+    /// Packets and answers that are lost, of a thousand.
+    pub(super) loss: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum QpState {
+    Init,
+    Ready,
+    Err,
+    /// At ERR, and all has come back.
+    Flushed,
+    Gone,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Status {
+    Success,
+    Flushed,
+    RetryExceeded,
+}
+
+/// What a send queue holds.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Wqe {
+    pub(super) seq: u64,
+    /// One of the shell's, which the program does not know.
+    pub(super) hidden: bool,
+    pub(super) opcode: Opcode,
+    pub(super) flags: u16,
+    /// Leading bytes that are left out.
+    pub(super) skip: u32,
+    /// Bytes of the whole request.
+    pub(super) length: u32,
+    pub(super) cell: u64,
+    pub(super) imm: u32,
+    /// For inline payload, which is copied when posting: whether it was what it should be.
+    pub(super) inline_good: Option<bool>,
+    pub(super) first: u64,
+    pub(super) packets: u64,
+    /// Packets of the answer that have come.
+    pub(super) got: u64,
+    pub(super) result: Option<u64>,
+}
+
+/// A packet of a requester.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Packet {
+    pub(super) from: usize,
+    pub(super) to: usize,
+    index: u64,
+    seq: u64,
+    hidden: bool,
+    opcode: Opcode,
+    /// Its bytes in the request.
+    begin: u32,
+    end: u32,
+    first: bool,
+    last: bool,
+    skip: u32,
+    length: u32,
+    packets: u64,
+    cell: u64,
+    imm: u32,
+    good: bool,
+}
+
+/// What a responder answers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Response {
+    pub(super) from: usize,
+    pub(super) to: usize,
+    what: Answer,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Answer {
+    Ack(u64),
+    NotReady(u64),
+    Read { index: u64, part: u64, value: u64 },
+    Atomic { index: u64, value: u64 },
+}
+
+/// What a receive has got.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Message {
+    pub(super) seq: u64,
+    pub(super) opcode: Opcode,
+    pub(super) byte_len: u32,
+    pub(super) imm: u32,
+    pub(super) good: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Cqe {
+    Send { seq: u64, hidden: bool, status: Status, result: Option<u64> },
+    Recv { seq: u64, message: Option<Message> },
+}
+
+/// A physical queue pair.
+#[derive(Clone, Debug, Hash)]
+pub(super) struct Qp {
+    /// The virtual one's end.
+    pub(super) end: usize,
+    pub(super) process: usize,
+    pub(super) device: u32,
+    pub(super) dead: bool,
+    pub(super) state: QpState,
+    pub(super) peer: Option<usize>,
+    pub(super) mtu: u32,
+    /// Of the first packet that it sends, and that its peer sends.
+    pub(super) psn: u32,
+    pub(super) peer_psn: u32,
+    sq: VecDeque<Wqe>,
+    next: u64,
+    posted: u64,
+    acked: u64,
+    not_ready: bool,
+    retries: u8,
+    progress_at: Time,
+    timer: bool,
+    rq: VecDeque<u64>,
+    expected: u64,
+    filled: u32,
+    good: bool,
+    results: Vec<(u64, u64)>,
+    cq: VecDeque<(Time, Cqe)>,
+    packets_by: Time,
+    responses_by: Time,
+    err_at: Time,
+    edge: bool,
+    /// Its last numbers were told, with the barrier behind it.
+    pub(super) told: bool,
+}
+
+impl Qp {
+    pub(super) fn new(end: usize, process: usize, device: u32, psn: u32, mtu: u32) -> Self {
+        Qp {
+            end,
+            process,
+            device,
+            dead: false,
+            state: QpState::Init,
+            peer: None,
+            mtu,
+            psn,
+            peer_psn: 0,
+            sq: VecDeque::new(),
+            next: 0,
+            posted: 0,
+            acked: 0,
+            not_ready: false,
+            retries: 0,
+            progress_at: 0,
+            timer: false,
+            rq: VecDeque::new(),
+            expected: 0,
+            filled: 0,
+            good: true,
+            results: Vec::new(),
+            cq: VecDeque::new(),
+            packets_by: 0,
+            responses_by: 0,
+            err_at: 0,
+            edge: false,
+            told: false,
+        }
+    }
+
+    pub(super) fn connect(&mut self, peer: Option<usize>, peer_psn: u32) {
+        (self.state, self.peer, self.peer_psn) = (QpState::Ready, peer, peer_psn);
+    }
+
+    pub(super) fn is_at_err(&self) -> bool {
+        matches!(self.state, QpState::Err | QpState::Flushed)
+    }
+
+    /// A SEND has come in part.
+    pub(super) fn is_amid_send(&self) -> bool {
+        self.filled > 0
+    }
+
+    fn packets(&self, opcode: Opcode, bytes: u32) -> u64 {
+        if opcode.is_atomic() { 1 } else { u64::from(bytes.div_ceil(self.mtu).max(1)) }
+    }
+}
+
+impl World {
+    /// The number that a queue pair expects next, as `ibv_query_qp` has it.
+    pub(super) fn query_psn(&mut self, qp: usize) -> Option<u32> {
+        let it = &self.qps[qp];
+        let wrapped = u64::from(it.peer_psn) + it.expected > PSN_MASK;
+        let psn = ((u64::from(it.peer_psn) + it.expected) & PSN_MASK) as u32;
+        if it.dead || !self.quirks.live_psn {
+            self.reach(Kind::NoPsn);
+            return None;
+        }
+        if wrapped {
+            self.reach(Kind::PsnWrapped);
+        }
+        Some(psn)
+    }
+
+    pub(super) fn post_recv(&mut self, qp: usize, seq: u64) {
+        let it = &mut self.qps[qp];
+        if !it.is_at_err() {
+            it.rq.push_back(seq);
+        }
+        // Soft RoCE never flushes what comes after ERR: nor does this.
+    }
+
+    pub(super) fn post_send(&mut self, qp: usize, mut wqe: Wqe) {
+        let it = &mut self.qps[qp];
+        if it.state == QpState::Flushed {
+            let cqe = flushed(&wqe);
+            return self.complete(qp, cqe);
+        }
+        let bytes = wqe.length - wqe.skip;
+        wqe.packets = it.packets(wqe.opcode, bytes);
+        wqe.first = it.posted;
+        it.posted += wqe.packets;
+        if it.sq.is_empty() {
+            it.progress_at = self.now;
+        }
+        it.sq.push_back(wqe);
+        self.pump(qp);
+    }
+
+    fn complete(&mut self, qp: usize, cqe: Cqe) {
+        let late = if self.is_exhaustive() { 0 } else { self.rng.below(4) };
+        let it = &mut self.qps[qp];
+        let after = it.cq.back().map_or(0, |(at, _)| *at);
+        it.cq.push_back((after.max(self.now + late), cqe));
+    }
+
+    /// The next completion of a queue pair that can be seen.
+    pub(super) fn poll_cq(&mut self, qp: usize) -> Option<Cqe> {
+        let now = self.now;
+        let cq = &mut self.qps[qp].cq;
+        cq.front()
+            .is_some_and(|(at, _)| *at <= now)
+            .then(|| cq.pop_front())
+            .flatten()
+            .map(|it| it.1)
+    }
+
+    /// A completion is there, or will be.
+    pub(super) fn has_cqes(&self, qp: usize) -> bool {
+        !self.qps[qp].cq.is_empty()
+    }
+
+    /// Sends what may be sent.
+    fn pump(&mut self, qp: usize) {
+        loop {
+            let it = &self.qps[qp];
+            if it.state != QpState::Ready || it.dead || it.not_ready {
+                return;
+            }
+            let Some(peer) = it.peer else {
+                // To nobody: what it sends is lost.
+                self.qps[qp].next = self.qps[qp].posted;
+                break;
+            };
+            if it.next >= it.posted || it.next >= it.acked + AHEAD {
+                break;
+            }
+            let at = it.sq.partition_point(|wqe| wqe.first + wqe.packets <= it.next);
+            let Some(wqe) = it.sq.get(at) else { break };
+            let waits = wqe.flags & FENCE != 0 && it.sq.range(..at).any(|it| answers(it.opcode));
+            if waits {
+                self.reach(Kind::Fenced);
+                break;
+            }
+            let within = (it.next - wqe.first) as u32;
+            let single = answers(wqe.opcode);
+            let begin = if single { 0 } else { wqe.skip + within * it.mtu };
+            let last = single || u64::from(within) + 1 == wqe.packets;
+            let end = if last { wqe.length } else { begin + it.mtu };
+            let good = wqe.inline_good.unwrap_or_else(|| self.is_buffer_kept(it.end, wqe.seq));
+            let packet = Packet {
+                from: qp,
+                to: peer,
+                index: it.next,
+                seq: wqe.seq,
+                hidden: wqe.hidden,
+                opcode: wqe.opcode,
+                begin,
+                end,
+                first: within == 0,
+                last,
+                skip: wqe.skip,
+                length: wqe.length,
+                packets: wqe.packets,
+                cell: wqe.cell,
+                imm: wqe.imm,
+                good: good || wqe.hidden,
+            };
+            let step = if single { wqe.packets } else { 1 };
+            let at = self.arrival(it.packets_by);
+            let lost = self.loses_packet(qp);
+            let it = &mut self.qps[qp];
+            it.next += step;
+            it.packets_by = at;
+            if !lost {
+                self.queue.push(at, Event::Packet(packet));
+            }
+        }
+        if !self.qps[qp].timer && !self.qps[qp].sq.is_empty() && !self.is_exhaustive() {
+            self.qps[qp].timer = true;
+            self.queue.push(self.now + RETRY, Event::Timer(qp));
+        }
+    }
+
+    /// Whether chance takes a packet between a requester and its peer. Wires are bad, but not so bad that
+    /// all retries fail.
+    fn loses_packet(&mut self, requester: usize) -> bool {
+        let loss = self.quirks.loss;
+        let may = self.now < self.horizon && self.qps[requester].retries < RETRIES / 2;
+        may && self.rng.permille(loss)
+    }
+
+    pub(super) fn response_came(&mut self, response: &Response) {
+        let qp = response.to;
+        let now = self.now;
+        let it = &mut self.qps[qp];
+        if it.state != QpState::Ready || it.dead || it.peer != Some(response.from) {
+            return;
+        }
+        match response.what {
+            Answer::Ack(upto) => it.acked = it.acked.max(upto),
+            Answer::NotReady(index) => {
+                it.acked = it.acked.max(index);
+                if !it.not_ready && index < it.next {
+                    (it.next, it.not_ready) = (index, true);
+                    (it.progress_at, it.retries) = (now, 0);
+                    let again = if self.is_exhaustive() { 0 } else { RNR };
+                    self.queue.push(now + again, Event::Timer(qp));
+                }
+            }
+            Answer::Read { index, part, value } => {
+                let wqe = it.sq.iter_mut().find(|wqe| wqe.first == index);
+                if let Some(wqe) = wqe.filter(|wqe| wqe.opcode == Opcode::Read && wqe.got == part) {
+                    wqe.got += 1;
+                    (it.progress_at, it.retries) = (now, 0);
+                    wqe.result = Some(wqe.result.map_or(value, |old| old.min(value)));
+                    let came = index + wqe.packets;
+                    if wqe.got == wqe.packets {
+                        it.acked = it.acked.max(came);
+                    }
+                }
+            }
+            Answer::Atomic { index, value } => {
+                if let Some(wqe) = it.sq.iter_mut().find(|wqe| wqe.first == index) {
+                    (wqe.got, wqe.result) = (1, Some(value));
+                    it.acked = it.acked.max(index + 1);
+                }
+            }
+        }
+        self.complete_acknowledged(qp);
+        self.pump(qp);
+    }
+
+    fn complete_acknowledged(&mut self, qp: usize) {
+        loop {
+            let now = self.now;
+            let it = &mut self.qps[qp];
+            let done = |wqe: &Wqe| {
+                let has_come = !answers(wqe.opcode) || wqe.got >= wqe.packets;
+                wqe.first + wqe.packets <= it.acked && has_come
+            };
+            if !it.sq.front().is_some_and(done) {
+                return;
+            }
+            (it.progress_at, it.retries) = (now, 0);
+            let Some(wqe) = it.sq.pop_front() else { return };
+            it.next = it.next.max(wqe.first + wqe.packets);
+            if wqe.flags & SIGNALED != 0 {
+                let Wqe { seq, hidden, result, .. } = wqe;
+                self.complete(qp, Cqe::Send { seq, hidden, status: Status::Success, result });
+            }
+        }
+    }
+
+    pub(super) fn timer_came(&mut self, qp: usize) {
+        let now = self.now;
+        let it = &mut self.qps[qp];
+        if it.state != QpState::Ready || it.dead {
+            it.timer = false;
+            return;
+        }
+        if std::mem::take(&mut it.not_ready) {
+            self.pump(qp);
+            return;
+        }
+        it.timer = false;
+        let Some(front) = it.sq.front() else { return };
+        if now >= it.progress_at + RETRY {
+            it.retries += 1;
+            it.progress_at = now;
+            if it.retries > RETRIES {
+                return self.exceed_retries(qp);
+            }
+            let from = if answers(front.opcode) { front.first } else { front.first.max(it.acked) };
+            it.next = it.next.min(from);
+        }
+        self.pump(qp);
+    }
+
+    fn exceed_retries(&mut self, qp: usize) {
+        if let Some(wqe) = self.qps[qp].sq.pop_front() {
+            let Wqe { seq, hidden, .. } = wqe;
+            let status = Status::RetryExceeded;
+            self.complete(qp, Cqe::Send { seq, hidden, status, result: None });
+        }
+        self.modify_err(qp);
+    }
+
+    /// To ERR: what was posted comes back in its own time.
+    pub(super) fn modify_err(&mut self, qp: usize) {
+        let edge = self.quirks.edge && !self.quirks.exact;
+        let never = self.rng.permille(self.quirks.no_flush);
+        let after = if self.is_exhaustive() { 0 } else { self.rng.between(0, 40) };
+        let it = &mut self.qps[qp];
+        if it.is_at_err() || it.state == QpState::Gone {
+            return;
+        }
+        (it.state, it.err_at, it.edge) = (QpState::Err, self.now, edge);
+        if !it.dead && !never {
+            self.queue.push(self.now + after, Event::Flush(qp));
+        }
+    }
+
+    pub(super) fn flush_came(&mut self, qp: usize) {
+        let it = &mut self.qps[qp];
+        if it.state != QpState::Err || it.dead {
+            return;
+        }
+        it.state = QpState::Flushed;
+        let (sq, rq) = (std::mem::take(&mut it.sq), std::mem::take(&mut it.rq));
+        for seq in rq {
+            self.complete(qp, Cqe::Recv { seq, message: None });
+        }
+        for wqe in sq {
+            self.complete(qp, flushed(&wqe));
+        }
+    }
+
+    /// To RESET, as nobody may who has requests outstanding: they vanish.
+    pub(super) fn reset(&mut self, qp: usize) {
+        let it = &mut self.qps[qp];
+        it.state = QpState::Gone;
+        it.sq.clear();
+        it.rq.clear();
+        it.cq.clear();
+        (it.expected, it.peer_psn) = (0, 0);
+    }
+
+    /// A device dies with all of its queue pairs.
+    pub(super) fn kill_device(&mut self, process: usize, device: Option<u32>) {
+        let on = |qp: &&mut Qp| qp.process == process && device.is_none_or(|it| it == qp.device);
+        for qp in self.qps.iter_mut().filter(on) {
+            qp.dead = true;
+        }
+    }
+}
+
+fn flushed(wqe: &Wqe) -> Cqe {
+    let Wqe { seq, hidden, .. } = *wqe;
+    Cqe::Send { seq, hidden, status: Status::Flushed, result: None }
+}

@@ -1,0 +1,70 @@
+//! The engine of the deterministic simulator.
+//!
+//! A seed makes a world: two or three processes, links between them, a list of requests for each end,
+//! devices with their habits, and faults. The world runs in virtual time; all that is left to chance
+//! comes from one generator, so a seed tells a run again, event by event, on any machine.
+//!
+//! The windows, the judgement and both machines of the re-map are the real ones: [`SendWindow`],
+//! [`RecvWindow`], [`SendWindow::judge`], [`Mover`] and [`Follower`]. The simulator plays what is around
+//! them, and no more:
+//!
+//! | file | plays |
+//! | --- | --- |
+//! | `device` | RC queue pairs that execute packet by packet, and the wire between them |
+//! | `script`, `end` | a program, its virtual queue pair, and how completions come |
+//! | `turn` | suspend, attach, replay: the steps that the shell takes at one end |
+//! | `shell`, `follow` | processes that move and follow, and the messages between them |
+//! | `queue`, `rng`, `world`, `seeded` | time, chance, what happens next, and faults |
+//! | `ledger` | nobody: it sees everything, and holds it against the promises |
+//! | `broken` | shells that do one thing wrong, each of which must be caught |
+//!
+//! # What goes wrong
+//!
+//! Packets and answers are lost; receivers are late; windows are full; names are missing. Messages
+//! between processes are lost, late (beyond every deadline), asked twice, and in some runs overtaken by
+//! later ones. Peers refuse. Both ends of a link move at once, one after the other, and again while an
+//! earlier move is still remembered. Processes die, movers and followers, before and after the commit
+//! point; devices die under them. Queue pairs at ERR execute one packet more before the barrier, give
+//! nothing back, or have no live number. [`Kind`] lists all of it; a run over many seeds that has not
+//! met one of them fails.
+//!
+//! # What is checked, at every step
+//!
+//! - *Promise 1*: completions come once, in order, only for requests that were signalled or failed, and
+//!   with success only where the request was executed. An error needs a reason, such as a dead device
+//!   or an atomic whose result was lost: a link must not fail because it was moved.
+//! - *Promise 2*: messages are delivered once, in order, as long as they were sent, with their immediate
+//!   data, and from a buffer that still held them.
+//! - *Promise 3*: each byte of a WRITE lands once, in order; an atomic is executed once and returns its
+//!   own result; a READ returns what was there.
+//! - *Promise 4*: a queue pair whose last numbers were told executes nothing more.
+//! - *Promise 5*: while nothing moves, both ends of a link are on the same path, and nobody is held back.
+//! - *Liveness*: when nothing goes wrong any more, everything comes to its end in bounded time.
+//!
+//! [`SendWindow`]: crate::SendWindow
+//! [`SendWindow::judge`]: crate::SendWindow::judge
+//! [`RecvWindow`]: crate::RecvWindow
+//! [`Mover`]: crate::remap::Mover
+//! [`Follower`]: crate::remap::Follower
+
+mod broken;
+mod device;
+mod end;
+mod follow;
+mod kinds;
+mod ledger;
+mod queue;
+mod rng;
+mod script;
+mod seeded;
+mod shell;
+mod small;
+#[cfg(all(test, not(loom)))]
+mod tests;
+mod turn;
+mod world;
+
+pub use broken::Broken;
+pub use kinds::{Kind, Kinds};
+pub use seeded::{Options, Outcome, run};
+pub use small::{Explored, Fault, Small};
