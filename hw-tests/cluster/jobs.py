@@ -16,14 +16,15 @@ LOOK_SECONDS = 0.3
 class Job:
     """A job that is running: use it as a context manager, at whose end nothing is left of it.
 
-    `ranks` of it are in each guest. What it writes can be looked at while it runs.
+    `ranks` of it are in each guest. What it writes can be looked at while it runs. Its ranks talk
+    about their connections over `wire`.
     """
 
-    def __init__(self, c, program, ranks, seconds, device="rxe0", env=""):
+    def __init__(self, c, program, ranks, seconds, device="rxe0", env="", wire=0):
         self.guests = share_key(c)
         sojourn = f"{env} {c.programs.binary('sojourn')} run -n {sum(ranks)}".strip()
         common = f"--device {device} --key-file /run/key --timeout {seconds} -- {program}"
-        at = f"{self.guests[0].address}:{JOB_PORT}"
+        at = f"{self.guests[0].addresses[wire]}:{JOB_PORT}"
         self.parts = []
         first = 0
         for guest, count in zip(self.guests, ranks):
