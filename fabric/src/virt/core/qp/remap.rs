@@ -133,6 +133,14 @@ impl QpCore {
         lock_mutex(&self.moving).broken
     }
 
+    /// So it is, and its own device said so of itself: for want of a port that is up, or because
+    /// something else is wrong here.
+    pub(in crate::virt::core) fn broke_here(&self) -> bool {
+        let moving = lock_mutex(&self.moving);
+        let first = moving.withheld.first();
+        moving.broken && first.is_some_and(|wc| wc.status == wc_status::LOC_QP_OP_ERR)
+    }
+
     /// How it stands.
     pub(in crate::virt::core) fn status(&self) -> Result<Status> {
         let state = self.state()?;
@@ -815,7 +823,8 @@ impl QpCore {
     /// Whether a failure is that of a path that another may take the place of: it is withheld then, and
     /// help is called. Called by pollers.
     fn breaks(&self, wc: &Wc) -> bool {
-        if wc.status != wc_status::RETRY_EXC_ERR
+        // The second is what rxe says of a request for which its own interface takes no packet.
+        if !matches!(wc.status, wc_status::RETRY_EXC_ERR | wc_status::LOC_QP_OP_ERR)
             || is_recv(wc)
             || self.qp_type != qp_type::RC
             || self.send_side.gate() & gate::ERR != 0

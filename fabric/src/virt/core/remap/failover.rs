@@ -1,7 +1,8 @@
 //! A path has failed, and both processes live: the context goes to another device by itself.
 //!
-//! A poller that finds a request of a reliable connection at `RETRY_EXC_ERR` withholds that completion
-//! and all that follow, stops handing (the queue pair is *broken*), and tells the thread of this file.
+//! A poller that finds a request of a reliable connection at `RETRY_EXC_ERR`, or at `LOC_QP_OP_ERR`
+//! (rxe, whose own interface is down), withholds that completion and all that follow, stops handing
+//! (the queue pair is *broken*), and tells the thread of this file.
 //! That asks whether the peer and its queue pair are there at all; if so, it takes the context to the first
 //! device that all can follow to, and the window's replay does the rest. If not, or where there is
 //! no other device, the program gets the completions that were withheld.
@@ -94,6 +95,11 @@ const IDLE: Duration = Duration::from_secs(5);
 const COURTESY: Duration = Duration::from_millis(50);
 /// How long the peer may take to say whether its queue pair is there.
 const ASK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A device may fail requests so long before it says that its port is down.
+const PORT_LAG: Duration = Duration::from_millis(200);
+/// Between two looks at that port.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// Between two tries to start the thread.
 const REST: Duration = Duration::from_secs(1);
@@ -190,8 +196,27 @@ fn port_is_up(context: &VirtualContext) -> bool {
     port.is_ok_and(|port| port.state == port_state::ACTIVE)
 }
 
+fn port_goes_down(context: &VirtualContext) -> bool {
+    let until = Instant::now() + PORT_LAG;
+    while port_is_up(context) {
+        if Instant::now() >= until {
+            return false;
+        }
+        std::thread::sleep(LOOK);
+    }
+    true
+}
+
 fn rescue(local: &Arc<Local>, broken: Broken) {
     let Some(context) = broken.still_is() else { return };
+    if let Broken::Path(qp) = &broken
+        && let Some(qp) = qp.upgrade()
+        && qp.broke_here()
+        && !port_goes_down(&context)
+    {
+        tracing::info!("queue pair {:#x} failed on a port that is up", qp.qpn);
+        return qp.let_it_fail();
+    }
     if let Broken::Path(qp) = &broken
         && let Some(qp) = qp.upgrade()
         && let Err(error) = ask_for_peer(local, &qp)
