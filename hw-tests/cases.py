@@ -6,15 +6,13 @@ built; `c.full`, the long form) and returns the log of what it did, or raises `F
 
 import json
 import re
-import secrets
 
 from cluster import host
 from cluster.errors import Failed
+from cluster.jobs import JOB_PORT, heat_alone, job, share_key, wait_listening
 
 CASES = []
 
-# Where the directory of a job listens, in the first guest.
-JOB_PORT = 7000
 # Fewer cases than this is no conformance suite; what rxe lacks is a handful.
 MIN_CONFORMING = 100
 
@@ -145,8 +143,7 @@ def preload_pingpong(c):
 def heat(c):
     """Heat on 4 ranks, 2 in each guest, computes the field that one process computes."""
     problem = ["heat", "--size", "256x192", "--steps", "300", "--json"]
-    # One rank alone uses no device; it computes on the host, which is faster.
-    alone = json.loads(host.run([c.programs.folder / "sojourn", *problem], 120))
+    alone = heat_alone(c, problem)
     log = []
     for how in [[], ["--raw"]] if c.full else [[]]:
         program = " ".join([c.programs.binary("sojourn"), *problem, *how])
@@ -173,36 +170,6 @@ def pagerank(c):
     return log
 
 
-def job(c, program, size, seconds):
-    """Runs a program as a job over both guests, half of the ranks in each."""
-    one, two = share_key(c)
-    sojourn = c.programs.binary("sojourn")
-    common = f"--device rxe0 --key-file /run/key --timeout {seconds} -- {program}"
-    directory = f"{one.address}:{JOB_PORT}"
-    first = one.start(
-        f"{sojourn} run -n {size} --ranks 0-{size // 2 - 1} --listen {directory} {common}",
-        seconds + 20,
-    )
-    wait_listening(one, JOB_PORT)
-    second = two.start(
-        f"{sojourn} run -n {size} --ranks {size // 2}-{size - 1} --join {directory} {common}",
-        seconds + 20,
-    )
-    try:
-        return f"{first.succeed()}\n{second.succeed()}"
-    finally:
-        first.kill()
-        second.kill()
-
-
-def share_key(c):
-    """Gives both guests a fresh job key, and returns them."""
-    key = secrets.token_hex(32)
-    for guest in c.guests:
-        guest.run(f"umask 077; rm -f /run/key; echo {key} >/run/key")
-    return c.guests
-
-
 def pair(c, command, seconds=60):
     """Runs a client-server program that takes the server's address as its last argument."""
     one, two = c.guests
@@ -213,8 +180,3 @@ def pair(c, command, seconds=60):
         return f"{client.succeed()}\n{server.succeed()}"
     finally:
         server.kill()
-
-
-def wait_listening(guest, port, seconds=30):
-    """Waits until a server in the guest listens on a TCP port."""
-    guest.run(f"until ss -Htln | grep -q ':{port} '; do sleep 0.1; done", seconds)

@@ -19,6 +19,8 @@ MEMORY_MIB = 1024
 CPUS = 2
 # Room for the largest of RDMA's path MTUs, 4096, and rxe's headers.
 LINK_MTU = 4200
+# The first wire is 10.77.0.0/24, the next 10.78.0.0/24.
+FIRST_SUBNET = 77
 # A guest that is alive answers the killing of a command within this time.
 KILL_SECONDS = 20
 # A reply holds at most 1 MiB of output.
@@ -89,11 +91,17 @@ class Command:
 
 
 class Guest:
-    """A virtual machine from its start to its end."""
+    """A virtual machine from its start to its end.
 
-    def __init__(self, number, kernel, ramdisk, wire, console, accelerator):
+    It has an interface and an rxe device for each wire: eth0 and rxe0 on the first, and so on. Each
+    wire is a subnet of its own, so rxe1 of one guest reaches rxe1 of the other, and no rxe0.
+    """
+
+    def __init__(self, number, kernel, ramdisk, wires, console, accelerator):
         self.name = f"guest{number}"
-        self.address = f"10.77.0.{number}"
+        # One on each wire.
+        self.addresses = [f"10.{FIRST_SUBNET + wire}.0.{number}" for wire in range(len(wires))]
+        self.address = self.addresses[0]
         self.console = console
         self.kernel = None
         self._names = itertools.count(1)
@@ -101,7 +109,8 @@ class Guest:
         self._lock = threading.Lock()
         self._ready = threading.Event()
         self._channel, agent_end = socket.socketpair()
-        settings = {"name": self.name, "address": self.address, "mtu": LINK_MTU}
+        addresses = ",".join(self.addresses)
+        settings = {"name": self.name, "addresses": addresses, "mtu": LINK_MTU}
         words = ["console=ttyS0", "quiet", "panic=-1", "mitigations=off"]
         words += [f"sojourn.{name}={value}" for name, value in settings.items()]
         command = [
@@ -114,20 +123,22 @@ class Guest:
             # The host's root, for reading only; several file systems of the host may be in it.
             "-virtfs",
             "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap",
-            *["-netdev", f"dgram,id=wire,local.type=fd,local.str={wire.fileno()}"],
-            "-device",
-            f"virtio-net-pci,netdev=wire,mac=52:54:00:77:00:{number:02x},romfile=",
             *["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"],
             *["-chardev", f"socket,id=agent,fd={agent_end.fileno()}"],
             *["-device", "virtserialport,chardev=agent,name=agent"],
         ]
+        # The kernel numbers interfaces in the order of these.
+        for place, wire in enumerate(wires):
+            mac = f"52:54:00:77:{place:02x}:{number:02x}"
+            command += ["-netdev", f"dgram,id=wire{place},local.type=fd,local.str={wire.fileno()}"]
+            command += ["-device", f"virtio-net-pci,netdev=wire{place},mac={mac},romfile="]
         # Its own process group: a Ctrl-C is for the tests, which then end it in order.
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=console.with_suffix(".qemu").open("w"),
-            pass_fds=[agent_end.fileno(), wire.fileno()],
+            pass_fds=[agent_end.fileno(), *(wire.fileno() for wire in wires)],
             process_group=0,
         )
         agent_end.close()

@@ -1,6 +1,6 @@
 #!/busybox sh
 # The first program of a guest: makes it ready, then becomes the agent.
-# The kernel's command line says which guest this is: sojourn.address=10.77.0.1 and so on.
+# The kernel's command line says which guest this is: sojourn.name=guest1 and so on.
 
 export PATH=/run/busybox:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 b=/busybox
@@ -26,17 +26,22 @@ for word in $(cat /proc/cmdline); do
 done
 hostname "$name"
 ip link set lo up
-# Nobody else is on the wire: no waiting for duplicates of the link-local address.
-echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad
-ip link set eth0 mtu "$mtu" up
-ip address add "$address/24" dev eth0
-# The host's tool, not that of busybox, which has no rdma links.
-/usr/bin/rdma link add rxe0 type rxe netdev eth0 || echo "sojourn: could not add rxe0"
-
-# The device's GIDs follow its addresses by a few moments: index 1 is that of the IPv4 address.
-for _ in $(seq 100); do
-    grep -q '0000:ffff:0a4d' /sys/class/infiniband/rxe0/ports/1/gids/1 2>/dev/null && break
-    sleep 0.1
+place=0
+for address in $(echo "$addresses" | tr , ' '); do
+    interface=eth$place device=rxe$place
+    # Nobody else is on the wire: no waiting for duplicates of the link-local address.
+    echo 0 >/proc/sys/net/ipv6/conf/$interface/accept_dad
+    ip link set $interface mtu "$mtu" up
+    ip address add "$address/24" dev $interface
+    # The host's tool, not that of busybox, which has no rdma links.
+    /usr/bin/rdma link add $device type rxe netdev $interface ||
+        echo "sojourn: could not add $device"
+    # A device's GIDs follow its addresses by a few moments: index 1 is that of the IPv4 address.
+    for _ in $(seq 100); do
+        grep -q '0000:ffff:0a' /sys/class/infiniband/$device/ports/1/gids/1 2>/dev/null && break
+        sleep 0.1
+    done
+    place=$((place + 1))
 done
 
 # Waiting for its children, the first program also reaps the orphans of others.

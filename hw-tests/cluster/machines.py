@@ -1,4 +1,4 @@
-"""Two guests and the wire between them, from boot to end."""
+"""Two guests and the wires between them, from boot to end."""
 
 import socket
 import time
@@ -12,6 +12,8 @@ BOOT_SECONDS = 120
 # One boot in many panics under emulation before anything of ours runs; a second try may follow
 # there, and nowhere else.
 BOOT_TRIES = 2
+# Two, so that a process has another device to go to.
+WIRES = 2
 # A guest that does not answer for so long is taken for dead.
 ALIVE_SECONDS = 30
 
@@ -27,7 +29,9 @@ class Machines:
         self._accelerator = accelerator
         self._ramdisk = logs / "ramdisk"
         # Datagrams of one end arrive at the other: frames, one each.
-        self._wire = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._wires = [
+            socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(WIRES)
+        ]
 
     def __enter__(self):
         return self
@@ -35,7 +39,7 @@ class Machines:
     def __exit__(self, *exception):
         for guest in self.guests:
             guest.end()
-        for end in self._wire:
+        for end in (end for wire in self._wires for end in wire):
             end.close()
         self._ramdisk.unlink(missing_ok=True)
 
@@ -45,8 +49,8 @@ class Machines:
 
         def start(number, attempt):
             console = self.logs / f"guest{number}-boot{attempt}.console"
-            wire = self._wire[number - 1]
-            return Guest(number, kernel, self._ramdisk, wire, console, self._accelerator)
+            wires = [wire[number - 1] for wire in self._wires]
+            return Guest(number, kernel, self._ramdisk, wires, console, self._accelerator)
 
         self.guests = [start(1, 1), start(2, 1)]
         for number in (1, 2):

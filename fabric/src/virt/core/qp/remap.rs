@@ -838,7 +838,7 @@ impl QpCore {
     fn breaks(&self, wc: &Wc) -> bool {
         // A flush may be seen before its cause is, which is in another CQ.
         let of_path = match wc.status {
-            wc_status::RETRY_EXC_ERR => !is_recv(wc),
+            wc_status::RETRY_EXC_ERR | wc_status::LOC_QP_OP_ERR => !is_recv(wc),
             status => status == wc_status::WR_FLUSH_ERR,
         };
         if !of_path
@@ -873,10 +873,14 @@ impl QpCore {
         true
     }
 
-    /// Whether a request of the broken queue pair was not answered: all completions having been taken.
-    pub(in crate::virt::core) fn path_has_failed(&self) -> bool {
-        let unanswered = |wc: &Wc| wc.status == wc_status::RETRY_EXC_ERR && !is_recv(wc);
-        lock_mutex(&self.moving).withheld.iter().any(unanswered)
+    /// The status that broke it, where that may be the path's fault: `RETRY_EXC_ERR`, or `LOC_QP_OP_ERR`,
+    /// which is what rxe says of a request for which its own interface takes no packet. All completions
+    /// have been taken.
+    pub(in crate::virt::core) fn cause(&self) -> Option<u32> {
+        let moving = lock_mutex(&self.moving);
+        let mut sends = moving.withheld.iter().filter(|wc| !is_recv(wc)).map(|wc| wc.status);
+        let cause = sends.find(|status| *status != wc_status::WR_FLUSH_ERR)?;
+        matches!(cause, wc_status::RETRY_EXC_ERR | wc_status::LOC_QP_OP_ERR).then_some(cause)
     }
 
     /// There is no other path: the program gets what was withheld. Nothing where it is not broken.

@@ -22,6 +22,10 @@ use std::time::{Duration, Instant};
 /// a process may have queue pairs.
 const MAX_GROUPS: usize = 512;
 
+/// How long a mover that was refused may take to come back, before others try again. A try takes a few
+/// milliseconds, and half a second where the machine is emulated.
+const DEFERENCE: Duration = Duration::from_secs(2);
+
 /// Re-maps of a process: whether it is moving itself, and those in which it follows.
 pub(in crate::virt::core) struct Remaps {
     epoch: Instant,
@@ -37,6 +41,10 @@ struct Following {
     ended: HashMap<ProcessId, BTreeMap<GroupId, bool>>,
     /// A timer is set.
     waking: bool,
+    /// A process that may go first, and until when.
+    deference: Option<(ProcessId, Duration)>,
+    /// Who has been let go first during the move that this process wants to make.
+    deferred: HashSet<ProcessId>,
 }
 
 struct Group {
@@ -56,7 +64,7 @@ impl Default for Remaps {
 }
 
 /// While it is there, this process is moving.
-pub(super) struct Moving<'a>(&'a Remaps);
+pub(in crate::virt::core) struct Moving<'a>(&'a Remaps);
 
 impl Drop for Moving<'_> {
     fn drop(&mut self) {
@@ -65,10 +73,18 @@ impl Drop for Moving<'_> {
 }
 
 impl Remaps {
-    /// Begins a move of this process; `None` while another is under way, or it follows somebody.
-    pub(super) fn begin(&self) -> Option<Moving<'_>> {
+    /// This process wants to move, and will try until it has.
+    pub(super) fn contend(&self) {
+        lock_mutex(&self.following).deferred.clear();
+    }
+
+    /// Begins a move of this process; `None` while another is under way, it follows somebody, or lets
+    /// somebody go first.
+    pub(in crate::virt::core) fn begin(&self) -> Option<Moving<'_>> {
+        let now = self.epoch.elapsed();
         let following = lock_mutex(&self.following);
-        if !following.groups.is_empty() || self.moving.swap(true, Ordering::AcqRel) {
+        let defers = following.deference.is_some_and(|(_, until)| now < until);
+        if defers || !following.groups.is_empty() || self.moving.swap(true, Ordering::AcqRel) {
             return None;
         }
         Some(Moving(self))
@@ -126,6 +142,9 @@ impl Remaps {
         following.take_back_before((mover, id), offers, now);
         // Two contexts of one process do not wait for each other: only one of them moves.
         let busy = self.moving.load(Ordering::Acquire) && mover != local.grant().process;
+        if busy {
+            following.defer_to(mover, local.grant().process, now);
+        }
         if busy || following.groups.len() >= MAX_GROUPS {
             return Answer::Busy;
         }
@@ -139,6 +158,7 @@ impl Remaps {
         let (machine, answer) =
             Follower::begin(id, offers, now, FollowerLimits::default(), &mut side);
         if let Some(machine) = machine {
+            following.deference.take_if(|(whom, _)| *whom == mover);
             following.groups.insert((mover, id), Group { machine, side });
             if !std::mem::replace(&mut following.waking, true) {
                 wake_later(local);
@@ -180,6 +200,16 @@ fn wake_later(local: &Arc<Local>) {
 }
 
 impl Following {
+    /// Of processes that are in each other's way the one with the smallest number goes first: where
+    /// tries take longer than the rests between them, chance would not part them. But only once for
+    /// each move of ours, so that one which moves again and again leaves the others their turns.
+    fn defer_to(&mut self, mover: ProcessId, own: ProcessId, now: Duration) {
+        let better = self.deference.is_none_or(|(whom, until)| until <= now || mover < whom);
+        if mover < own && better && self.deferred.insert(mover) {
+            self.deference = Some((mover, now + DEFERENCE));
+        }
+    }
+
     fn end(&mut self, mover: ProcessId, id: GroupId, finished: bool) {
         self.groups.remove(&(mover, id));
         let ended = self.ended.entry(mover).or_default();

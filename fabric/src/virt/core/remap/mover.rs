@@ -119,6 +119,7 @@ pub(in crate::virt::core) fn relocate(
 ) -> Result<Relocation> {
     let until = Instant::now() + PATIENCE;
     let to = device.name().to_owned();
+    context.local().remaps.contend();
     let (mut rest, mut retries) = (FIRST_REST, 0);
     loop {
         let busy = match attempt(context, device, cause, until) {
@@ -150,10 +151,9 @@ fn attempt(
 ) -> std::result::Result<Relocation, Short> {
     let local = context.local();
     let busy = |why: &str| Short::Busy(Error::new(libc::EBUSY, why));
-    let _moving = local
-        .remaps
-        .begin()
-        .ok_or_else(|| busy("this process is moving another context, or follows a peer"))?;
+    let _moving = local.remaps.begin().ok_or_else(|| {
+        busy("this process is moving another context, follows a peer, or lets one go first")
+    })?;
     let started = Instant::now();
     let _unsettled = loop {
         match context.try_unsettle() {

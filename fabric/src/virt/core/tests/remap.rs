@@ -3,6 +3,7 @@
 use super::*;
 use crate::device::DeviceContext;
 use crate::virt::Relocation;
+use crate::virt::core::qp::QpCore;
 use crate::virt::core::relocate;
 use std::sync::Arc;
 
@@ -369,7 +370,7 @@ fn a_try_that_was_taken_back_is_in_nobodys_way() {
     }
 }
 
-fn core_of(qp: &QueuePair) -> Arc<crate::virt::core::qp::QpCore> {
+fn core_of(qp: &QueuePair) -> Arc<QpCore> {
     let device: Arc<dyn std::any::Any + Send + Sync> = Arc::clone(qp.device()) as _;
     let device = device.downcast::<crate::virt::core::qp::VirtualQp>();
     Arc::clone(device.unwrap_or_else(|_| panic!("a virtual queue pair")).core())
@@ -391,6 +392,46 @@ fn flushed_receives_are_no_messages() {
     qb.post_recv(5, &[b.memory.slice(0..64)]).unwrap();
     assert_eq!(b.drain().len(), 6);
     assert_eq!(core_of(&qb).executed(true).unwrap().messages, 2);
+}
+
+/// Promise: of two processes that move at once one goes first, however long their tries take and however
+/// they fall; and in the next collision of the same move it has no precedence.
+#[test]
+fn of_two_that_move_at_once_the_first_goes_first() {
+    use crate::names::{Fetch, ProcessId, Record};
+    use sojourn_logging::remap::{Answer, GroupId, Offer, Request};
+    let Two { job, a: _a, b: _b, qa, qb, .. } = two();
+    let (qa, qb) = (core_of(&qa), core_of(&qb));
+    let ask = |by: &QpCore, of: &QpCore, id, what| {
+        let (by, of) = (by.local().grant().process, of.local().grant().process);
+        match job.ask_as(by.0, of, &Fetch::Remap(GroupId(id), what)).unwrap() {
+            Record::Remap(answer) => answer,
+            other => panic!("{other:?}"),
+        }
+    };
+    let prepare = |by: &QpCore, of: &QpCore| {
+        let end = by.end().unwrap();
+        Request::Prepare {
+            links: vec![Offer { qpn: of.qpn, mover_qpn: by.qpn, incarnation: 1, end, psn: 9 }],
+        }
+    };
+    assert_eq!(qa.local().grant().process, ProcessId(1));
+    let (one, two) = (Arc::clone(qa.local()), Arc::clone(qb.local()));
+    let tries = (one.remaps.begin().unwrap(), two.remaps.begin().unwrap());
+    assert_eq!(ask(&qa, &qb, 1, prepare(&qa, &qb)), Answer::Busy);
+    assert_eq!(ask(&qb, &qa, 1, prepare(&qb, &qa)), Answer::Busy);
+    drop(tries);
+    // The second leaves it to the first.
+    assert!(two.remaps.begin().is_none());
+    let again = one.remaps.begin().unwrap();
+    assert!(matches!(ask(&qa, &qb, 2, prepare(&qa, &qb)), Answer::Prepared(_)));
+    drop(again);
+    assert_eq!(ask(&qa, &qb, 2, Request::Abort), Answer::Aborted);
+    // It has had its turn.
+    let turn = two.remaps.begin().unwrap();
+    assert_eq!(ask(&qa, &qb, 3, prepare(&qa, &qb)), Answer::Busy);
+    drop(turn);
+    assert!(two.remaps.begin().is_some());
 }
 
 /// Promise: a group whose end the follower has not heard of is in nobody's way.

@@ -1,0 +1,88 @@
+"""Jobs of `sojourn run` in the guests, while they run and when they have ended."""
+
+import json
+import secrets
+import time
+
+from . import host
+from .errors import Failed
+
+# Where the directory of a job listens, in the first guest.
+JOB_PORT = 7000
+# Between two looks at what a job has come to.
+LOOK_SECONDS = 0.3
+
+
+class Job:
+    """A job that is running: use it as a context manager, at whose end nothing is left of it.
+
+    `ranks` of it are in each guest. What it writes can be looked at while it runs. Its ranks talk
+    about their connections over `wire`.
+    """
+
+    def __init__(self, c, program, ranks, seconds, device="rxe0", env="", wire=0):
+        self.guests = share_key(c)
+        sojourn = f"{env} {c.programs.binary('sojourn')} run -n {sum(ranks)}".strip()
+        common = f"--device {device} --key-file /run/key --timeout {seconds} -- {program}"
+        at = f"{self.guests[0].addresses[wire]}:{JOB_PORT}"
+        self.parts = []
+        first = 0
+        for guest, count in zip(self.guests, ranks):
+            if not count:
+                continue
+            way = f"--join {at}" if self.parts else f"--listen {at}"
+            which = f"--ranks {first}-{first + count - 1}"
+            script = f"{sojourn} {which} {way} {common} >{OUTPUT} 2>&1; s=$?; cat {OUTPUT}; exit $s"
+            self.parts.append(guest.start(script, seconds + 20))
+            first += count
+            if len(self.parts) == 1:
+                wait_listening(guest, JOB_PORT)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        for part in self.parts:
+            part.kill()
+
+    def wait_for(self, pattern, seconds, guest=0):
+        """Waits until the ranks in a guest have written a line that matches `pattern` (grep -E)."""
+        command = f"until grep -Eq '{pattern}' {OUTPUT}; do sleep {LOOK_SECONDS}; done"
+        part = self.parts[guest]
+        waiting = self.guests[guest].start(command, seconds)
+        while not waiting.ended.wait(LOOK_SECONDS):
+            if part.ended.is_set() or time.monotonic() > waiting.deadline:
+                waiting.kill()
+                raise Failed(f"no `{pattern}` came, but: {part.wait().text}")
+
+    def succeed(self):
+        """What all ranks wrote, once all have ended well."""
+        return "\n".join(part.succeed() for part in self.parts)
+
+
+# What the ranks in a guest write, in that guest.
+OUTPUT = "/run/job.out"
+
+
+def job(c, program, size, seconds):
+    """Runs a program as a job over both guests, half of the ranks in each."""
+    with Job(c, program, (size // 2, size - size // 2), seconds) as running:
+        return running.succeed()
+
+
+def heat_alone(c, problem):
+    """What one rank reports. It uses no device, and computes on the host, which is faster."""
+    return json.loads(host.run([c.programs.folder / "sojourn", *problem], 120))
+
+
+def share_key(c):
+    """Gives both guests a fresh job key, and returns them."""
+    key = secrets.token_hex(32)
+    for guest in c.guests:
+        guest.run(f"umask 077; rm -f /run/key; echo {key} >/run/key")
+    return c.guests
+
+
+def wait_listening(guest, port, seconds=30):
+    """Waits until a server in the guest listens on a TCP port."""
+    guest.run(f"until ss -Htln | grep -q ':{port} '; do sleep 0.1; done", seconds)
