@@ -16,7 +16,7 @@ use sojourn_fabric::virt::{
 use sojourn_fabric::{Error, Result};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 /// The argument that makes a binary of this package serve as the mover or as the follower.
@@ -291,7 +291,8 @@ impl Member {
 
     /// Moves when told to, while another thread keeps `busy` queue pairs busy.
     fn drive(&self, busy: usize, window: usize, remote: Remote) -> Result<()> {
-        let traffic = Traffic { member: self, busy, window, remote, wanted: AtomicU8::new(GO) };
+        let (wanted, full) = (AtomicU8::new(GO), AtomicBool::new(false));
+        let traffic = Traffic { member: self, busy, window, remote, wanted, full };
         std::thread::scope(|scope| {
             let running = (busy > 0).then(|| scope.spawn(|| traffic.run()));
             let served = self.obey(&traffic);
@@ -325,10 +326,11 @@ impl Member {
     }
 }
 
-/// What [`Traffic::wanted`] says: post; post nothing, until all is through; end.
+/// What [`Traffic::wanted`] says: post; post nothing, until all is through; all is; end.
 const GO: u8 = 0;
 const PAUSE: u8 = 1;
-const END: u8 = 2;
+const EMPTY: u8 = 2;
+const END: u8 = 3;
 
 /// Keeps `window` WRITEs outstanding on each of the first `busy` queue pairs.
 struct Traffic<'a> {
@@ -337,6 +339,8 @@ struct Traffic<'a> {
     window: usize,
     remote: Remote,
     wanted: AtomicU8,
+    /// As many are outstanding as are to be.
+    full: AtomicBool,
 }
 
 impl Traffic<'_> {
@@ -360,6 +364,7 @@ impl Traffic<'_> {
                     (0..self.busy).try_for_each(|at| self.post(at))?;
                 }
                 outstanding = self.window * self.busy;
+                self.full.store(true, Ordering::Release);
             }
             let got = self.member.cq.poll(&mut wcs)?;
             for wc in &wcs[..got] {
@@ -370,25 +375,33 @@ impl Traffic<'_> {
                     outstanding -= 1;
                 }
             }
-            if outstanding == 0 {
-                // All through: on again.
-                self.wanted.store(GO, Ordering::Release);
+            if outstanding == 0 && wanted == PAUSE {
+                self.full.store(false, Ordering::Relaxed);
+                // Unless it is to end meanwhile.
+                let _ =
+                    self.wanted.compare_exchange(PAUSE, EMPTY, Ordering::AcqRel, Ordering::Relaxed);
             } else if got == 0 {
                 std::thread::sleep(REST);
             }
         }
     }
 
-    /// See [`Pair::drain`].
+    /// See [`Pair::drain`]. Returns when as much is outstanding as before.
     fn drain(&self) -> Result<Duration> {
         let start = Instant::now();
-        self.wanted.store(PAUSE, Ordering::Release);
-        while self.wanted.load(Ordering::Acquire) == PAUSE {
-            if start.elapsed() > PATIENCE {
-                return Err(broken("does not get through with its requests"));
+        let wait = |done: &dyn Fn() -> bool| {
+            while !done() {
+                if start.elapsed() > PATIENCE {
+                    return Err(broken("does not get through with its requests"));
+                }
+                std::thread::sleep(REST);
             }
-            std::thread::sleep(REST);
-        }
-        Ok(start.elapsed())
+            Ok(start.elapsed())
+        };
+        self.wanted.store(PAUSE, Ordering::Release);
+        let took = wait(&|| self.wanted.load(Ordering::Acquire) == EMPTY)?;
+        self.wanted.store(GO, Ordering::Release);
+        wait(&|| self.full.load(Ordering::Acquire))?;
+        Ok(took)
     }
 }
