@@ -21,7 +21,7 @@ fn a_process_goes_where_it_is_told() {
     let script = format!("echo $$; exec {SOJOURN} {heat}");
     let mut job = place.sojourn(["run", "-n", "2", "--timeout", "100", "--", "sh", "-c", &script]);
     job.env("SOJOURN_SOFT_DEVICES", "2");
-    let job = start(job);
+    let mut job = start(job);
     let pids = [job.line(), job.line()].map(|line| line.split(' ').next_back().unwrap().to_owned());
     let mut moves = Vec::new();
     while moves.len() < 4 {
@@ -30,6 +30,10 @@ fn a_process_goes_where_it_is_told() {
         // Before it has opened its device there is nothing to move, or it has not joined yet.
         if done.status.success() && done.out.contains("\"peers\":1") {
             moves.push(done.out);
+            continue;
+        }
+        if job.child.try_wait().unwrap().is_some() {
+            panic!("the job has ended after {} moves: {:?}; {done:?}", moves.len(), job.finish());
         }
     }
     let moved: serde_json::Value = serde_json::from_str(&moves[3]).unwrap();
