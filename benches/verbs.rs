@@ -1,10 +1,12 @@
 //! Criterion benchmarks: the hot path over a device that completes at once, and the soft device
-//! against the bare system call and bare shared memory, in the same run.
+//! against the bare system call and bare shared memory, in the same run; and the blackout of a context
+//! that goes to another device.
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use sojourn_benches::hot::{Layer, Stage, Threads, Verb};
+use sojourn_benches::moves::{self, Pair, Scale};
 use sojourn_benches::peer::{self, Peer};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 fn hot_path(c: &mut Criterion) -> sojourn_fabric::Result<()> {
     for threads in [Threads::One, Threads::Many] {
@@ -56,13 +58,31 @@ fn soft_device(c: &mut Criterion) -> sojourn_fabric::Result<()> {
     Ok(())
 }
 
+/// What is timed is the blackout alone, as the mover tells of it.
+fn moves_of_contexts(c: &mut Criterion) -> sojourn_fabric::Result<()> {
+    let mut group = c.benchmark_group("blackout of a move, idle");
+    group.sample_size(10).measurement_time(Duration::from_secs(2));
+    for qps in [1, 16, 256] {
+        let mut pair = Pair::start(&Scale::idle(qps))?;
+        group.bench_function(BenchmarkId::new("queue pairs", qps), |b| {
+            b.iter_custom(|n| {
+                let blackout = |_| pair.relocate().expect("the context moves").blackout;
+                (0..n).map(blackout).sum()
+            });
+        });
+    }
+    group.finish();
+    Ok(())
+}
+
 fn main() -> sojourn_fabric::Result<()> {
-    if peer::serve()? {
+    if moves::serve()? || peer::serve()? {
         return Ok(());
     }
     let mut criterion = Criterion::default().configure_from_args();
     hot_path(&mut criterion)?;
     soft_device(&mut criterion)?;
+    moves_of_contexts(&mut criterion)?;
     criterion.final_summary();
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use crate::null::NullDevice;
 use sojourn_fabric::Result;
-use sojourn_fabric::abi::{RdmaWr, RecvWr, SendWr, Sge, Wc, access, send_flags, wr_opcode};
+use sojourn_fabric::abi::{QpCap, RdmaWr, RecvWr, SendWr, Sge, Wc, access, send_flags, wr_opcode};
 use sojourn_fabric::device::{DeviceCq, DeviceQp};
 use sojourn_fabric::virt::core::Translation;
 use sojourn_fabric::virt::{
@@ -58,6 +58,18 @@ impl Verb {
     }
 }
 
+/// Bytes of the longest payload that queue pairs of stages take inline.
+pub const PAYLOAD: usize = 512;
+
+/// How a payload goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Payload {
+    /// From where it is.
+    Named,
+    /// Inline: the window keeps a copy.
+    Inline,
+}
+
 /// A queue pair connected to itself, ready to post and poll.
 pub struct Stage {
     qp: Arc<dyn DeviceQp>,
@@ -91,7 +103,9 @@ impl Stage {
         };
         let memory =
             pd.register(4096, access::LOCAL_WRITE | access::REMOTE_WRITE | access::REMOTE_READ)?;
-        let qp = pd.create_qp(&QpOptions::rc(&cq))?;
+        let rc = QpOptions::rc(&cq);
+        let cap = QpCap { max_inline_data: PAYLOAD as u32, ..rc.cap };
+        let qp = pd.create_qp(&QpOptions { cap, ..rc })?;
         qp.connect(&qp.endpoint()?, &ConnectOptions::default())?;
         let remote = memory.remote(0);
         let mut stage = Stage {
@@ -144,6 +158,67 @@ impl Stage {
                 std::hint::spin_loop();
             }
             assert!(wc[0].status == 0 && wc[0].wr_id == i, "{} {i}: {:?}", verb.name(), wc[0]);
+        }
+    }
+}
+
+impl Stage {
+    /// Posts and polls `n` SENDs of `length` bytes, [`PAYLOAD`] at most, one at a time.
+    ///
+    /// # Panics
+    /// Where a post is refused or a completion is not a success.
+    #[inline(never)]
+    pub fn run_payload(&mut self, payload: Payload, length: usize, n: u64) {
+        let mut wc = [Wc::default()];
+        let mut sge = Sge { length: length as u32, ..self.sge };
+        let mut send = SendWr::empty();
+        send.opcode = wr_opcode::SEND;
+        let inline = if payload == Payload::Inline { send_flags::INLINE } else { 0 };
+        send.send_flags = send_flags::SIGNALED | inline;
+        send.sg_list = &raw mut sge;
+        send.num_sge = 1;
+        for i in 0..n {
+            send.wr_id = i;
+            // SAFETY: a list of one whose element and payload live through the call.
+            let posted = unsafe { self.qp.post_send(black_box(&raw mut send)) };
+            assert!(posted.is_ok(), "SEND {i} was refused");
+            while self.cq.poll(black_box(&mut wc)) == Ok(0) {
+                std::hint::spin_loop();
+            }
+            assert!(wc[0].status == 0 && wc[0].wr_id == i, "SEND {i}: {:?}", wc[0]);
+        }
+    }
+}
+
+/// Copies of a payload into a ring of as many places as a send queue of a stage has: what an inline
+/// payload costs at least.
+pub struct Copies {
+    from: [u8; PAYLOAD],
+    ring: Vec<[u8; PAYLOAD]>,
+}
+
+impl Copies {
+    /// Places of the ring, a power of two.
+    const PLACES: usize = 128;
+
+    /// An empty ring.
+    #[must_use]
+    #[allow(clippy::new_without_default, reason = "there is nothing default about 128 places")]
+    pub fn new() -> Self {
+        Copies { from: [7; PAYLOAD], ring: vec![[0; PAYLOAD]; Self::PLACES] }
+    }
+
+    /// Copies `n` payloads of `length` bytes, which the compiler does not know.
+    ///
+    /// # Panics
+    /// Where that is longer than [`PAYLOAD`].
+    #[inline(never)]
+    pub fn run(&mut self, length: usize, n: u64) {
+        for i in 0..n {
+            let length = black_box(length);
+            let place = &mut self.ring[i as usize % Self::PLACES];
+            place[..length].copy_from_slice(&black_box(&self.from)[..length]);
+            black_box(place);
         }
     }
 }

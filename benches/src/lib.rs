@@ -4,8 +4,12 @@
 //! | --- | --- |
 //! | [`null`] | a device that completes at once: what stands above a device is all that costs |
 //! | [`hot`] | the hot loops over it, raw and virtual |
+//! | [`memory`] | what queue pairs take of the heap |
+//! | [`moves`] | a context that goes from device to device, with a peer that follows |
 //! | [`peer`] | a second process to measure against: bare system calls, shared memory, soft verbs |
 
 pub mod hot;
+pub mod memory;
+pub mod moves;
 pub mod null;
 pub mod peer;

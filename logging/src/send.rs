@@ -269,13 +269,12 @@ impl SendWindow {
         for piece in pieces {
             let mut rest = piece;
             if filled == 0 {
-                let mut chunks = piece.chunks_exact(8);
-                for chunk in &mut chunks {
-                    let bytes: [u8; 8] = chunk.try_into().expect("chunks of 8");
-                    words[next].store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
-                    next += 1;
+                let (whole, part) = piece.as_chunks();
+                for (word, bytes) in words[next..].iter().zip(whole) {
+                    word.store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
                 }
-                rest = chunks.remainder();
+                next += whole.len();
+                rest = part;
             }
             for &byte in rest {
                 word |= u64::from(byte) << (8 * filled);

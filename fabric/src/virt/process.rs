@@ -5,7 +5,7 @@
 //! this process publishes, and hands the core what the service fetches.
 
 use super::Context;
-use super::core::{Answer, Core, Failover, Resolver};
+use super::core::{Answer, Core, Policy, Resolver};
 use crate::device::{self, DeviceContext};
 use crate::error::{Error, Result};
 use crate::names::directory::LocalDirectory;
@@ -82,10 +82,10 @@ impl Process {
     /// Opens virtual verbs over a device that is open already.
     ///
     /// # Errors
-    /// `EMFILE` where no file descriptor is left, `EINVAL` where [`Failover::VARIABLE`] makes no sense.
+    /// `EMFILE` where no file descriptor is left, `EINVAL` where an environment variable of
+    /// [`Policy`] makes no sense.
     pub fn open_over(&self, device: Arc<dyn DeviceContext>) -> Result<Context> {
-        let failover = Failover::from_env()?;
-        Ok(Context::over(self.core.open_over(device, failover)?))
+        Ok(Context::over(self.core.open_over(device, Policy::from_env()?)?))
     }
 
     /// Leaves a note under a name, for other processes of the job to fetch.
@@ -172,6 +172,10 @@ impl Resolver for Member {
 
     fn run_later(&self, at: Instant, job: Box<dyn FnOnce() + Send>) {
         self.service.run_later(at, job);
+    }
+
+    fn run_soon(&self, job: Box<dyn FnOnce() + Send>) {
+        self.service.run(job);
     }
 }
 

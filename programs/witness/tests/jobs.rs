@@ -88,6 +88,27 @@ fn every_message_of_every_kind_is_accounted_for() {
     }
 }
 
+/// Promise: where the port of a device goes down under one side, or under both, and there is another device,
+/// the program sees neither an error nor a lost completion. (Atomics are left out: one whose answer was
+/// lost on the way ends with an error, as it must.)
+#[test]
+fn every_message_is_accounted_for_while_ports_go_down() {
+    let mix = "send,send-imm,write,write-imm,read,uc-send,uc-write,ud-send";
+    for (mode, who, movers) in
+        [("sync", "first", 1), ("async:seed=6,latency_us=20,gbps=20", "all", 2)]
+    {
+        let mut place = Place::new();
+        place.set("SOJOURN_SOFT_MODE", mode);
+        place.set("SOJOURN_SOFT_DEVICES", "2");
+        let args = ["--messages", "150", "--max-size", "16384", "--mix", mix, "--json"];
+        let failing =
+            ["--moves", "2", "--who", who, "--devices", "!soft0,!soft1", "--pause-ms", "900"];
+        let result = json(&place.job(2, &[&args[..], &failing].concat()));
+        assert_eq!(result["moves"].as_array().unwrap().len(), 2 * movers, "{mode}: {result}");
+        assert!(result["lost"].as_object().unwrap().keys().all(|kind| !kind.starts_with("RC")));
+    }
+}
+
 #[test]
 fn three_ranks_check_all_pairs() {
     for value in ["sync", "async:seed=9,latency_us=50,gbps=10"] {

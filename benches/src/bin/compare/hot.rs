@@ -1,7 +1,7 @@
 //! Cycles that virtual verbs add to a post and a poll.
 
 use crate::report::{Goal, Report, best_in_turns};
-use sojourn_benches::hot::{Layer, Names, Stage, Threads, Verb, cycles};
+use sojourn_benches::hot::{Copies, Layer, Names, PAYLOAD, Payload, Stage, Threads, Verb, cycles};
 
 /// Requests of one timing: long against the clock, short against an interruption.
 const BATCH: u64 = 2_000;
@@ -41,7 +41,39 @@ pub(crate) fn measure(report: &mut Report) -> Result<(), Box<dyn std::error::Err
             report.line(&name, "cyc", ours, reference, goal(verb, threads));
         }
     }
+    for length in [64, PAYLOAD] {
+        inline(report, length)?;
+    }
     names(report);
+    Ok(())
+}
+
+/// What an inline payload may add: so many bare copies of it.
+const COPIES: f64 = 1.1;
+
+/// An inline payload is copied into the window, once.
+fn inline(report: &mut Report, length: usize) -> Result<(), Box<dyn std::error::Error>> {
+    let name = format!("cycles: SEND {length} B, inline over named");
+    if !report.wants(&name) {
+        return Ok(());
+    }
+    let mut copies = Copies::new();
+    let each = |run: &mut dyn FnMut()| {
+        let start = cycles();
+        run();
+        (cycles() - start) as f64 / BATCH as f64
+    };
+    let (mut ours, mut named, mut copy) = (f64::INFINITY, f64::INFINITY, f64::INFINITY);
+    for _ in 0..STAGES {
+        let mut stage = Stage::new(Layer::Virtual, Threads::One)?;
+        for _ in 0..ROUNDS {
+            ours = ours.min(each(&mut || stage.run_payload(Payload::Inline, length, BATCH)));
+            named = named.min(each(&mut || stage.run_payload(Payload::Named, length, BATCH)));
+            copy = copy.min(each(&mut || copies.run(length, BATCH)));
+        }
+    }
+    report.line(&name, "cyc", ours, named, Goal::MoreAtMost(COPIES * copy));
+    report.note(format!("a bare copy takes {copy:.1} cyc"));
     Ok(())
 }
 

@@ -10,22 +10,36 @@
 
 mod callgrind;
 mod hot;
+mod memory;
 mod programs;
+mod relocation;
 mod report;
 mod soft;
 
 use report::Report;
+use sojourn_benches::memory::Counting;
+use sojourn_benches::{moves, peer};
 use std::process::ExitCode;
+
+#[global_allocator]
+static HEAP: Counting = Counting;
 
 type Measure = fn(&mut Report) -> Result<(), Box<dyn std::error::Error>>;
 
 fn run() -> Result<bool, Box<dyn std::error::Error>> {
-    if callgrind::serve()? || sojourn_benches::peer::serve()? {
+    if callgrind::serve()? || moves::serve()? || peer::serve()? {
         return Ok(true);
     }
     let mut report = Report::new(std::env::args().skip(1).collect());
     report.header();
-    let parts: [Measure; 4] = [hot::measure, callgrind::measure, soft::measure, programs::measure];
+    let parts: [Measure; 6] = [
+        hot::measure,
+        callgrind::measure,
+        memory::measure,
+        soft::measure,
+        relocation::measure,
+        programs::measure,
+    ];
     for part in parts {
         part(&mut report)?;
     }

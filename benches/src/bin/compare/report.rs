@@ -11,6 +11,8 @@ pub(crate) enum Goal {
     RatioAtLeast(f64),
     /// Ours minus the reference: at most this.
     MoreAtMost(f64),
+    /// Ours: at most this, whatever the reference.
+    AtMost(f64),
     /// Reported only.
     None,
 }
@@ -45,8 +47,13 @@ impl Report {
             }
             Goal::MoreAtMost(most) => {
                 let more = ours - reference;
-                (format!("{more:+.1}"), format!("≤ +{most}"), more <= most)
+                (format!("{more:+.1}"), format!("≤ +{}", short(most)), more <= most)
             }
+            Goal::AtMost(most) => {
+                (format!("{ratio:.3}"), format!("≤ {}", short(most)), ours <= most)
+            }
+            // Of nothing there is no multiple.
+            Goal::None if reference == 0.0 => ("-".to_owned(), "-".to_owned(), true),
             Goal::None => (format!("{ratio:.3}"), "-".to_owned(), true),
         };
         self.missed += usize::from(!met);
@@ -55,6 +62,20 @@ impl Report {
             "{}",
             row(name, &value(ours, unit), &value(reference, unit), &ratio, &goal, verdict)
         );
+    }
+
+    /// One line of what has no reference.
+    pub(crate) fn alone(&mut self, name: &str, unit: &str, ours: f64, most: Option<f64>) {
+        let met = most.is_none_or(|most| ours <= most);
+        self.missed += usize::from(!met);
+        let goal = most.map_or("-".to_owned(), |most| format!("≤ {}", short(most)));
+        let verdict = if met { "ok" } else { "short" };
+        println!("{}", row(name, &value(ours, unit), "-", "-", &goal, verdict));
+    }
+
+    /// What is to be said beside the line above.
+    pub(crate) fn note(&self, text: impl Display) {
+        println!("    {text}");
     }
 
     /// A measure that cannot be taken here.
@@ -69,6 +90,12 @@ impl Report {
 
 fn row(name: &str, ours: &str, reference: &str, ratio: &str, goal: &str, verdict: &str) -> String {
     format!("{name:<44} {ours:>14} {reference:>14} {ratio:>8} {goal:>8}  {verdict}")
+}
+
+/// A goal that was computed, without digits that say nothing.
+fn short(goal: f64) -> String {
+    let digits = if goal.fract() == 0.0 { 0 } else { 1 };
+    format!("{goal:.digits$}")
 }
 
 fn value(value: f64, unit: &str) -> String {

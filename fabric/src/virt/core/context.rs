@@ -7,6 +7,7 @@ use super::local::{Herd, Local, read, write};
 use super::lock_mutex;
 use super::mr::VirtualMr;
 use super::pd::{PdCore, VirtualPd};
+use super::policy::{Evidence, Policy};
 use super::qp::{HIDDEN_SENDS, QpCore};
 use super::remap::{Broken, FIRST_PORT, Failover, Relocation};
 use super::srq::SrqCore;
@@ -34,7 +35,7 @@ pub(super) struct VirtualContext {
     /// move is under way, and for queue pairs whose peer has gone where the first does not reach.
     underlays: RwLock<Vec<Arc<Underlay>>>,
     events: Epoll,
-    failover: Failover,
+    policy: Policy,
     /// The last moves.
     moves: Mutex<VecDeque<Relocation>>,
     me: Weak<VirtualContext>,
@@ -53,7 +54,7 @@ impl VirtualContext {
     pub(super) fn open(
         local: &Arc<Local>,
         device: Arc<dyn DeviceContext>,
-        failover: Failover,
+        policy: Policy,
     ) -> Result<Arc<dyn DeviceContext>> {
         let what = format!("opening virtual verbs over {}", device.name());
         let events = readable_with(&[device.async_fd()], &what)?;
@@ -62,7 +63,7 @@ impl VirtualContext {
             local: Arc::clone(local),
             underlays: RwLock::new(vec![local.add_device(device)]),
             events,
-            failover,
+            policy,
             moves: Mutex::default(),
             me: me.clone(),
             settled: RwLock::default(),
@@ -84,7 +85,12 @@ impl VirtualContext {
 
     /// What is done where a path fails.
     pub(super) fn failover(&self) -> &Failover {
-        &self.failover
+        &self.policy.failover
+    }
+
+    /// What is told of how far our own queue pairs have come.
+    pub(super) fn evidence(&self) -> Evidence {
+        self.policy.evidence
     }
 
     /// Sees to it that everything goes to another device, where the port is down and that may be. True
@@ -92,7 +98,7 @@ impl VirtualContext {
     pub(super) fn look_after_port(&self) -> bool {
         let device = &self.underlay().device;
         let down = device.query_port(FIRST_PORT).is_ok_and(|it| it.state != port_state::ACTIVE);
-        let leaves = down && self.failover.may_leave(&**device);
+        let leaves = down && self.policy.failover.may_leave(&**device);
         if leaves {
             self.local.rescue.call(&self.local, Broken::Port(self.me.clone()));
         }
@@ -190,7 +196,7 @@ impl VirtualContext {
             // It goes elsewhere, and the virtual port stays up.
             EventElement::Port(_)
                 if matches!(event.event_type, event_type::PORT_ERR | event_type::PORT_ACTIVE)
-                    && self.failover.may_leave(&*underlay.device) =>
+                    && self.policy.failover.may_leave(&*underlay.device) =>
             {
                 self.look_after_port();
                 return None;

@@ -12,6 +12,7 @@
 //! | `cq`, `channel` | a backlog in front of physical CQs; events |
 //! | `srq`, `ah`, `mr`, `pd`, `context` | the other objects, each with its physical side |
 //! | `underlay` | a device in use |
+//! | `policy` | what a context is told when it is opened |
 //! | `remap` | going over to another device, and following a peer that does |
 //! | `arrived`, `grh`, `reverse` | who sent a datagram |
 //! | `tables`, `translation`, `deal` | name tables, measuring them, dealing names |
@@ -42,6 +43,7 @@ mod lock;
 mod mr;
 mod pd;
 mod peer;
+mod policy;
 mod qp;
 mod remap;
 mod resolve;
@@ -55,6 +57,7 @@ mod tests;
 mod translation;
 mod underlay;
 
+pub use policy::{Evidence, Policy};
 pub use remap::{Cause, Failover, Phase, Relocation};
 pub use resolve::{Answer, Resolver};
 #[doc(hidden)]
@@ -105,7 +108,7 @@ impl Core {
         self.local.joined(resolver);
     }
 
-    /// Virtual verbs over an opened device; where a path fails, `failover` says what is done.
+    /// Virtual verbs over an opened device.
     ///
     /// # Errors
     /// `EMFILE` without file descriptors, or where this process has opened as many contexts as it
@@ -113,9 +116,9 @@ impl Core {
     pub fn open_over(
         &self,
         device: Arc<dyn DeviceContext>,
-        failover: Failover,
+        policy: Policy,
     ) -> Result<Arc<dyn DeviceContext>> {
-        context::VirtualContext::open(&self.local, device, failover)
+        context::VirtualContext::open(&self.local, device, policy)
     }
 }
 

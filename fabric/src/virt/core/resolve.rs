@@ -34,4 +34,10 @@ pub trait Resolver: Send + Sync {
 
     /// Runs `job` on the service thread, not before `at`.
     fn run_later(&self, at: Instant, job: Box<dyn FnOnce() + Send>);
+
+    /// Runs `job` on the service thread after what that is at, or at once. Where neither is possible any
+    /// more it is dropped unrun.
+    fn run_soon(&self, job: Box<dyn FnOnce() + Send>) {
+        job();
+    }
 }

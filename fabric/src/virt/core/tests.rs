@@ -3,7 +3,7 @@
 mod remap;
 
 use super::testing::{Fabric, Job, Port};
-use super::{Core, Failover};
+use super::{Core, Evidence, Policy};
 use crate::abi::{
     self, GRH_BYTES, QpCap, Wc, access, qp_mask, qp_state, wc_flags, wc_opcode, wc_status,
 };
@@ -32,8 +32,12 @@ impl Process {
     }
 
     fn at(job: &Job, fabric: &Fabric, process: u32, port: Port) -> Self {
+        Process::with(job, fabric, process, port, &Policy::default())
+    }
+
+    fn with(job: &Job, fabric: &Fabric, process: u32, port: Port, policy: &Policy) -> Self {
         let core = job.join(process);
-        let context = Context::over(core.open_over(fabric.open(port), Failover::Off).unwrap());
+        let context = Context::over(core.open_over(fabric.open(port), policy.clone()).unwrap());
         let (pd, cq) = (context.alloc_pd().unwrap(), context.create_cq(4).unwrap());
         let memory = pd.register(4096, ALL).unwrap();
         Process { _core: core, context, pd, cq, memory }

@@ -77,6 +77,7 @@ impl QpCore {
         let _settled = self.pd.context.settled();
         // It ends as verbs have it end, or begins anew: nobody need look for another path.
         if mask & qp_mask::STATE != 0 && matches!(attr.qp_state, qp_state::ERR | qp_state::RESET) {
+            self.told_to_end.store(true, Ordering::Release);
             self.let_it_fail();
         }
         self.while_it_stays(|| self.change(attr, mask))
@@ -158,7 +159,10 @@ impl QpCore {
         }
         match state {
             Some(qp_state::ERR) => self.note_err(),
-            Some(qp_state::RESET) => self.reset(),
+            Some(qp_state::RESET) => {
+                self.reset();
+                self.told_to_end.store(false, Ordering::Release);
+            }
             _ => {}
         }
         Ok(())

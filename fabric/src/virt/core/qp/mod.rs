@@ -45,7 +45,7 @@ use send::SendSide;
 use sojourn_logging::{RecvWindow, SendWindow};
 use std::collections::HashSet;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Weak};
 
 /// Slots of the physical send queue that are ours: for the marker behind which nothing of the
@@ -145,6 +145,8 @@ pub(super) struct QpCore {
     pub(super) pd: Arc<PdCore>,
     /// Receives that were consumed before it was connected.
     recv_base: AtomicU64,
+    /// The program has told it to end: what fails from then on is no path.
+    told_to_end: AtomicBool,
     /// Receives that have come back empty since.
     pub(super) unfilled: AtomicU64,
     /// Messages delivered since, where its receives are shared.
@@ -238,6 +240,7 @@ impl QpCore {
             srq,
             pd: Arc::clone(&parts.pd),
             recv_base: AtomicU64::new(0),
+            told_to_end: AtomicBool::new(false),
             unfilled: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
             moving: Mutex::default(),

@@ -29,6 +29,7 @@ use crate::virt::core::cq::Held;
 use crate::virt::core::lock::{Guard, gate};
 use crate::virt::core::pd::physical_cap;
 use crate::virt::core::peer::Missing;
+use crate::virt::core::policy::Evidence;
 use crate::virt::core::remap::Broken;
 use crate::virt::core::underlay::{NO_SUCH_KEY, NO_SUCH_QPN, Underlay};
 use crate::virt::core::{KIND_SHIFT, LOW_31, PROOF, RECV, SHARED, lock_mutex};
@@ -37,6 +38,7 @@ use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// What a re-map keeps of a queue pair.
 #[derive(Default)]
@@ -53,6 +55,8 @@ pub(super) struct Moving {
     last_recv: Option<u32>,
     /// That receive has come back.
     recv_back: bool,
+    /// When handing ended.
+    stopped: Option<Instant>,
     /// The peer has been told how far it has come.
     told: bool,
     /// A proof is out.
@@ -113,6 +117,9 @@ impl Status {
 /// The retry count that rxe takes for one without end: devices get one less (see `control`).
 const MOST_RETRIES: u8 = 6;
 
+/// How long is waited for what is under way, as long as it is no atomic.
+const DRAIN_PATIENCE: Duration = Duration::from_millis(100);
+
 fn random_psn() -> u32 {
     // Seeded anew by the system for each.
     RandomState::new().hash_one(0) as u32 & abi::MASK_24
@@ -133,17 +140,14 @@ impl QpCore {
         lock_mutex(&self.moving).broken
     }
 
-    /// So it is, and its own device said so of itself: for want of a port that is up, or because
-    /// something else is wrong here.
-    pub(in crate::virt::core) fn broke_here(&self) -> bool {
-        let moving = lock_mutex(&self.moving);
-        let first = moving.withheld.first();
-        moving.broken && first.is_some_and(|wc| wc.status == wc_status::LOC_QP_OP_ERR)
-    }
-
     /// How it stands.
     pub(in crate::virt::core) fn status(&self) -> Result<Status> {
-        let state = self.state()?;
+        let mut state = self.state()?;
+        if state == qp_state::ERR && self.send_side.gate() & gate::ERR == 0 {
+            // Nobody has looked yet what it was.
+            self.cqs().for_each(|cq| cq.harvest_now());
+            state = self.state()?;
+        }
         let dest = lock_mutex(&self.control).attr.dest_qp_num;
         let side = self.send_side.visit();
         let (peer, foreign) = match &side.target {
@@ -425,7 +429,7 @@ impl QpCore {
     pub(in crate::virt::core) fn stop(&self) {
         let Ok(attachment) = self.attachment() else { return };
         let mut side = self.send_side.visit();
-        if !self.begin_withholding(&attachment, None) {
+        if !self.begin_withholding(&attachment, false) {
             return;
         }
         side.set(gate::SUSPENDED);
@@ -439,9 +443,9 @@ impl QpCore {
         }
     }
 
-    /// Failures are not the program's business from here on, beginning with one that has `broken` its
-    /// path. False where that began before.
-    fn begin_withholding(&self, attachment: &Attachment, broken: Option<Wc>) -> bool {
+    /// Failures are not the program's business from here on; of a path that is `broken`, or of one that is
+    /// to be left. False where that began before.
+    fn begin_withholding(&self, attachment: &Attachment, broken: bool) -> bool {
         {
             let mut moving = lock_mutex(&self.moving);
             if moving.old.is_some() {
@@ -450,8 +454,8 @@ impl QpCore {
             moving.old = Some((attachment.underlay.id, attachment.qp.qp_num()));
             (moving.recv_back, moving.told) = (false, false);
             (moving.proof_out, moving.proof_failed) = (false, false);
-            moving.broken = broken.is_some();
-            moving.withheld = broken.into_iter().collect();
+            (moving.broken, moving.stopped) = (broken, Some(Instant::now()));
+            moving.withheld.clear();
         }
         self.cqs().for_each(|cq| cq.begin_move());
         self.watch.fetch_or(watch::WITHHOLD, Ordering::SeqCst);
@@ -515,10 +519,16 @@ impl QpCore {
             return true;
         }
         let (retired, handed) = (self.send.retired(), self.send.handed());
-        let waits = {
+        let (waits, stuck) = {
             let moving = lock_mutex(&self.moving);
-            moving.proof_out || !moving.replays.is_empty()
+            let since = moving.stopped.map_or(Duration::ZERO, |since| since.elapsed());
+            (moving.proof_out || !moving.replays.is_empty(), since >= DRAIN_PATIENCE)
         };
+        // A SEND without a receive would be waited for in vain: it and what is behind it are decided by
+        // counting. The answer of an atomic, once it was executed, is not.
+        if stuck {
+            return (retired..handed).all(|seq| !self.send.entry(seq).opcode.is_atomic());
+        }
         !waits
             && (retired..handed).all(|seq| {
                 let opcode = self.send.entry(seq).opcode;
@@ -568,7 +578,10 @@ impl QpCore {
         };
         // The peer acts on these: what comes after them does not count.
         lock_mutex(&self.moving).told = true;
-        let psn = attachment.qp.query(qp_mask::RQ_PSN).ok().map(|attr| attr.rq_psn);
+        let psn = match self.pd.context.evidence() {
+            Evidence::Psn => attachment.qp.query(qp_mask::RQ_PSN).ok().map(|attr| attr.rq_psn),
+            Evidence::Counts => None,
+        };
         Some(Executed { messages, psn, settled })
     }
 
@@ -800,8 +813,8 @@ impl QpCore {
         if self.send_side.gate() & gate::FAILED != 0 {
             return false;
         }
-        if !withhold {
-            return wc.status != wc_status::SUCCESS && self.breaks(wc);
+        if !withhold && (wc.status == wc_status::SUCCESS || !self.breaks(wc)) {
+            return false;
         }
         let mut moving = lock_mutex(&self.moving);
         if moving.old != Some((device, wc.qp_num)) {
@@ -820,14 +833,18 @@ impl QpCore {
         true
     }
 
-    /// Whether a failure is that of a path that another may take the place of: it is withheld then, and
-    /// help is called. Called by pollers.
+    /// Whether a failure is that of a path that another may take the place of: it is to be withheld then,
+    /// and help is called. Called by pollers.
     fn breaks(&self, wc: &Wc) -> bool {
-        // The second is what rxe says of a request for which its own interface takes no packet.
-        if !matches!(wc.status, wc_status::RETRY_EXC_ERR | wc_status::LOC_QP_OP_ERR)
-            || is_recv(wc)
+        // A flush may be seen before its cause is, which is in another CQ.
+        let of_path = match wc.status {
+            wc_status::RETRY_EXC_ERR | wc_status::LOC_QP_OP_ERR => !is_recv(wc),
+            status => status == wc_status::WR_FLUSH_ERR,
+        };
+        if !of_path
             || self.qp_type != qp_type::RC
             || self.send_side.gate() & gate::ERR != 0
+            || self.told_to_end.load(Ordering::Acquire)
         {
             return false;
         }
@@ -842,14 +859,28 @@ impl QpCore {
             let mut side = self.send_side.visit();
             // Alone in a process there is no other path; and of strangers we cannot ask anything.
             let has_peer = matches!(&side.target, Target::Peer(peer, _) if !peer.own);
-            if !has_peer || !self.begin_withholding(&attachment, Some(*wc)) {
+            if !has_peer {
                 return false;
+            }
+            // Somebody else who polls another of its CQs may have found it first.
+            if !self.begin_withholding(&attachment, true) {
+                return true;
             }
             side.set(gate::SUSPENDED);
         }
         let what = Broken::Path(self.weak());
         self.local().rescue.call(self.local(), what);
         true
+    }
+
+    /// The status that broke it, where that may be the path's fault: `RETRY_EXC_ERR`, or `LOC_QP_OP_ERR`,
+    /// which is what rxe says of a request for which its own interface takes no packet. All completions
+    /// have been taken.
+    pub(in crate::virt::core) fn cause(&self) -> Option<u32> {
+        let moving = lock_mutex(&self.moving);
+        let mut sends = moving.withheld.iter().filter(|wc| !is_recv(wc)).map(|wc| wc.status);
+        let cause = sends.find(|status| *status != wc_status::WR_FLUSH_ERR)?;
+        matches!(cause, wc_status::RETRY_EXC_ERR | wc_status::LOC_QP_OP_ERR).then_some(cause)
     }
 
     /// There is no other path: the program gets what was withheld. Nothing where it is not broken.
@@ -1013,8 +1044,9 @@ impl QpCore {
         sends
     }
 
-    /// Destroys what was left, takes what it has left in the CQs, and forgets it.
-    pub(in crate::virt::core) fn leave(&self, leaving: Leaving) {
+    /// Destroys what was left. What it has put into the CQs is to be harvested next, and then it is to be
+    /// forgotten: a harvest may be one for many queue pairs.
+    pub(in crate::virt::core) fn destroy_left(&self, leaving: Leaving) -> Left {
         let Leaving { old, doubled } = leaving;
         let number = old.map(|old| {
             let number = old.qp.qp_num();
@@ -1022,10 +1054,17 @@ impl QpCore {
             drop(old.qp);
             (underlay, number)
         });
-        for cq in [&self.send_cq, &self.recv_cq].into_iter().filter_map(std::sync::Weak::upgrade) {
-            cq.harvest_now();
+        // Its messages are told from those of others by the physical number alone, which the device may
+        // deal again at once: they wait for nobody.
+        if self.srq.is_some() {
+            self.cqs().for_each(|cq| cq.harvest_now());
         }
-        if let Some((underlay, number)) = number {
+        Left { number, doubled }
+    }
+
+    /// Forgets what was destroyed: nothing of it is in the CQs any more.
+    pub(in crate::virt::core) fn forget_left(&self, left: Left) {
+        if let Some((underlay, number)) = left.number {
             underlay.qpns.unset(number as usize, number, self.qpn);
         }
         self.watch.fetch_and(!watch::WITHHOLD, Ordering::SeqCst);
@@ -1038,7 +1077,7 @@ impl QpCore {
         if stopped {
             self.cqs().for_each(|cq| cq.end_move());
         }
-        self.release_room(doubled);
+        self.release_room(left.doubled);
         self.end_moving();
     }
 
@@ -1050,9 +1089,16 @@ impl QpCore {
 }
 
 /// What a queue pair has left behind.
-#[must_use = "it is destroyed by `QpCore::leave`"]
+#[must_use = "it is destroyed by `QpCore::destroy_left`"]
 pub(in crate::virt::core) struct Leaving {
     old: Option<Attachment>,
+    doubled: bool,
+}
+
+/// What has been destroyed of that: its device and number.
+#[must_use = "it is forgotten by `QpCore::forget_left`"]
+pub(in crate::virt::core) struct Left {
+    number: Option<(Arc<Underlay>, u32)>,
     doubled: bool,
 }
 

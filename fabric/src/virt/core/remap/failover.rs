@@ -1,16 +1,17 @@
 //! A path has failed, and both processes live: the context goes to another device by itself.
 //!
 //! A poller that finds a request of a reliable connection at `RETRY_EXC_ERR`, or at `LOC_QP_OP_ERR`
-//! (rxe, whose own interface is down), withholds that completion and all that follow, stops handing
-//! (the queue pair is *broken*), and tells the thread of this file.
-//! That asks whether the peer and its queue pair are there at all; if so, it takes the context to the first
+//! (rxe, whose own interface is down), or a flush that may be the consequence, withholds that completion
+//! and all that follow, stops handing (the queue pair is *broken*), and tells the thread of this file.
+//! That looks for the cause, and asks whether the peer and its queue pair are there at all; if so, it
+//! takes the context to the first
 //! device that all can follow to, and the window's replay does the rest. If not, or where there is
 //! no other device, the program gets the completions that were withheld.
 //!
 //! The thread is there while it is needed; there is one for each process.
 
 use super::{FIRST_PORT, Relocation, block_signals, mover};
-use crate::abi::port_state;
+use crate::abi::{port_state, wc_status};
 use crate::device::{self, DeviceContext, Kind};
 use crate::error::{Error, Result};
 use crate::names::{self, Fetch};
@@ -211,11 +212,16 @@ fn rescue(local: &Arc<Local>, broken: Broken) {
     let Some(context) = broken.still_is() else { return };
     if let Broken::Path(qp) = &broken
         && let Some(qp) = qp.upgrade()
-        && qp.broke_here()
-        && !port_goes_down(&context)
     {
-        tracing::info!("queue pair {:#x} failed on a port that is up", qp.qpn);
-        return qp.let_it_fail();
+        qp.cqs().for_each(|cq| cq.harvest_now());
+        let path = match qp.cause() {
+            Some(wc_status::LOC_QP_OP_ERR) => port_goes_down(&context),
+            cause => cause.is_some(),
+        };
+        if !path {
+            tracing::info!("queue pair {:#x} failed, and its path is not to blame", qp.qpn);
+            return qp.let_it_fail();
+        }
     }
     if let Broken::Path(qp) = &broken
         && let Some(qp) = qp.upgrade()
@@ -228,7 +234,14 @@ fn rescue(local: &Arc<Local>, broken: Broken) {
         std::thread::sleep(COURTESY);
     }
     let from = context.underlay();
-    for name in context.failover().candidates(&*from.device) {
+    let mut names = context.failover().candidates(&*from.device);
+    // It had followed a peer to another device: back to where everything else is.
+    if let Broken::Path(qp) = &broken
+        && qp.upgrade().is_some_and(|qp| qp.device() != Some(from.id))
+    {
+        names.insert(0, from.device.name().to_owned());
+    }
+    for name in names {
         if broken.still_is().is_none() {
             return;
         }

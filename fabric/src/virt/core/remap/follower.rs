@@ -1,6 +1,6 @@
 //! Following a peer whose context goes to another device: on the service thread, which never waits.
 
-use super::{BARRIER_PATIENCE, FIRST_PORT, cqs_of, site};
+use super::{BARRIER_PATIENCE, FIRST_PORT, cqs_of, leave, site};
 use crate::abi::{qp_state, qp_type};
 use crate::device::{self, Kind};
 use crate::names::{PhysicalEnd, ProcessId};
@@ -296,9 +296,7 @@ impl Ground {
     }
 
     fn leave_unused(&self) {
-        let mut contexts: Vec<_> = self.qps().map(|qp| &qp.pd.context).collect();
-        contexts.dedup_by_key(|context| Arc::as_ptr(context));
-        contexts.into_iter().for_each(|context| site::leave_unused(context));
+        leave_unused(self.qps());
     }
 
     /// The queue pair that an offer is about, if it is connected to the mover's.
@@ -367,6 +365,27 @@ impl Ground {
                 Err(refused(error))
             }
         }
+    }
+}
+
+/// Leaves devices on which nothing of the contexts of these queue pairs is any more.
+fn leave_unused<'a>(qps: impl Iterator<Item = &'a Arc<QpCore>>) {
+    let mut contexts: Vec<_> = qps.map(|qp| &qp.pd.context).collect();
+    contexts.dedup_by_key(|context| Arc::as_ptr(context));
+    contexts.into_iter().for_each(|context| site::leave_unused(context));
+}
+
+/// Old physical queue pairs of a group that has gone over, all at ERR. Whoever drops it destroys them:
+/// the thread that runs the job which holds it, or that lets go of the job where it is not run any
+/// more, so that nobody waits for ever for the end of the move.
+struct LeftBehind(Vec<(Arc<QpCore>, Leaving)>);
+
+impl Drop for LeftBehind {
+    fn drop(&mut self) {
+        let left = std::mem::take(&mut self.0);
+        let qps: Vec<_> = left.iter().map(|(qp, _)| Arc::clone(qp)).collect();
+        leave(left);
+        leave_unused(qps.iter());
     }
 }
 
@@ -483,13 +502,16 @@ impl Side<PhysicalEnd> for Ground {
                 qp.expect_cut(cut.landed);
             }
         }
+        let mut left = LeftBehind(Vec::with_capacity(self.links.len()));
         for Link { qp, leaving, .. } in &mut self.links {
             if let (Some(qp), Some(leaving)) = (qp, leaving.take()) {
                 qp.release();
-                qp.leave(leaving);
+                left.0.push((Arc::clone(qp), leaving));
             }
         }
-        self.leave_unused();
+        // The mover hears first that all goes on: it waits for every group, in the dark. What is
+        // left executes nothing any more; until it is gone, a next move finds this one under way.
+        self.local.resolver().run_soon(Box::new(move || drop(left)));
     }
 
     fn lose(&mut self, cuts: &[Cut]) {

@@ -25,7 +25,7 @@ pub use mover::{Cause, Phase, Relocation};
 pub(super) use order::Orders;
 
 use super::cq::CqCore;
-use super::qp::QpCore;
+use super::qp::{Leaving, QpCore};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,4 +47,15 @@ fn cqs_of<'a>(qps: impl Iterator<Item = &'a Arc<QpCore>>) -> Vec<Arc<CqCore>> {
 fn block_signals() {
     use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None);
+}
+
+/// Destroys what queue pairs have left behind, takes what that has left in their CQs, and forgets it.
+fn leave(all: Vec<(Arc<QpCore>, Leaving)>) {
+    let destroy = |(qp, leaving): (Arc<QpCore>, Leaving)| {
+        let left = qp.destroy_left(leaving);
+        (qp, left)
+    };
+    let left: Vec<_> = all.into_iter().map(destroy).collect();
+    cqs_of(left.iter().map(|(qp, _)| qp)).iter().for_each(|cq| cq.harvest_now());
+    left.into_iter().for_each(|(qp, left)| qp.forget_left(left));
 }

@@ -24,6 +24,7 @@ struct State {
     slow: bool,
     pending: Vec<Pending>,
     timers: Vec<Box<dyn FnOnce() + Send>>,
+    stopping: bool,
     fetched: usize,
     busy: usize,
 }
@@ -69,6 +70,11 @@ impl Job {
     /// The next that are asked to follow a move are moving themselves.
     pub(in super::super) fn busy_for(&self, times: usize) {
         self.0.lock().unwrap().busy = times;
+    }
+
+    /// From now on nothing is run any more that could be run soon.
+    pub(in super::super) fn stop_running(&self) {
+        self.0.lock().unwrap().stopping = true;
     }
 
     /// A process dies.
@@ -161,5 +167,10 @@ impl Resolver for Member {
 
     fn run_later(&self, _at: Instant, job: Box<dyn FnOnce() + Send>) {
         self.job.0.lock().unwrap().timers.push(job);
+    }
+
+    fn run_soon(&self, job: Box<dyn FnOnce() + Send>) {
+        let stopping = self.job.0.lock().unwrap().stopping;
+        if stopping { drop(job) } else { job() }
     }
 }

@@ -489,3 +489,76 @@ fn a_later_group_takes_the_place_of_an_earlier_one() {
     qa.post_send(&SendRequest::new(2, Op::Send, &[a.memory.slice(0..4)])).unwrap();
     assert_eq!((ids(&a.drain()), ids(&b.drain())), (vec![(2, 0)], vec![(1, 0)]));
 }
+
+/// Promise: where the service stops before a follower has destroyed what it left, that is destroyed all the
+/// same: no move of its queue pair is under way any more, and the program can move on with it.
+#[test]
+fn what_a_follower_has_left_is_destroyed_though_its_service_stops() {
+    let Two { job, fabric, a, b, qa, qb } = two();
+    job.stop_running();
+    move_to(&a, &fabric, 300);
+    let moved = move_to(&b, &fabric, 310);
+    assert_eq!(moved.retries, 0, "its queue pair is between two devices no longer");
+    qb.post_recv(1, &[b.memory.slice(0..64)]).unwrap();
+    qa.post_send(&SendRequest::new(1, Op::Send, &[a.memory.slice(0..4)])).unwrap();
+    assert_eq!((ids(&a.drain()), ids(&b.drain())), (numbered(1..2), numbered(1..2)));
+    drop(qb);
+}
+
+/// Promise 3: without a packet number the count of messages decides what it can, and no more: what a
+/// delivered message proves is done, messages that were not delivered are done again, and a WRITE or an
+/// atomic of which nobody can tell ends with an error, and all behind it.
+#[test]
+fn counts_alone_decide_what_they_can() {
+    // (what is posted, how many are executed, how many complete with success)
+    let cases: [(&[char], usize, usize); 5] = [
+        (&['s', 's', 's'], 1, 3),
+        (&['w', 's', 's'], 2, 3),
+        (&['s', 'w', 's'], 3, 3),
+        (&['s', 'w', 'w'], 1, 1),
+        (&['s', 'r', 's'], 1, 3),
+    ];
+    for (ops, executed, succeed) in cases {
+        let (job, fabric) = (Job::default(), Fabric::default());
+        let policy = Policy { evidence: Evidence::Counts, ..Policy::default() };
+        let port = |n: u16| Port::infiniband(n);
+        let a = Process::with(&job, &fabric, 1, port(101), &policy);
+        let b = Process::with(&job, &fabric, 2, port(102), &policy);
+        let (qa, qb) = (a.qp(), b.qp());
+        connect(&qa, &qb);
+        let sge = [a.memory.slice(0..4)];
+        qa.post_send(&SendRequest::new(9, Op::Write(b.memory.remote(0)), &sge)).unwrap();
+        assert_eq!(a.drain().len(), 1);
+        for id in 0..3 {
+            qb.post_recv(id, &[b.memory.slice(64..128)]).unwrap();
+        }
+        fabric.on_command();
+        for (id, op) in ops.iter().enumerate() {
+            let op = match op {
+                's' => Op::Send,
+                'w' => Op::Write(b.memory.remote(8)),
+                _ => Op::Read(b.memory.remote(16)),
+            };
+            // Nothing of the device's tells, but for the last.
+            let request = SendRequest::new(id as u64, op, &sge);
+            let quiet = id + 1 < ops.len() && !matches!(op, Op::Read(_));
+            qa.post_send(&if quiet { request.unsignaled() } else { request }).unwrap();
+        }
+        fabric.step(executed);
+        move_to(&b, &fabric, 300);
+        fabric.at_once();
+        let done = ids(&a.drain());
+        let last = (ops.len() - 1) as u64;
+        if succeed == ops.len() {
+            assert_eq!(done.last(), Some(&(last, wc_status::SUCCESS)), "{ops:?}: {done:?}");
+        } else {
+            // The first of which nobody can tell.
+            let first = (succeed as u64, wc_status::RETRY_EXC_ERR);
+            assert!(done.contains(&first), "{ops:?}: {done:?}");
+            assert!(done.contains(&(last, wc_status::WR_FLUSH_ERR)), "{ops:?}: {done:?}");
+        }
+        let received = b.drain().iter().filter(|wc| wc.status == wc_status::SUCCESS).count();
+        let sends = ops[..succeed].iter().filter(|op| **op == 's').count();
+        assert_eq!(received, sends, "{ops:?}: each message once");
+    }
+}
