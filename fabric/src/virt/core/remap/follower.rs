@@ -22,14 +22,16 @@ use std::time::{Duration, Instant};
 /// a process may have queue pairs.
 const MAX_GROUPS: usize = 512;
 
-/// How long a mover that was refused may take to come back, before others try again. A try takes a few
-/// milliseconds, and half a second where the machine is emulated.
+/// How long a mover that was refused may take to come back, before who refused it moves. A try takes
+/// a few milliseconds, and up to two seconds where the machine is emulated.
 const DEFERENCE: Duration = Duration::from_secs(2);
 
 /// Re-maps of a process: whether it is moving itself, and those in which it follows.
 pub(in crate::virt::core) struct Remaps {
     epoch: Instant,
     moving: AtomicBool,
+    /// The move under way is to be taken back, if it still can be: another goes first.
+    yields: AtomicBool,
     next_group: AtomicU64,
     following: Mutex<Following>,
 }
@@ -43,8 +45,8 @@ struct Following {
     waking: bool,
     /// A process that may go first, and until when.
     deference: Option<(ProcessId, Duration)>,
-    /// Who has been let go first during the move that this process wants to make.
-    deferred: HashSet<ProcessId>,
+    /// Who was refused while this process moved, and will try again.
+    refused: Option<ProcessId>,
 }
 
 struct Group {
@@ -57,6 +59,7 @@ impl Default for Remaps {
         Remaps {
             epoch: Instant::now(),
             moving: AtomicBool::new(false),
+            yields: AtomicBool::new(false),
             next_group: AtomicU64::new(0),
             following: Mutex::default(),
         }
@@ -73,9 +76,19 @@ impl Drop for Moving<'_> {
 }
 
 impl Remaps {
-    /// This process wants to move, and will try until it has.
-    pub(super) fn contend(&self) {
-        lock_mutex(&self.following).deferred.clear();
+    /// This process wants to move, and will try until it has: once who was in its way last time has had
+    /// its turn.
+    pub(in crate::virt::core) fn contend(&self) {
+        let now = self.epoch.elapsed();
+        let mut following = lock_mutex(&self.following);
+        if let Some(whom) = following.refused.take() {
+            following.deference = Some((whom, now + DEFERENCE));
+        }
+    }
+
+    /// Whether the move under way is to be taken back.
+    pub(in crate::virt::core) fn yields(&self) -> bool {
+        self.yields.load(Ordering::Acquire)
     }
 
     /// Begins a move of this process; `None` while another is under way, it follows somebody, or lets
@@ -87,6 +100,7 @@ impl Remaps {
         if defers || !following.groups.is_empty() || self.moving.swap(true, Ordering::AcqRel) {
             return None;
         }
+        self.yields.store(false, Ordering::Release);
         Some(Moving(self))
     }
 
@@ -143,7 +157,12 @@ impl Remaps {
         // Two contexts of one process do not wait for each other: only one of them moves.
         let busy = self.moving.load(Ordering::Acquire) && mover != local.grant().process;
         if busy {
-            following.defer_to(mover, local.grant().process, now);
+            if has_precedence(mover, local.grant().process) {
+                following.defer_to(mover, now);
+                self.yields.store(true, Ordering::Release);
+            } else {
+                following.refused = Some(mover);
+            }
         }
         if busy || following.groups.len() >= MAX_GROUPS {
             return Answer::Busy;
@@ -159,6 +178,7 @@ impl Remaps {
             Follower::begin(id, offers, now, FollowerLimits::default(), &mut side);
         if let Some(machine) = machine {
             following.deference.take_if(|(whom, _)| *whom == mover);
+            following.refused.take_if(|whom| *whom == mover);
             following.groups.insert((mover, id), Group { machine, side });
             if !std::mem::replace(&mut following.waking, true) {
                 wake_later(local);
@@ -199,13 +219,17 @@ fn wake_later(local: &Arc<Local>) {
     local.resolver().run_later(at, job);
 }
 
+/// Whether `mover` goes first, where both are in each other's way: that with the smaller number. It keeps
+/// what it has made and asks again, and the other takes its own back. (Where both did so, tries that
+/// take longer than the rests between them would meet for ever.)
+pub(super) fn has_precedence(mover: ProcessId, other: ProcessId) -> bool {
+    mover < other
+}
+
 impl Following {
-    /// Of processes that are in each other's way the one with the smallest number goes first: where
-    /// tries take longer than the rests between them, chance would not part them. But only once for
-    /// each move of ours, so that one which moves again and again leaves the others their turns.
-    fn defer_to(&mut self, mover: ProcessId, own: ProcessId, now: Duration) {
-        let better = self.deference.is_none_or(|(whom, until)| until <= now || mover < whom);
-        if mover < own && better && self.deferred.insert(mover) {
+    fn defer_to(&mut self, mover: ProcessId, now: Duration) {
+        let better = |(whom, until)| until <= now || has_precedence(mover, whom);
+        if self.deference.is_none_or(better) {
             self.deference = Some((mover, now + DEFERENCE));
         }
     }

@@ -1,9 +1,13 @@
 //! A context goes to another device: the driver of the mover's machine, on the thread that asks for it.
 //!
+//! Of two that move at once the one with precedence waits, with what it has made, until the other has taken
+//! its move back; in between and afterwards each follows the other. See `follower`.
+//!
 //! Until the commit point every step can be taken back, and is, in the order in which it was done;
 //! the program goes on where it was. Programs post and poll all the while; whoever makes, changes
 //! or destroys an object waits.
 
+use super::follower::has_precedence;
 use super::survey::{Surveyed, Way, check_limits, survey};
 use super::{BARRIER_PATIENCE, cqs_of, leave, site};
 use crate::abi::{qp_state, qp_type};
@@ -19,7 +23,8 @@ use crate::virt::core::underlay::Underlay;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use sojourn_logging::Executed;
 use sojourn_logging::remap::{
-    Accept, Action, Cut, Event, Failure, GroupId, MAX_LINKS, Mover, MoverLimits, Offer, Stage,
+    Accept, Action, Answer, Cut, Event, Failure, GroupId, MAX_LINKS, Mover, MoverLimits, Offer,
+    Stage,
 };
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -41,6 +46,8 @@ const ASK_PATIENCE: Duration = Duration::from_secs(5);
 const DRAIN: Duration = Duration::from_millis(if cfg!(test) { 150 } else { 2000 });
 /// The same over a path that has failed.
 const DRAIN_OF_FAILED: Duration = Duration::from_millis(1);
+/// Until a peer that has to take back a move of its own is asked again.
+const YIELD: Duration = Duration::from_millis(2);
 /// Between two looks at what is still under way.
 const LOOK: Duration = Duration::from_micros(20);
 
@@ -226,6 +233,12 @@ struct Group {
     id: GroupId,
     /// Places of its links.
     links: Vec<usize>,
+    /// What it was asked last.
+    asked: Option<Fetch>,
+    /// Its peer is to take back a move of its own, and is asked again then.
+    again: Option<Instant>,
+    /// Its last answer was that it is busy.
+    is_busy: bool,
 }
 
 /// A move under way.
@@ -242,6 +255,8 @@ struct Move<'a> {
     machine: Option<Mover<PhysicalEnd>>,
     events: (Sender<Event<PhysicalEnd>>, Receiver<Event<PhysicalEnd>>),
     epoch: Instant,
+    /// It is taken back because another goes first.
+    gives_way: bool,
     /// Links with something under way, once stopped.
     draining: Option<Vec<usize>>,
     /// When the phase began that is going on.
@@ -280,6 +295,7 @@ impl<'a> Move<'a> {
             machine: None,
             events: unbounded(),
             epoch,
+            gives_way: false,
             draining: None,
             since: epoch,
             phases: Vec::new(),
@@ -348,7 +364,14 @@ impl<'a> Move<'a> {
                 Some(group) if offers[*group].len() < MAX_LINKS => *group,
                 _ => {
                     let id = self.local.remaps.next_group(life);
-                    self.groups.push(Group { peer, id, links: Vec::new() });
+                    self.groups.push(Group {
+                        peer,
+                        id,
+                        links: Vec::new(),
+                        asked: None,
+                        again: None,
+                        is_busy: false,
+                    });
                     offers.push(Vec::new());
                     open.insert(peer, offers.len() - 1);
                     offers.len() - 1
@@ -402,6 +425,15 @@ impl<'a> Move<'a> {
             }
             let mut wait =
                 machine.wake_at().map_or(LOOK, |at| at.saturating_sub(self.epoch.elapsed()));
+            if machine.stage() == Stage::Prepare {
+                if self.local.remaps.yields() && !std::mem::replace(&mut self.gives_way, true) {
+                    let why = "it gives way to another".to_owned();
+                    machine.event(Event::Unable(0, why), self.epoch.elapsed());
+                    continue;
+                }
+                self.ask_again();
+                wait = wait.min(YIELD);
+            }
             if machine.stage() == Stage::Quiesce && self.draining.is_some() {
                 if self.is_drained() {
                     self.draining = None;
@@ -411,6 +443,9 @@ impl<'a> Move<'a> {
                 wait = wait.min(LOOK);
             }
             if let Ok(event) = self.events.1.recv_timeout(wait) {
+                if machine.stage() == Stage::Prepare && self.waits_for_peer(&event) {
+                    continue;
+                }
                 machine.event(event, self.epoch.elapsed());
             }
         }
@@ -418,7 +453,11 @@ impl<'a> Move<'a> {
 
     fn act(&mut self, action: Action<PhysicalEnd>) -> Option<Event<PhysicalEnd>> {
         match action {
-            Action::Ask(at, request) => self.ask(at, Fetch::Remap(self.groups[at].id, request)),
+            Action::Ask(at, request) => {
+                let what = Fetch::Remap(self.groups[at].id, request);
+                self.groups[at].asked = Some(what.clone());
+                self.ask(at, what);
+            }
             Action::Connect(at, accepts) => {
                 if let Err(error) = self.connect(at, accepts) {
                     return Some(Event::Unable(at, error.to_string()));
@@ -443,6 +482,27 @@ impl<'a> Move<'a> {
             Action::Ended(_) => {}
         }
         None
+    }
+
+    /// Whether a peer is busy with a move that it takes back for this one. It is asked again then.
+    fn waits_for_peer(&mut self, event: &Event<PhysicalEnd>) -> bool {
+        let Event::Answer(at, Answer::Busy) = event else { return false };
+        let Some(group) = self.groups.get_mut(*at) else { return false };
+        group.is_busy = has_precedence(self.local.grant().process, group.peer);
+        group.again = group.is_busy.then(|| Instant::now() + YIELD);
+        group.is_busy
+    }
+
+    fn ask_again(&mut self) {
+        let now = Instant::now();
+        for at in 0..self.groups.len() {
+            let group = &mut self.groups[at];
+            if group.again.take_if(|at| *at <= now).is_some()
+                && let Some(what) = group.asked.clone()
+            {
+                self.ask(at, what);
+            }
+        }
     }
 
     fn ask(&self, at: usize, what: Fetch) {
@@ -662,6 +722,8 @@ impl<'a> Move<'a> {
     fn explain(&self, failure: &Failure) -> Short {
         let (at, errno) = match failure {
             Failure::Busy(at) => (at, libc::EBUSY),
+            Failure::Unable(at, _) if self.gives_way => (at, libc::EBUSY),
+            Failure::Silent(at, Stage::Prepare) if self.groups[*at].is_busy => (at, libc::EBUSY),
             Failure::Refused(at, _) => (at, libc::ECONNREFUSED),
             Failure::Silent(at, _) => (at, libc::ETIMEDOUT),
             Failure::Confused(at, _) => (at, libc::EPROTO),

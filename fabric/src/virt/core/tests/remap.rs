@@ -359,10 +359,12 @@ fn a_try_that_was_taken_back_is_in_nobodys_way() {
         assert!(relocate(a.context.device(), &device).is_err());
         drop(foreign);
         move_to(&b, &fabric, 310 + round);
-        // And one of its peers is busy: tried again, and again, until it is not.
+        // And one of its peers is busy: waited for by who goes first, and by another tried again, and
+        // again, until it is not.
         job.busy_for(3);
-        assert_eq!(move_to(&a, &fabric, 320 + round).retries, 3);
-        move_to(&b, &fabric, 330 + round);
+        assert_eq!(move_to(&a, &fabric, 320 + round).retries, 0);
+        job.busy_for(3);
+        assert_eq!(move_to(&b, &fabric, 330 + round).retries, 3);
         let id = u64::from(round);
         qb.post_recv(id, &[b.memory.slice(0..64)]).unwrap();
         qa.post_send(&SendRequest::new(id, Op::Send, &[a.memory.slice(0..4)])).unwrap();
@@ -395,43 +397,65 @@ fn flushed_receives_are_no_messages() {
 }
 
 /// Promise: of two processes that move at once one goes first, however long their tries take and however
-/// they fall; and in the next collision of the same move it has no precedence.
+/// they fall; then the other has its turn.
 #[test]
 fn of_two_that_move_at_once_the_first_goes_first() {
     use crate::names::{Fetch, ProcessId, Record};
     use sojourn_logging::remap::{Answer, GroupId, Offer, Request};
     let Two { job, a: _a, b: _b, qa, qb, .. } = two();
     let (qa, qb) = (core_of(&qa), core_of(&qb));
-    let ask = |by: &QpCore, of: &QpCore, id, what| {
-        let (by, of) = (by.local().grant().process, of.local().grant().process);
-        match job.ask_as(by.0, of, &Fetch::Remap(GroupId(id), what)).unwrap() {
-            Record::Remap(answer) => answer,
-            other => panic!("{other:?}"),
-        }
+    let process = |qp: &QpCore| qp.local().grant().process;
+    let ask = |by: &QpCore, of: &QpCore, id, what| match job
+        .ask_as(process(by).0, process(of), &Fetch::Remap(GroupId(id), what))
+        .unwrap()
+    {
+        Record::Remap(answer) => answer,
+        other => panic!("{other:?}"),
     };
     let prepare = |by: &QpCore, of: &QpCore| {
         let end = by.end().unwrap();
-        Request::Prepare {
-            links: vec![Offer { qpn: of.qpn, mover_qpn: by.qpn, incarnation: 1, end, psn: 9 }],
-        }
+        let offer = Offer { qpn: of.qpn, mover_qpn: by.qpn, incarnation: 1, end, psn: 9 };
+        Request::Prepare { links: vec![offer] }
     };
-    assert_eq!(qa.local().grant().process, ProcessId(1));
-    let (one, two) = (Arc::clone(qa.local()), Arc::clone(qb.local()));
-    let tries = (one.remaps.begin().unwrap(), two.remaps.begin().unwrap());
+    assert_eq!((process(&qa), process(&qb)), (ProcessId(1), ProcessId(2)));
+    let (one, two) = (&qa.local().remaps, &qb.local().remaps);
+    let (first, second) = (one.begin().unwrap(), two.begin().unwrap());
     assert_eq!(ask(&qa, &qb, 1, prepare(&qa, &qb)), Answer::Busy);
     assert_eq!(ask(&qb, &qa, 1, prepare(&qb, &qa)), Answer::Busy);
-    drop(tries);
-    // The second leaves it to the first.
-    assert!(two.remaps.begin().is_none());
-    let again = one.remaps.begin().unwrap();
-    assert!(matches!(ask(&qa, &qb, 2, prepare(&qa, &qb)), Answer::Prepared(_)));
-    drop(again);
-    assert_eq!(ask(&qa, &qb, 2, Request::Abort), Answer::Aborted);
-    // It has had its turn.
-    let turn = two.remaps.begin().unwrap();
-    assert_eq!(ask(&qa, &qb, 3, prepare(&qa, &qb)), Answer::Busy);
-    drop(turn);
-    assert!(two.remaps.begin().is_some());
+    assert_eq!((one.yields(), two.yields()), (false, true));
+    drop(second);
+    assert!(two.begin().is_none());
+    // The first has been waiting for that.
+    assert!(matches!(ask(&qa, &qb, 1, prepare(&qa, &qb)), Answer::Prepared(_)));
+    assert_eq!(ask(&qa, &qb, 1, Request::Abort), Answer::Aborted);
+    drop(first);
+    // When it wants to move again, the second is due.
+    one.contend();
+    assert!(one.begin().is_none());
+    let second = two.begin().unwrap();
+    assert!(!two.yields());
+    assert!(matches!(ask(&qb, &qa, 2, prepare(&qb, &qa)), Answer::Prepared(_)));
+    assert_eq!(ask(&qb, &qa, 2, Request::Abort), Answer::Aborted);
+    drop(second);
+    assert!(one.begin().is_some());
+}
+
+/// Promise: processes that move at once all come through, without one try after the other.
+#[test]
+fn two_that_move_at_once_both_come_through() {
+    let Two { fabric, a, b, qa, qb, .. } = two();
+    for round in 0..20 {
+        std::thread::scope(|scope| {
+            let one = scope.spawn(|| move_to(&a, &fabric, 200 + 2 * round));
+            let other = scope.spawn(|| move_to(&b, &fabric, 201 + 2 * round));
+            one.join().unwrap();
+            other.join().unwrap();
+        });
+        let id = u64::from(round);
+        qb.post_recv(id, &[b.memory.slice(0..64)]).unwrap();
+        qa.post_send(&SendRequest::new(id, Op::Send, &[a.memory.slice(0..4)])).unwrap();
+        assert_eq!((ids(&a.drain()), ids(&b.drain())), (vec![(id, 0)], vec![(id, 0)]));
+    }
 }
 
 /// Promise: a group whose end the follower has not heard of is in nobody's way.
