@@ -51,10 +51,12 @@ pub(super) struct Moving {
     old: Option<(DeviceId, u32)>,
     /// What it reports as failed.
     withheld: Vec<Wc>,
-    /// The last receive that was handed to it (low bits of the sequence).
-    last_recv: Option<u32>,
-    /// That receive has come back.
-    recv_back: bool,
+    /// It had receives when it was taken down.
+    recvs_out: bool,
+    /// One of its receives has come back flushed: it executes nothing more. (The first says as much as
+    /// the last, and comes even where the path broke, and receives were posted behind that: those
+    /// never come back from rxe.)
+    flushed: bool,
     /// When handing ended.
     stopped: Option<Instant>,
     /// Since when the physical one is seen at ERR, and nothing says why.
@@ -480,7 +482,7 @@ impl QpCore {
                 return false;
             }
             moving.old = Some((attachment.underlay.id, attachment.qp.qp_num()));
-            (moving.recv_back, moving.told) = (false, false);
+            (moving.flushed, moving.told) = (false, false);
             (moving.proof_out, moving.proof_failed) = (false, false);
             (moving.broken, moving.stopped) = (broken, Some(Instant::now()));
             moving.failing_since = None;
@@ -568,9 +570,7 @@ impl QpCore {
     /// The old physical queue pair to ERR. Receives are only appended from here on.
     pub(in crate::virt::core) fn take_down(&self) {
         self.recv_side.visit().set(gate::SUSPENDED);
-        let (retired, handed) = (self.recv.retired(), self.recv.handed());
-        lock_mutex(&self.moving).last_recv =
-            (retired < handed).then(|| (handed.wrapping_sub(1) & LOW_31) as u32);
+        lock_mutex(&self.moving).recvs_out = self.recv.retired() < self.recv.handed();
         let Ok(attachment) = self.attachment() else { return };
         let err = QpAttr { qp_state: qp_state::ERR, ..QpAttr::default() };
         if let Err(error) = attachment.qp.modify(&err, qp_mask::STATE) {
@@ -591,11 +591,11 @@ impl QpCore {
         let exact = attachment.underlay.device.kind() == Kind::Soft;
         let settled = {
             let moving = lock_mutex(&self.moving);
-            let recvs_out = moving.last_recv.is_some() && !moving.recv_back;
-            if !exact && !last_look && (recvs_out || moving.proof_out) {
+            let waits = (moving.recvs_out && !moving.flushed) || moving.proof_out;
+            if !exact && !last_look && waits {
                 return None;
             }
-            exact || (moving.last_recv.is_some() && moving.recv_back)
+            exact || moving.flushed
         };
         let messages = match &self.srq {
             Some(_) => self.delivered.load(Ordering::Acquire),
@@ -855,9 +855,7 @@ impl QpCore {
         if wc.status == wc_status::SUCCESS {
             return false;
         }
-        if wc.wr_id & RECV != 0 && moving.last_recv == Some((wc.wr_id & LOW_31) as u32) {
-            moving.recv_back = true;
-        }
+        moving.flushed |= wc.wr_id & RECV != 0 && wc.status == wc_status::WR_FLUSH_ERR;
         moving.withheld.push(*wc);
         true
     }

@@ -176,6 +176,11 @@ impl Fabric {
         self.lock().deaf_in_err = true;
     }
 
+    /// A queue pair goes to ERR by itself.
+    pub(in super::super) fn break_path(&self, qpn: u32) {
+        self.lock().enter_err(qpn);
+    }
+
     /// Every post is refused.
     pub(in super::super) fn refuse_posts(&self, refuse: bool) {
         self.lock().post_fails = refuse;
@@ -216,8 +221,10 @@ impl State {
 
     fn enter_err(&mut self, number: u32) {
         let Some(qp) = self.qps.get_mut(&number) else { return };
+        let deaf = self.deaf_in_err && qp.attr.qp_state == qp_state::ERR;
         qp.attr.qp_state = qp_state::ERR;
-        let (sends, recvs) = (std::mem::take(&mut qp.sends), std::mem::take(&mut qp.recvs));
+        let sends = std::mem::take(&mut qp.sends);
+        let recvs = if deaf { VecDeque::new() } else { std::mem::take(&mut qp.recvs) };
         let (send_cq, recv_cq) = (qp.send_cq, qp.recv_cq);
         let flushed = |wr_id, opcode| Wc {
             wr_id,

@@ -458,6 +458,27 @@ fn two_that_move_at_once_both_come_through() {
     }
 }
 
+/// Promise 3: a path that fails flushes its receives before anybody takes it down, and that is a barrier as
+/// good as any: what has been executed is not told as unsettled.
+#[test]
+fn a_flush_before_the_take_down_is_a_barrier() {
+    let Two { fabric, a: _a, b, qa: _qa, qb, .. } = two();
+    for id in 0..3 {
+        qb.post_recv(id, &[b.memory.slice(0..64)]).unwrap();
+    }
+    let core = core_of(&qb);
+    core.stop();
+    fabric.break_path(core.end().unwrap().qpn);
+    // Withheld: the program is not to notice.
+    assert!(b.drain().is_empty());
+    // Of what is posted from here on the device gives nothing back, as rxe does.
+    fabric.deaf_in_err();
+    qb.post_recv(3, &[b.memory.slice(0..64)]).unwrap();
+    core.take_down();
+    assert!(b.drain().is_empty());
+    assert!(core.executed(false).is_some_and(|executed| executed.settled));
+}
+
 /// Promise: a group whose end the follower has not heard of is in nobody's way.
 #[test]
 fn a_later_group_takes_the_place_of_an_earlier_one() {
