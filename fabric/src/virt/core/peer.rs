@@ -25,8 +25,9 @@ pub(super) const NOWHERE: u8 = u8::MAX;
 pub(super) enum Wanted {
     /// What a key stands for.
     Key(u32),
-    /// What queue pair `qpn` stands for, by our queue pair `own`: the peer is told of it.
-    Qpn { qpn: u32, own: u32 },
+    /// What queue pair `qpn` stands for, by our queue pair `own`: the peer is told of it, as it stands
+    /// on its so many-th path. (What the peer was told before a move is of no use after it.)
+    Qpn { qpn: u32, own: u32, path: u64 },
 }
 
 /// A name that is missing, and whose it is.
@@ -146,7 +147,7 @@ impl Peer {
         if first {
             let what = match wanted {
                 Wanted::Key(key) => Fetch::Key(key),
-                Wanted::Qpn { qpn, own } => Fetch::Qpn { qpn, own_qpn: own, own_end: qp.end() },
+                Wanted::Qpn { qpn, own, .. } => Fetch::Qpn { qpn, own_qpn: own, own_end: qp.end() },
             };
             let peer = Arc::clone(self);
             let deadline = Instant::now() + NAME_PATIENCE;
@@ -183,7 +184,7 @@ impl Peer {
         };
         let waiters = lock_mutex(&self.waiting).remove(&wanted).unwrap_or_default();
         for qp in waiters.iter().filter_map(Weak::upgrade) {
-            qp.settled(self, outcome);
+            qp.settled(self, wanted, outcome);
         }
         // What the peer does not know today it may know tomorrow.
         for (table, index, name, value) in placeholders {

@@ -317,17 +317,17 @@ impl QpCore {
     }
 
     /// A name that it waited for has come, or never will.
-    pub(super) fn settled(&self, peer: &Peer, outcome: Outcome) {
+    pub(super) fn settled(&self, peer: &Peer, wanted: Wanted, outcome: Outcome) {
         if outcome == Outcome::Lost && self.qp_type == qp_type::RC {
             self.fail(abi::wc_status::RETRY_EXC_ERR);
             return;
         }
         // Unreliable: what cannot be delivered is lost, and its request completes.
         let announce = |known| {
-            if self.qp_type == qp_type::UD
+            if let Wanted::Qpn { path, .. } = wanted
                 && let Some(mut side) = self.send_side.enter_shared()
             {
-                side.announce(peer, known);
+                side.announce(peer, path, known);
             }
         };
         announce(true);

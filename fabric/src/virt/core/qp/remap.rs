@@ -649,6 +649,8 @@ impl QpCore {
         lock_mutex(&self.moving).incarnation = incarnation;
         let reliable = self.qp_type == qp_type::RC;
         let send_cq = self.send_cq.upgrade();
+        // First, so that peers are told of it by whoever sends on it.
+        let old = lock_mutex(&self.attachment).replace(attachment.clone());
         let switch = || {
             let mut side = self.send_side.visit();
             let plan = match state {
@@ -695,7 +697,6 @@ impl QpCore {
         if matches!(state, qp_state::RTR | qp_state::RTS) {
             lock_mutex(&self.control).own_psn = Some(psn);
         }
-        let old = lock_mutex(&self.attachment).replace(attachment);
         if let Some(missing) = missing {
             missing.resolve(self);
         }

@@ -54,6 +54,8 @@ pub(in crate::virt::core) struct SendSide {
     max_sges: usize,
     /// Datagrams: peers that know of this queue pair, by their index.
     announced: Vec<bool>,
+    /// Physical queue pairs that it has had before.
+    path: u64,
     nowhere: Option<Arc<dyn DeviceAh>>,
     on: AhPd,
     pub(super) ending: Ending,
@@ -90,6 +92,7 @@ impl SendSide {
             sges,
             max_sges,
             announced: Vec::new(),
+            path: 0,
             nowhere: None,
             on,
             ending: Ending::default(),
@@ -110,6 +113,7 @@ impl SendSide {
         }
         // Peers do not know where its datagrams come from now.
         self.announced.clear();
+        self.path += 1;
         self.nowhere = None;
         self.on =
             AhPd { underlay: Arc::clone(&attachment.underlay), pd: Arc::clone(&attachment.pd) };
@@ -129,7 +133,11 @@ impl SendSide {
         }
     }
 
-    pub(super) fn announce(&mut self, peer: &Peer, known: bool) {
+    /// A peer has been told where datagrams came from on that path, or is to be told anew.
+    pub(super) fn announce(&mut self, peer: &Peer, path: u64, known: bool) {
+        if path != self.path {
+            return;
+        }
         if self.announced.len() <= peer.index {
             self.announced.resize(peer.index + 1, false);
         }
@@ -294,7 +302,7 @@ impl SendSide {
             return Ok(None);
         }
         if !peer.own {
-            let wanted = Wanted::Qpn { qpn, own: core.qpn };
+            let wanted = Wanted::Qpn { qpn, own: core.qpn, path: self.path };
             return Err(Missing { peer: Arc::clone(peer), wanted });
         }
         let physical = self.qp.as_ref().map(|qp| qp.qp_num());

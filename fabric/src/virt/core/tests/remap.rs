@@ -251,6 +251,25 @@ fn datagrams_find_their_way_after_a_move() {
     }
 }
 
+/// Promise: whoever receives a datagram knows its sender, also where the answer to a question of before the
+/// move comes after it: that told of the queue pair that was left.
+#[test]
+fn a_late_answer_does_not_announce_a_new_sender() {
+    let (Two { job, fabric, a, b, qa, qb }, cq) = datagrams(|n| Port::infiniband(n.into()));
+    let ah = a.pd.create_ah(&qb.endpoint().unwrap()).unwrap();
+    qb.post_recv(1, &[b.memory.slice(0..200)]).unwrap();
+    job.set_slow();
+    let to = Datagram { ah: &ah, qpn: qb.qp_num(), qkey: ConnectOptions::default().qkey };
+    qa.post_send(&SendRequest::inline(2, Op::Send, b"ping").to(to)).unwrap();
+    move_to(&a, &fabric, 300);
+    while job.answer() > 0 {}
+    let received: Vec<_> = [b.drain(), drain(&cq)].concat();
+    assert_eq!(
+        received.iter().map(|wc| (wc.wr_id, wc.src_qp)).collect::<Vec<_>>(),
+        [(1, qa.qp_num())]
+    );
+}
+
 /// Promise: what waits to be flushed is flushed once, and a queue pair at ERR stays there.
 #[test]
 fn queue_pairs_at_err_move_with_what_is_to_be_flushed() {
