@@ -610,12 +610,10 @@ impl CqCore {
         job()
     }
 
-    /// Completions of that device that were withheld come after all.
-    pub(super) fn give_back(&self, device: DeviceId, wcs: Vec<Wc>) {
-        if wcs.is_empty() {
-            return;
-        }
+    /// Completions of that device that were withheld come after all: `taken` while nobody polls.
+    pub(super) fn give_back(&self, device: DeviceId, taken: impl FnOnce() -> Vec<Wc>) {
         let on = self.on.visit();
+        let wcs = taken();
         if let Some(harvest) = on.iter().find(|harvest| harvest.underlay.id == device) {
             self.come_late(harvest, wcs);
         }

@@ -51,6 +51,8 @@ pub(super) struct Moving {
     old: Option<(DeviceId, u32)>,
     /// What it reports as failed.
     withheld: Vec<Wc>,
+    /// What was withheld of its sends has been given back, and of its receives.
+    returned: [bool; 2],
     /// It had receives when it was taken down.
     recvs_out: bool,
     /// One of its receives has come back flushed: it executes nothing more. (The first says as much as
@@ -487,6 +489,7 @@ impl QpCore {
             (moving.broken, moving.stopped) = (broken, Some(Instant::now()));
             moving.failing_since = None;
             moving.withheld.clear();
+            moving.returned = [false; 2];
         }
         self.cqs().for_each(|cq| cq.begin_move());
         self.watch.fetch_or(watch::WITHHOLD, Ordering::SeqCst);
@@ -847,7 +850,7 @@ impl QpCore {
             return false;
         }
         let mut moving = lock_mutex(&self.moving);
-        if moving.old != Some((device, wc.qp_num)) {
+        if moving.old != Some((device, wc.qp_num)) || moving.returned[usize::from(is_recv(wc))] {
             return false;
         }
         if moving.told {
@@ -890,9 +893,10 @@ impl QpCore {
             if !has_peer {
                 return false;
             }
-            // Somebody else who polls another of its CQs may have found it first.
+            // Somebody else who polls another of its CQs may have found it first; or it comes after
+            // all, because it was judged already.
             if !self.begin_withholding(&attachment, true) {
-                return true;
+                return self.is_broken();
             }
             side.set(gate::SUSPENDED);
         }
@@ -1046,21 +1050,25 @@ impl QpCore {
         self.release();
     }
 
-    /// What was withheld comes after all.
+    /// What was withheld comes after all, before anything that comes later.
     fn return_withheld(&self) {
+        let Some((device, _)) = lock_mutex(&self.moving).old else { return };
+        for (recvs, cq) in [(false, &self.send_cq), (true, &self.recv_cq)] {
+            if let Some(cq) = cq.upgrade() {
+                cq.give_back(device, || self.no_longer_withhold(recvs));
+            }
+        }
         self.watch.fetch_and(!watch::WITHHOLD, Ordering::SeqCst);
-        let (old, withheld) = {
-            let mut moving = lock_mutex(&self.moving);
-            (moving.old, std::mem::take(&mut moving.withheld))
-        };
-        let Some((device, _)) = old else { return };
-        let (recvs, sends): (Vec<_>, Vec<_>) = withheld.into_iter().partition(is_recv);
-        if let Some(cq) = self.send_cq.upgrade() {
-            cq.give_back(device, sends);
-        }
-        if let Some(cq) = self.recv_cq.upgrade() {
-            cq.give_back(device, recvs);
-        }
+    }
+
+    /// What was withheld of its receives, or of its sends. While nobody polls their CQ.
+    fn no_longer_withhold(&self, recvs: bool) -> Vec<Wc> {
+        let mut moving = lock_mutex(&self.moving);
+        moving.returned[usize::from(recvs)] = true;
+        let all = std::mem::take(&mut moving.withheld);
+        let (returned, kept) = all.into_iter().partition(|wc| is_recv(wc) == recvs);
+        moving.withheld = kept;
+        returned
     }
 
     /// Of what was withheld, the sends: before a request of ours says that all of them are through.
