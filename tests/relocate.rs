@@ -20,21 +20,29 @@ fn a_process_goes_where_it_is_told() {
     let heat = "heat --size 64x64 --steps 60000 --json";
     let script = format!("echo $$; exec {SOJOURN} {heat}");
     let mut job = place.sojourn(["run", "-n", "2", "--timeout", "100", "--", "sh", "-c", &script]);
-    job.env("SOJOURN_SOFT_DEVICES", "2");
-    let job = start(job);
+    // On a machine that is busy with others a path may seem to have failed; that is no error.
+    job.env("SOJOURN_SOFT_DEVICES", "2").env("SOJOURN_LOG", "error");
+    let mut job = start(job);
     let pids = [job.line(), job.line()].map(|line| line.split(' ').next_back().unwrap().to_owned());
-    let mut moves = Vec::new();
-    while moves.len() < 4 {
-        let (pid, device) = (&pids[moves.len() % 2], ["soft1", "soft0"][moves.len() / 2]);
+    let mut moves: Vec<serde_json::Value> = Vec::new();
+    for turn in 0.. {
+        let (pid, device) = (&pids[turn % 2], ["soft1", "soft0"][turn / 2 % 2]);
         let done = order(pid, device);
         // Before it has opened its device there is nothing to move, or it has not joined yet.
         if done.status.success() && done.out.contains("\"peers\":1") {
-            moves.push(done.out);
+            moves.push(serde_json::from_str(&done.out).unwrap());
+        }
+        if moves.len() == 4 {
+            break;
+        }
+        if job.child.try_wait().unwrap().is_some() {
+            panic!("the job has ended after {} moves: {:?}; {done:?}", moves.len(), job.finish());
         }
     }
-    let moved: serde_json::Value = serde_json::from_str(&moves[3]).unwrap();
-    assert_eq!((&moved[0]["from"], &moved[0]["to"]), (&"soft1".into(), &"soft0".into()));
-    assert!(moved[0]["blackout_seconds"].as_f64().unwrap() > 0.0);
+    for moved in &moves {
+        assert_ne!(moved[0]["from"], moved[0]["to"]);
+        assert!(moved[0]["blackout_seconds"].as_f64().unwrap() > 0.0);
+    }
     let error = order(&pids[0], "soft7").failed(1);
     assert!(error.contains("device \"soft7\" not found; this machine has: soft0"), "{error}");
     let out = job.finish().ok();

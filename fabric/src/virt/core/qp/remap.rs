@@ -59,6 +59,8 @@ pub(super) struct Moving {
     flushed: bool,
     /// When handing ended.
     stopped: Option<Instant>,
+    /// Since when the physical one is seen at ERR, and nothing says why.
+    failing_since: Option<Instant>,
     /// The peer has been told how far it has come.
     told: bool,
     /// A proof is out.
@@ -119,6 +121,9 @@ impl Status {
 /// The retry count that rxe takes for one without end: devices get one less (see `control`).
 const MOST_RETRIES: u8 = 6;
 
+/// How long completions may come after a device has gone to ERR: a thread of it that is kept from running
+/// takes its time.
+const FAILURE_LAG: Duration = Duration::from_secs(1);
 /// How long is waited for what is under way, as long as it is no atomic.
 const DRAIN_PATIENCE: Duration = Duration::from_millis(100);
 
@@ -142,13 +147,36 @@ impl QpCore {
         lock_mutex(&self.moving).broken
     }
 
+    /// A device may be at ERR before its completions say why: for so long they are waited for. (Where
+    /// nothing is outstanding, none will come.)
+    fn fails_just_now(&self) -> bool {
+        let mut moving = lock_mutex(&self.moving);
+        moving.failing_since.get_or_insert_with(Instant::now).elapsed() < FAILURE_LAG
+    }
+
     /// How it stands.
+    ///
+    /// # Errors
+    /// `EBUSY` where that is about to be known.
     pub(in crate::virt::core) fn status(&self) -> Result<Status> {
         let mut state = self.state()?;
         if state == qp_state::ERR && self.send_side.gate() & gate::ERR == 0 {
             // Nobody has looked yet what it was.
             self.cqs().for_each(|cq| cq.harvest_now());
             state = self.state()?;
+            if state == qp_state::ERR
+                && self.send_side.gate() & gate::ERR == 0
+                && !self.told_to_end.load(Ordering::Acquire)
+                && self.fails_just_now()
+            {
+                return Err(Error::new(
+                    libc::EBUSY,
+                    format!(
+                        "queue pair {:#x} has failed, and its completions are yet to come",
+                        self.qpn
+                    ),
+                ));
+            }
         }
         let dest = lock_mutex(&self.control).attr.dest_qp_num;
         let side = self.send_side.visit();
@@ -457,6 +485,7 @@ impl QpCore {
             (moving.flushed, moving.told) = (false, false);
             (moving.proof_out, moving.proof_failed) = (false, false);
             (moving.broken, moving.stopped) = (broken, Some(Instant::now()));
+            moving.failing_since = None;
             moving.withheld.clear();
         }
         self.cqs().for_each(|cq| cq.begin_move());
@@ -946,6 +975,7 @@ impl QpCore {
         let mut moving = lock_mutex(&self.moving);
         moving.executed.clear();
         moving.replays.clear();
+        moving.failing_since = None;
     }
 
     /// The peer is gone: what was handed ends as verbs end it.

@@ -306,7 +306,11 @@ impl Ground {
         if !matches!(qp.qp_type, qp_type::RC | qp_type::UC) {
             return Ok(None);
         }
-        let Ok(status) = qp.status() else { return Ok(None) };
+        let status = match qp.status() {
+            Ok(status) => status,
+            Err(error) if error.errno() == libc::EBUSY => return Err(PrepareError::Busy),
+            Err(_) => return Ok(None),
+        };
         let connected = status.is_connected() && status.peer == Some((self.mover, offer.mover_qpn));
         if connected {
             return Ok(Some(qp));

@@ -48,6 +48,8 @@ const DRAIN: Duration = Duration::from_millis(if cfg!(test) { 150 } else { 2000 
 const DRAIN_OF_FAILED: Duration = Duration::from_millis(1);
 /// Until a peer that has to take back a move of its own is asked again.
 const YIELD: Duration = Duration::from_millis(5);
+/// How long a peer may take for that.
+const MOST_YIELD: Duration = Duration::from_secs(2);
 /// Between two looks at what is still under way.
 const LOOK: Duration = Duration::from_micros(20);
 
@@ -494,7 +496,9 @@ impl<'a> Move<'a> {
         let Event::Answer(at, Answer::Busy) = event else { return false };
         let Some(group) = self.groups.get_mut(*at) else { return false };
         let first = !group.is_busy;
-        group.is_busy = has_precedence(self.local.grant().process, group.peer);
+        // One that is busy for longer has to go itself first (its port is down, say): it gets its turn.
+        group.is_busy = has_precedence(self.local.grant().process, group.peer)
+            && self.epoch.elapsed() < MOST_YIELD;
         if first && group.is_busy {
             tracing::debug!("{} is busy: it is waited for", group.peer);
         }

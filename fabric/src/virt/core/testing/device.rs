@@ -151,6 +151,21 @@ impl Fabric {
         self.lock().cut(packets);
     }
 
+    /// Queue pairs of this port are at ERR, and what they flush is yet to come: by [`Fabric::flush`].
+    pub(in super::super) fn err_at(&self, lid: u16) {
+        let mut state = self.lock();
+        let there = state.qps.values_mut().filter(|qp| qp.port.lid == lid);
+        there.for_each(|qp| qp.attr.qp_state = qp_state::ERR);
+    }
+
+    /// Now it comes.
+    pub(in super::super) fn flush(&self) {
+        let mut state = self.lock();
+        let at_err = state.qps.iter().filter(|(_, qp)| qp.attr.qp_state == qp_state::ERR);
+        let numbers: Vec<u32> = at_err.map(|(number, _)| *number).collect();
+        numbers.into_iter().for_each(|number| state.enter_err(number));
+    }
+
     /// Executes what can be executed.
     pub(in super::super) fn run(&self) {
         self.lock().run(true);

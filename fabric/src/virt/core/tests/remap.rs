@@ -602,3 +602,24 @@ fn counts_alone_decide_what_they_can() {
         assert_eq!(received, sends, "{ops:?}: each message once");
     }
 }
+
+/// Promise: a queue pair that has just failed is neither taken for one at ERR nor for one that is whole,
+/// before its completions say which it is: a peer that moves meanwhile tries again.
+#[test]
+fn a_queue_pair_that_has_just_failed_is_waited_for() {
+    let Two { fabric, a, b, qa, qb, .. } = two();
+    qb.post_recv(1, &[b.memory.slice(0..64)]).unwrap();
+    fabric.err_at(102);
+    let moved = std::thread::scope(|scope| {
+        let late = fabric.clone();
+        scope.spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            late.flush();
+        });
+        move_to(&a, &fabric, 300)
+    });
+    // It cannot have been ready before.
+    assert!(moved.phases[0].took >= Duration::from_millis(40), "{moved:?}");
+    assert_eq!(ids(&b.drain()), [(1, wc_status::WR_FLUSH_ERR)]);
+    assert_eq!((qa.state().unwrap(), qb.state().unwrap()), (qp_state::RTS, qp_state::ERR));
+}
