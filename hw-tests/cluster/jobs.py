@@ -36,7 +36,7 @@ class Job:
             self.parts.append(guest.start(script, seconds + 20))
             first += count
             if len(self.parts) == 1:
-                wait_listening(guest, JOB_PORT)
+                self._wait_listening()
 
     def __enter__(self):
         return self
@@ -44,6 +44,16 @@ class Job:
     def __exit__(self, *exception):
         for part in self.parts:
             part.kill()
+
+    def _wait_listening(self):
+        try:
+            wait_listening(self.guests[0], JOB_PORT)
+        except Failed:
+            # One that has ended says more than that nobody listens.
+            if self.parts[0].ended.is_set():
+                raise Failed(f"the job ended at once: {self.parts[0].wait().text}") from None
+            self.parts[0].kill()
+            raise
 
     def wait_for(self, pattern, seconds, guest=0):
         """Waits until the ranks in a guest have written a line that matches `pattern` (grep -E)."""

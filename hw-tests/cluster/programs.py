@@ -14,7 +14,7 @@ from .errors import Unusable
 BUILD_SECONDS = 1200
 
 # Packages whose programs run in the guests.
-PACKAGES = ["sojourn", "sojourn-pagerank"]
+PACKAGES = ["sojourn", "sojourn-pagerank", "sojourn-witness"]
 # Packages whose shared objects are preloaded there.
 LIBRARIES = ["sojourn-preload"]
 # Integration tests that run in the guests, by name, with their packages.

@@ -77,7 +77,7 @@ impl QpCore {
         let _settled = self.pd.context.settled();
         // It ends as verbs have it end, or begins anew: nobody need look for another path.
         if mask & qp_mask::STATE != 0 && matches!(attr.qp_state, qp_state::ERR | qp_state::RESET) {
-            self.told_to_end.store(true, Ordering::Release);
+            self.is_ending.store(true, Ordering::Release);
             self.let_it_fail();
         }
         self.while_it_stays(|| self.change(attr, mask))
@@ -161,7 +161,7 @@ impl QpCore {
             Some(qp_state::ERR) => self.note_err(),
             Some(qp_state::RESET) => {
                 self.reset();
-                self.told_to_end.store(false, Ordering::Release);
+                self.is_ending.store(false, Ordering::Release);
             }
             _ => {}
         }

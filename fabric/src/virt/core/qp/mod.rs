@@ -145,8 +145,8 @@ pub(super) struct QpCore {
     pub(super) pd: Arc<PdCore>,
     /// Receives that were consumed before it was connected.
     recv_base: AtomicU64,
-    /// The program has told it to end: what fails from then on is no path.
-    told_to_end: AtomicBool,
+    /// The program has told it to end, or it has failed for good: what fails from then on is no path.
+    is_ending: AtomicBool,
     /// Receives that have come back empty since.
     pub(super) unfilled: AtomicU64,
     /// Messages delivered since, where its receives are shared.
@@ -240,7 +240,7 @@ impl QpCore {
             srq,
             pd: Arc::clone(&parts.pd),
             recv_base: AtomicU64::new(0),
-            told_to_end: AtomicBool::new(false),
+            is_ending: AtomicBool::new(false),
             unfilled: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
             moving: Mutex::default(),

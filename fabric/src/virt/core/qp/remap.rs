@@ -168,7 +168,7 @@ impl QpCore {
             state = self.state()?;
             if state == qp_state::ERR
                 && self.send_side.gate() & gate::ERR == 0
-                && !self.told_to_end.load(Ordering::Acquire)
+                && !self.is_ending.load(Ordering::Acquire)
                 && self.fails_just_now()
             {
                 return Err(Error::new(
@@ -875,7 +875,7 @@ impl QpCore {
         if !of_path
             || self.qp_type != qp_type::RC
             || self.send_side.gate() & gate::ERR != 0
-            || self.told_to_end.load(Ordering::Acquire)
+            || self.is_ending.load(Ordering::Acquire)
         {
             return false;
         }
@@ -919,6 +919,8 @@ impl QpCore {
     pub(in crate::virt::core) fn let_it_fail(&self) {
         self.while_it_stays(|| {
             if std::mem::take(&mut lock_mutex(&self.moving).broken) {
+                // What is given back looks as it did when it was withheld.
+                self.is_ending.store(true, Ordering::Release);
                 self.go_on();
             }
         });

@@ -157,6 +157,7 @@ impl Remaps {
         // Two contexts of one process do not wait for each other: only one of them moves.
         let busy = self.moving.load(Ordering::Acquire) && mover != local.grant().process;
         if busy {
+            tracing::debug!("{mover} is to be followed, and this process is moving");
             if has_precedence(mover, local.grant().process) {
                 following.defer_to(mover, now);
                 self.yields.store(true, Ordering::Release);

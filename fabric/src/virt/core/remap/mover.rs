@@ -47,7 +47,7 @@ const DRAIN: Duration = Duration::from_millis(if cfg!(test) { 150 } else { 2000 
 /// The same over a path that has failed.
 const DRAIN_OF_FAILED: Duration = Duration::from_millis(1);
 /// Until a peer that has to take back a move of its own is asked again.
-const YIELD: Duration = Duration::from_millis(2);
+const YIELD: Duration = Duration::from_millis(5);
 /// How long a peer may take for that.
 const MOST_YIELD: Duration = Duration::from_secs(2);
 /// Between two looks at what is still under way.
@@ -141,6 +141,7 @@ pub(in crate::virt::core) fn relocate(
             let tried = format!("moving to {to}, tried for {} s", PATIENCE.as_secs());
             return Err(busy.context(tried));
         }
+        tracing::debug!("moving to {to}: {busy}; again in {wait:?}");
         std::thread::sleep(wait);
         rest = (rest * 2).min(MOST_REST);
         retries += 1;
@@ -330,6 +331,10 @@ impl<'a> Move<'a> {
                 }
                 None => None,
             };
+            // Making all of them takes a while, and somebody may wait for this move to be taken back.
+            if self.local.remaps.yields() {
+                return Err(Error::new(libc::EBUSY, "it gives way to another"));
+            }
             link.fresh = Some(link.qp.fresh(&self.to, srq, link.state)?);
         }
         Ok(())
@@ -490,9 +495,13 @@ impl<'a> Move<'a> {
     fn waits_for_peer(&mut self, event: &Event<PhysicalEnd>) -> bool {
         let Event::Answer(at, Answer::Busy) = event else { return false };
         let Some(group) = self.groups.get_mut(*at) else { return false };
+        let first = !group.is_busy;
         // One that is busy for longer has to go itself first (its port is down, say): it gets its turn.
         group.is_busy = has_precedence(self.local.grant().process, group.peer)
             && self.epoch.elapsed() < MOST_YIELD;
+        if first && group.is_busy {
+            tracing::debug!("{} is busy: it is waited for", group.peer);
+        }
         group.again = group.is_busy.then(|| Instant::now() + YIELD);
         group.is_busy
     }

@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::device::DeviceContext;
-use crate::virt::Relocation;
 use crate::virt::core::qp::QpCore;
 use crate::virt::core::relocate;
+use crate::virt::{Failover, Relocation};
 use std::sync::Arc;
 
 fn go(process: &Process, device: Arc<dyn DeviceContext>) -> Relocation {
@@ -496,6 +496,30 @@ fn a_flush_before_the_take_down_is_a_barrier() {
     core.take_down();
     assert!(b.drain().is_empty());
     assert!(core.executed(false).is_some_and(|executed| executed.settled));
+}
+
+/// Promise: what fails without its path being to blame fails for the program as well, though there would be
+/// another device: each completion comes, once.
+#[test]
+fn what_is_not_the_fault_of_a_path_fails() {
+    let (job, fabric) = (Job::default(), Fabric::default());
+    let policy = Policy { failover: Failover::To(vec!["soft0".to_owned()]), ..Policy::default() };
+    let process =
+        |n: u16| Process::with(&job, &fabric, n.into(), Port::infiniband(n + 100), &policy);
+    let (a, b) = (process(1), process(2));
+    let (qa, qb) = (a.qp(), b.qp());
+    connect(&qa, &qb);
+    for id in 0..3 {
+        qb.post_recv(id, &[b.memory.slice(0..64)]).unwrap();
+    }
+    fabric.break_path(core_of(&qb).end().unwrap().qpn);
+    let until = std::time::Instant::now() + Duration::from_secs(10);
+    let mut flushed = Vec::new();
+    while flushed.len() < 3 && std::time::Instant::now() < until {
+        flushed.extend(ids(&b.drain()));
+    }
+    assert_eq!(flushed, (0..3).map(|id| (id, wc_status::WR_FLUSH_ERR)).collect::<Vec<_>>());
+    assert_eq!(qb.state().unwrap(), qp_state::ERR);
 }
 
 /// Promise: a group whose end the follower has not heard of is in nobody's way.
