@@ -7,9 +7,10 @@ use super::local::{Herd, Local, read, write};
 use super::lock_mutex;
 use super::mr::VirtualMr;
 use super::pd::{PdCore, VirtualPd};
-use super::policy::{Evidence, Policy};
+use super::policy::{Evidence, Policy, Retention};
 use super::qp::{HIDDEN_SENDS, QpCore};
 use super::remap::{Broken, FIRST_PORT, Failover, Relocation};
+use super::retain::{Gone, Store};
 use super::srq::SrqCore;
 use super::underlay::Underlay;
 use crate::abi::{self, DeviceAttr, Gid, PortAttr, event_type, port_state};
@@ -36,6 +37,11 @@ pub(super) struct VirtualContext {
     underlays: RwLock<Vec<Arc<Underlay>>>,
     events: Epoll,
     policy: Policy,
+    /// Logs of messages: those of its protection domains, and of such as are gone, as long as something is
+    /// kept there.
+    stores: Mutex<Vec<Arc<Store>>>,
+    /// Queue pairs that are gone, and of which no epoch has told so far.
+    pub(super) gone: Gone,
     /// The last moves.
     moves: Mutex<VecDeque<Relocation>>,
     me: Weak<VirtualContext>,
@@ -64,6 +70,8 @@ impl VirtualContext {
             underlays: RwLock::new(vec![local.add_device(device)]),
             events,
             policy,
+            stores: Mutex::default(),
+            gone: Gone::default(),
             moves: Mutex::default(),
             me: me.clone(),
             settled: RwLock::default(),
@@ -91,6 +99,23 @@ impl VirtualContext {
     /// What is told of how far our own queue pairs have come.
     pub(super) fn evidence(&self) -> Evidence {
         self.policy.evidence
+    }
+
+    /// What is kept of messages.
+    pub(super) fn retention(&self) -> &Retention {
+        &self.policy.retention
+    }
+
+    /// Remembers a log of messages.
+    pub(super) fn add_store(&self, store: &Arc<Store>) {
+        let mut stores = lock_mutex(&self.stores);
+        stores.retain(|store| Arc::strong_count(store) > 1 || !store.is_empty());
+        stores.push(Arc::clone(store));
+    }
+
+    /// The logs of messages.
+    pub(super) fn stores(&self) -> Vec<Arc<Store>> {
+        lock_mutex(&self.stores).clone()
     }
 
     /// Sees to it that everything goes to another device, where the port is down and that may be. True
@@ -279,7 +304,7 @@ impl DeviceContext for VirtualContext {
         let _settled = self.settled();
         let pd = PdCore::new(Arc::clone(&self), init.single_threaded)?;
         self.pds.add(&pd);
-        Ok(Arc::new(VirtualPd(pd)))
+        Ok(Arc::new(VirtualPd::new(pd)))
     }
 
     fn create_channel(self: Arc<Self>) -> Result<Arc<dyn DeviceChannel>> {

@@ -12,6 +12,7 @@ use super::peer::Peer;
 use super::qp::QpCore;
 use super::remap::{Orders, Remaps, Rescue};
 use super::resolve::Resolver;
+use super::retain::Committed;
 use super::reverse::ReverseTable;
 use super::srq::SrqCore;
 use super::tables::{MAX_KEYS, MAX_QPS, qpn_index};
@@ -19,8 +20,8 @@ use super::underlay::Underlay;
 use crate::device::DeviceContext;
 use crate::error::{Error, Result};
 use crate::names::{
-    Asker, DeviceId, Gid, Grant, Incarnation, KeyRecord, MAX_LID, Order, PhysicalEnd, ProcessId,
-    QpnRecord,
+    Asker, Cover, DeviceId, Gid, Grant, Incarnation, KeyRecord, MAX_LID, Order, PhysicalEnd,
+    ProcessId, QpnRecord,
 };
 use sojourn_logging::remap::{Answer, GroupId, Request};
 use std::collections::HashMap;
@@ -36,6 +37,8 @@ const FIRST_KEY: u32 = 1;
 /// A region as this process knows it.
 #[derive(Clone)]
 pub(super) struct Region {
+    /// The protection domain that it belongs to.
+    pub(super) owner: usize,
     /// Its first byte in our address space.
     pub(super) base: usize,
     /// What requests call its first byte: the same, or 0.
@@ -135,6 +138,8 @@ pub(super) struct Local {
     pub(super) orders: Orders,
     /// Who is called where a path fails.
     pub(super) rescue: Rescue,
+    /// Epochs, of peers and of our own.
+    pub(super) committed: Committed,
 }
 
 impl Local {
@@ -159,6 +164,7 @@ impl Local {
             contexts: Herd::default(),
             orders: Orders::default(),
             rescue: Rescue::default(),
+            committed: Committed::default(),
         })
     }
 
@@ -293,6 +299,13 @@ impl Local {
         self.senders.learn(end, qpn, process, process.gid(self.grant().job).0);
     }
 
+    /// A process has committed an epoch that has consumed this of what we have sent to it.
+    pub(super) fn hear_committed(&self, peer: ProcessId, serial: u64, covers: &[Cover]) {
+        let contexts = self.contexts.alive();
+        let stores: Vec<_> = contexts.iter().flat_map(|context| context.stores()).collect();
+        self.committed.hear(peer, serial, covers, &stores);
+    }
+
     /// Where our queue pair `qpn` is to be reached.
     pub(super) fn own_qpn(&self, qpn: u32) -> Option<(PhysicalEnd, u32)> {
         let qp = self.qp(qpn)?;
@@ -330,6 +343,10 @@ impl crate::names::Owner for Local {
 
     fn moved(&self, asker: ProcessId, qpn: u32, end: &PhysicalEnd) {
         self.peer(asker).learn_qpn(qpn, end);
+    }
+
+    fn committed(&self, asker: ProcessId, serial: u64, covers: &[Cover]) {
+        self.hear_committed(asker, serial, covers);
     }
 
     fn relocate(&self, ticket: u64, device: &str) -> Order {
