@@ -88,6 +88,14 @@ impl Process {
         Ok(Context::over(self.core.open_over(device, Policy::from_env()?)?))
     }
 
+    /// The same, with a policy of the program's own.
+    ///
+    /// # Errors
+    /// `EMFILE` where no file descriptor is left.
+    pub fn open_with(&self, device: Arc<dyn DeviceContext>, policy: Policy) -> Result<Context> {
+        Ok(Context::over(self.core.open_over(device, policy)?))
+    }
+
     /// Leaves a note under a name, for other processes of the job to fetch.
     ///
     /// # Errors
