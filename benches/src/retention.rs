@@ -25,6 +25,8 @@ const WINDOW: u64 = 16;
 const BATCH_BYTES: usize = Retention::DEFAULT_BYTES / 2;
 /// And messages.
 const BATCH: usize = 8192;
+/// Between two looks for completions where there were none, over a paced device.
+const REST: Duration = Duration::from_micros(20);
 /// Longest wait for a completion.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -83,8 +85,16 @@ impl Place {
         Ok(Place { context, pd, cq, memory, process, at: 0 })
     }
 
-    /// Posts `n` WRITEs of `length` bytes, `window` outstanding at a time.
-    fn run(&mut self, qp: &QueuePair, length: usize, n: u64, window: u64) -> Result<()> {
+    /// Posts `n` WRITEs of `length` bytes, `window` outstanding at a time, and sleeps for `rest` where nothing
+    /// has completed.
+    fn run(
+        &mut self,
+        qp: &QueuePair,
+        length: usize,
+        n: u64,
+        window: u64,
+        rest: Duration,
+    ) -> Result<()> {
         let mut wcs = [Wc::default(); WINDOW as usize];
         let (mut posted, mut done) = (0, 0);
         let mut deadline = None;
@@ -106,7 +116,13 @@ impl Place {
             done += got as u64;
             if got > 0 {
                 deadline = None;
-            } else if Instant::now() > *deadline.get_or_insert_with(|| Instant::now() + PATIENCE) {
+                continue;
+            }
+            // The engine of a paced device needs a processor, and there may be few.
+            if !rest.is_zero() {
+                std::thread::sleep(rest);
+            }
+            if Instant::now() > *deadline.get_or_insert_with(|| Instant::now() + PATIENCE) {
                 return Err(Error::new(libc::ETIMEDOUT, "a WRITE does not complete"));
             }
         }
@@ -135,18 +151,18 @@ impl Posts {
         let qp = self.0.pd.create_qp(&QpOptions::rc(&self.0.cq))?;
         qp.connect(&qp.endpoint()?, &ConnectOptions::default())?;
         let start = Instant::now();
-        self.0.run(&qp, length, n, 1)?;
+        self.0.run(&qp, length, n, 1, Duration::ZERO)?;
         let took = start.elapsed();
-        self.0.whole(n)?;
+        self.0.whole(&qp, n)?;
         self.0.context.forget_peer(self.0.process.grant().process)?;
         Ok(took)
     }
 }
 
 impl Place {
-    /// Looks that all `n` of the one connection are kept, where they are to be.
-    fn whole(&self, n: u64) -> Result<()> {
-        for it in self.context.retained()? {
+    /// Looks that all `n` that `qp` has sent are kept, where they are to be.
+    fn whole(&self, qp: &QueuePair, n: u64) -> Result<()> {
+        for it in self.context.retained()?.iter().filter(|it| it.qpn == qp.qp_num()) {
             if it.records < n || it.gap.is_some() {
                 let text = format!("{} of {n} messages kept, missing {:?}", it.records, it.gap);
                 return Err(Error::new(libc::EIO, text));
@@ -168,7 +184,15 @@ impl Copies {
     #[must_use]
     #[allow(clippy::new_without_default, reason = "there is nothing default about 64 MiB")]
     pub fn new() -> Self {
-        Copies { from: vec![7; REGION], ring: vec![1; Retention::DEFAULT_BYTES], at: (0, 0) }
+        let ring = Vec::with_capacity(Retention::DEFAULT_BYTES);
+        let mut copies = Copies { from: vec![7; REGION], ring, at: (0, 0) };
+        // On pages as large as the log's.
+        let start = copies.ring.as_ptr().addr().next_multiple_of(4096);
+        let length = Retention::DEFAULT_BYTES - 4096;
+        // SAFETY: advice on memory that was allocated just now.
+        unsafe { libc::madvise(start as *mut _, length, libc::MADV_HUGEPAGE) };
+        copies.ring.resize(Retention::DEFAULT_BYTES, 1);
+        copies
     }
 
     /// How long `n` copies of `length` bytes take, which the compiler does not know.
@@ -198,6 +222,7 @@ pub struct Connection {
     place: Place,
     from: QueuePair,
     to: QueuePair,
+    rest: Duration,
 }
 
 impl Connection {
@@ -215,7 +240,8 @@ impl Connection {
         let place = Place::new(device, kept, spill)?;
         let options = QpOptions::rc(&place.cq);
         let (from, to) = place.pd.create_pair(&options, &ConnectOptions::default())?;
-        Ok(Connection { place, from, to })
+        let rest = if pace.is_some() { REST } else { Duration::ZERO };
+        Ok(Connection { place, from, to, rest })
     }
 
     /// How long `n` WRITEs of `length` bytes take; [`batch`] at most, unless they are spilled. An epoch covers
@@ -225,9 +251,9 @@ impl Connection {
     /// Where one fails, or is not kept.
     pub fn run(&mut self, length: usize, n: u64) -> Result<Duration> {
         let start = Instant::now();
-        self.place.run(&self.from, length, n, WINDOW)?;
+        self.place.run(&self.from, length, n, WINDOW, self.rest)?;
         let took = start.elapsed();
-        self.place.whole(n)?;
+        self.place.whole(&self.from, n)?;
         // The message behind them.
         self.to.post_recv(0, &[])?;
         self.from.post_send(&SendRequest::new(0, Op::Send, &[]))?;

@@ -53,12 +53,15 @@ pub(super) struct Arena {
     spill_from: u64,
     /// Bytes of spans that are live.
     live: u64,
+    /// The owner that was asked for last, and how many requests of its window had retired.
+    asked: (u64, u64),
 }
 
 impl Arena {
     pub(super) fn new(capacity: u64) -> Self {
         let capacity = capacity / ALIGN * ALIGN;
-        Arena { capacity, spans: VecDeque::new(), first: 0, spill_from: 0, live: 0 }
+        let spans = VecDeque::new();
+        Arena { capacity, spans, first: 0, spill_from: 0, live: 0, asked: (0, 0) }
     }
 
     pub(super) fn capacity(&self) -> u64 {
@@ -159,8 +162,14 @@ impl Arena {
         if front.live {
             return Err(Stays::Live(front.owner));
         }
-        if front.pin.is_some_and(|seq| retired(front.owner) <= seq) {
-            return Err(Stays::InUse);
+        if let Some(seq) = front.pin {
+            // To ask costs something, and mostly many have retired since.
+            if self.asked.0 != front.owner || self.asked.1 <= seq {
+                self.asked = (front.owner, retired(front.owner));
+            }
+            if self.asked.1 <= seq {
+                return Err(Stays::InUse);
+            }
         }
         self.spans.pop_front();
         self.first += 1;

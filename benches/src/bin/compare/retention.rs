@@ -23,8 +23,10 @@ const SHORT: [(usize, &str); 6] = [
     (64 << 10, "64 KiB"),
 ];
 const ROUNDS: usize = 9;
-/// At a pace the time of a round is the pace's.
-const PACED_ROUNDS: usize = 3;
+/// At a pace, where a round is short and the engine often kept from running.
+const PACED_ROUNDS: usize = 15;
+/// A round of many bytes.
+const SPILLED_ROUNDS: usize = 3;
 /// Gb/s.
 const PACE: f64 = 25.0;
 /// Messages of a paced round: some tenths of a second at most.
@@ -131,7 +133,7 @@ fn spilled(report: &mut Report) -> Result<()> {
         let each = |connection: &mut Connection| {
             connection.run(length, n).map(|took| took.as_secs_f64() / n as f64)
         };
-        let (ours, other) = best_in_turns(PACED_ROUNDS, || each(&mut on), || each(&mut off))?;
+        let (ours, other) = best_in_turns(SPILLED_ROUNDS, || each(&mut on), || each(&mut off))?;
         let rate = |seconds: f64| length as f64 / seconds / 1e9;
         report.line(&name, "GB/s", rate(ours), rate(other), Goal::None);
     }

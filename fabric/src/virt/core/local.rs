@@ -25,6 +25,7 @@ use crate::names::{
 };
 use sojourn_logging::remap::{Answer, GroupId, Request};
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak};
@@ -47,6 +48,31 @@ pub(super) struct Region {
     pub(super) length: u64,
     /// Physical rkey on each device.
     pub(super) rkeys: Vec<(DeviceId, u32)>,
+}
+
+/// Regions by key.
+pub(super) type Regions = HashMap<u32, Region, BuildHasherDefault<KeyHasher>>;
+
+/// Of keys that this process deals itself, one after the other: nobody chooses them so that they collide.
+#[derive(Default)]
+pub(super) struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u32(u32::from(*byte)));
+    }
+
+    #[inline]
+    fn write_u32(&mut self, key: u32) {
+        // Any odd number whose bits are well mixed: the table looks at the upper ones too.
+        const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+        self.0 = (self.0 ^ u64::from(key)).wrapping_mul(SPREAD);
+    }
+
+    #[inline]
+    fn finish(&self) -> u64 {
+        self.0 ^ self.0 >> 32
+    }
 }
 
 /// Things that are somewhere, held weakly.
@@ -121,7 +147,7 @@ pub(super) struct Local {
     keys: Mutex<Dealer>,
     /// Queue pairs by number, for those who do not poll.
     numbers: RwLock<HashMap<u32, Weak<QpCore>>>,
-    regions: RwLock<HashMap<u32, Region>>,
+    regions: RwLock<Regions>,
     peers: Mutex<HashMap<ProcessId, Arc<Peer>>>,
     next_device: AtomicU32,
     /// Address handles, shared receive queues and CQs by number.
@@ -290,7 +316,7 @@ impl Local {
     }
 
     /// The regions, which stay registered while this is held.
-    pub(super) fn regions(&self) -> RwLockReadGuard<'_, HashMap<u32, Region>> {
+    pub(super) fn regions(&self) -> RwLockReadGuard<'_, Regions> {
         read(&self.regions)
     }
 
