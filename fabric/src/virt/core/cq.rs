@@ -711,7 +711,7 @@ impl CqCore {
         completions.for_each(|held| backlog.push(held));
         let news = backlog.held.range(before..);
         // The loudest of them.
-        let news = news.map(|held| held.wc).max_by_key(|wc| is_loud(wc));
+        let news = news.map(|held| held.wc).max_by_key(is_loud);
         drop(backlog);
         self.on.note(gate::ATTENTION);
         if let Some(wc) = news {

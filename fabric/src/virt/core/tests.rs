@@ -1,6 +1,7 @@
 //! The core over a device in memory, with names that come when the test says so.
 
 mod remap;
+mod room;
 
 use super::testing::{Fabric, Job, Port};
 use super::{Core, Evidence, Policy};
