@@ -20,8 +20,8 @@ pub mod core;
 mod process;
 
 pub use self::core::{
-    Cause, Cut, Evidence, Failover, Gap, Message, Phase, Policy, Relocation, RetainedConnection,
-    RetainedMessage, RetainedMessages, Retention, Spill,
+    Cause, Cut, Evidence, Failover, Gap, Message, Outstanding, Phase, Policy, Relocation,
+    RetainedConnection, RetainedMessage, RetainedMessages, Retention, Spill,
 };
 pub use api::{
     AddressHandle, CompletionChannel, CompletionQueue, ConnectOptions, Context, Data, Datagram,

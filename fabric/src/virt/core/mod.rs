@@ -59,7 +59,7 @@ mod tests;
 mod translation;
 mod underlay;
 
-pub use policy::{Evidence, Policy, Retention, Spill};
+pub use policy::{Evidence, Outstanding, Policy, Retention, Spill};
 pub use remap::{Cause, Failover, Phase, Relocation};
 pub use resolve::{Answer, Resolver};
 pub use retain::{Cut, Gap, Message, RetainedConnection, RetainedMessage, RetainedMessages};

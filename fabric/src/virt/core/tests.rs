@@ -2,6 +2,7 @@
 
 mod remap;
 mod retain;
+mod room;
 
 use super::testing::{Fabric, Job, Port};
 use super::{Core, Evidence, Policy};
