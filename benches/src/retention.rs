@@ -19,8 +19,9 @@ use std::time::{Duration, Instant};
 
 /// Registered memory of each side, used in turn: more than the caches of the second level hold.
 const REGION: usize = 4 << 20;
-/// Requests outstanding.
+/// Requests outstanding, and bytes: fewer than a context may have, so that posting never waits for room.
 const WINDOW: u64 = 16;
+const WINDOW_BYTES: usize = 4 << 20;
 /// Bytes that are sent between two epochs at most: half of the ring.
 const BATCH_BYTES: usize = Retention::DEFAULT_BYTES / 2;
 /// And messages.
@@ -251,7 +252,8 @@ impl Connection {
     /// Where one fails, or is not kept.
     pub fn run(&mut self, length: usize, n: u64) -> Result<Duration> {
         let start = Instant::now();
-        self.place.run(&self.from, length, n, WINDOW, self.rest)?;
+        let window = WINDOW.min((WINDOW_BYTES / length) as u64);
+        self.place.run(&self.from, length, n, window, self.rest)?;
         let took = start.elapsed();
         self.place.whole(&self.from, n)?;
         // The message behind them.

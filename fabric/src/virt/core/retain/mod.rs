@@ -11,7 +11,7 @@
 //! | `ring` | the ring of a domain: its memory, its registration |
 //! | `store` | its log under a lock, and the spill |
 //! | `spill` | the spill file |
-//! | `posting` | what a queue pair does with a request that is posted |
+//! | `posting`, `copying` | what a queue pair does with a request that is posted |
 //! | `cut` | what this process has consumed, and telling its peers of it when an epoch is committed |
 //! | `reading` | what is kept, for those who replay |
 //!
@@ -38,6 +38,7 @@
 //! copy, but for a [piece](reading) that somebody reads). Regions are kept from being deregistered while
 //! they are read.
 
+mod copying;
 mod cut;
 mod posting;
 mod reading;

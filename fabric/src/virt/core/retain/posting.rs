@@ -1,5 +1,6 @@
 //! What a queue pair does with a request that is posted.
 
+use super::copying::{copy, prefetch_behind};
 use super::store::Dealt;
 use super::{Ring, Store};
 use crate::abi::{Sge, send_flags};
@@ -129,11 +130,13 @@ impl QpCore {
                     // place that is ours until it is filled. The program does not change what it has
                     // posted; where a peer does so, nothing is concluded from which of its bytes come.
                     unsafe {
-                        to.copy_from_nonoverlapping(piece.iov_base.cast(), piece.iov_len);
+                        copy(piece.iov_base.cast(), to, piece.iov_len, !sent);
                         to = to.add(piece.iov_len);
                     }
                 }
-                prefetch_behind(to, length as usize);
+                if sent {
+                    prefetch_behind(to, length as usize);
+                }
                 store.filled(span);
                 let addr = store.mapping.at(at, length) as u64;
                 // A message is below 2³¹ bytes, and one that is sent from here far below.
@@ -159,24 +162,6 @@ impl QpCore {
         }
         retaining.take_back(messages, receives);
     }
-}
-
-/// A cache line.
-const LINE: usize = 64;
-/// Bytes that are fetched in advance: of longer messages the processor sees by itself where they go.
-const AHEAD: usize = 2048;
-
-/// Fetches what the next message is likely to be copied to. Each lock waits for what was written before it, and
-/// the ring is larger than any cache: 1 KiB took 130 ns more without this.
-fn prefetch_behind(at: *mut u8, length: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for line in 0..length.min(AHEAD).div_ceil(LINE) {
-        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-        // SAFETY: a hint: it may be of any address.
-        unsafe { _mm_prefetch::<_MM_HINT_ET0>(at.wrapping_add((line + 1) * LINE - 1).cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (at, length, LINE, AHEAD);
 }
 
 /// Where an element is in our memory, if it is within its region.
