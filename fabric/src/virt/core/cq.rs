@@ -78,6 +78,11 @@ impl Backlog {
         self.held.push_back(held);
         self.came += 1;
     }
+
+    fn insert(&mut self, at: usize, held: Held) {
+        self.held.insert(at.min(self.held.len()), held);
+        self.came += 1;
+    }
 }
 
 #[derive(Default)]
@@ -557,9 +562,7 @@ impl CqCore {
         while let Ok(got @ 1..) = harvest.cq.poll(&mut wcs) {
             // One by one: some put others into the backlog themselves, in turn.
             for wc in &mut wcs[..got as usize] {
-                if self.translate(wc) || self.translate_odd(harvest, wc) {
-                    lock_mutex(&self.backlog).push(Held::gone(*wc));
-                }
+                self.keep(harvest, wc);
             }
             self.on.note(gate::ATTENTION);
         }
@@ -621,10 +624,21 @@ impl CqCore {
 
     fn come_late(&self, harvest: &Harvest, wcs: Vec<Wc>) {
         for mut wc in wcs {
-            if self.translate(&mut wc) || self.translate_odd(harvest, &mut wc) {
-                self.hold(std::iter::once(Held::gone(wc)));
+            if self.keep(harvest, &mut wc) {
+                self.announce(true, wc.status != wc_status::SUCCESS);
             }
         }
+    }
+
+    /// Puts a completion into the backlog, where it is the program's. While nobody else polls.
+    fn keep(&self, harvest: &Harvest, wc: &mut Wc) -> bool {
+        let at = lock_mutex(&self.backlog).held.len();
+        let keeps = self.translate(wc) || self.translate_odd(harvest, wc);
+        if keeps {
+            // What it was the last to stand in the way of has come behind it by now.
+            lock_mutex(&self.backlog).insert(at, Held::gone(*wc));
+        }
+        keeps
     }
 
     /// From now on all send completions of this queue pair go through the backlog.
@@ -649,11 +663,17 @@ impl CqCore {
         let mut backlog = lock_mutex(&self.backlog);
         let before = backlog.held.len();
         completions.for_each(|held| backlog.push(held));
-        self.on.note(gate::ATTENTION);
         // Successful ones of ours are of sends, which nobody solicits.
         let loud = |held: &Held| held.wc.status != wc_status::SUCCESS;
         let (any, loud) = (backlog.held.len() > before, backlog.held.range(before..).any(loud));
         drop(backlog);
+        self.announce(any, loud);
+    }
+
+    /// Something is in the backlog; whether something new, and such as is announced to who waits for that
+    /// alone.
+    fn announce(&self, any: bool, loud: bool) {
+        self.on.note(gate::ATTENTION);
         let kind = self.armed.load(Ordering::Acquire);
         let due = match kind {
             armed::NO => false,

@@ -11,7 +11,7 @@ use crate::device::*;
 use crate::error::{Error, Result};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::any::Any;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::c_void;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -98,6 +98,10 @@ struct State {
     on_command: bool,
     deaf_in_err: bool,
     post_fails: bool,
+    /// Ports from which nothing arrives.
+    cut_off: HashSet<[u8; 16]>,
+    /// The same, of queue pairs from that number on.
+    cut_off_next: Option<([u8; 16], u32)>,
 }
 
 /// All ports, and what is between them.
@@ -181,6 +185,21 @@ impl Fabric {
         self.lock().enter_err(qpn);
     }
 
+    /// Nothing arrives from this port any more: what its queue pairs have out fails, and what is posted to
+    /// them, on command or not.
+    pub(in super::super) fn cut_off(&self, port: Port) {
+        let mut state = self.lock();
+        state.cut_off.insert(port.gid);
+        state.fail_cut_off();
+    }
+
+    /// The same, of queue pairs that are created from now on.
+    pub(in super::super) fn cut_off_next(&self, port: Port) {
+        let mut state = self.lock();
+        let first = state.number();
+        state.cut_off_next = Some((port.gid, first));
+    }
+
     /// Every post is refused.
     pub(in super::super) fn refuse_posts(&self, refuse: bool) {
         self.lock().post_fails = refuse;
@@ -241,6 +260,30 @@ impl State {
         }
     }
 
+    fn fail_cut_off(&mut self) {
+        let cut_off = |qp: &Qp| qp.attr.qp_state == qp_state::RTS && !qp.sends.is_empty();
+        let numbers: Vec<u32> =
+            self.qps.iter().filter(|(_, qp)| cut_off(qp)).map(|it| *it.0).collect();
+        for number in numbers {
+            let Some(qp) = self.qps.get_mut(&number) else { continue };
+            let next =
+                self.cut_off_next.is_some_and(|(gid, first)| gid == qp.port.gid && number > first);
+            if !(next || self.cut_off.contains(&qp.port.gid)) || qp.qp_type != qp_type::RC {
+                continue;
+            }
+            let Some(send) = qp.sends.pop_front() else { continue };
+            let wc = Wc {
+                wr_id: send.wr.wr_id,
+                status: wc_status::RETRY_EXC_ERR,
+                qp_num: number,
+                ..Wc::default()
+            };
+            let send_cq = qp.send_cq;
+            self.complete(send_cq, wc, true);
+            self.enter_err(number);
+        }
+    }
+
     fn covers(&self, key: u32, addr: u64, length: u64, access: u32) -> bool {
         self.mrs.get(&key).is_some_and(|mr| {
             mr.access & access == access && addr >= mr.addr && addr + length <= mr.addr + mr.length
@@ -279,6 +322,7 @@ impl State {
     }
 
     fn run(&mut self, commanded: bool) {
+        self.fail_cut_off();
         if self.on_command && !commanded {
             return;
         }

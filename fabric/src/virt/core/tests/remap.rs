@@ -7,7 +7,7 @@ use crate::virt::core::relocate;
 use crate::virt::{Failover, Relocation};
 use std::sync::Arc;
 
-fn go(process: &Process, device: Arc<dyn DeviceContext>) -> Relocation {
+pub(super) fn go(process: &Process, device: Arc<dyn DeviceContext>) -> Relocation {
     relocate(process.context.device(), &device).unwrap()
 }
 
@@ -391,7 +391,7 @@ fn a_try_that_was_taken_back_is_in_nobodys_way() {
     }
 }
 
-fn core_of(qp: &QueuePair) -> Arc<QpCore> {
+pub(super) fn core_of(qp: &QueuePair) -> Arc<QpCore> {
     let device: Arc<dyn std::any::Any + Send + Sync> = Arc::clone(qp.device()) as _;
     let device = device.downcast::<crate::virt::core::qp::VirtualQp>();
     Arc::clone(device.unwrap_or_else(|_| panic!("a virtual queue pair")).core())
