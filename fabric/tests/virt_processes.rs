@@ -2,7 +2,7 @@
 //! test program again, joined to the job of the test that started it.
 
 use sojourn_fabric::abi::{GRH_BYTES, Wc, access, qp_state, wc_flags, wc_status};
-use sojourn_fabric::device::soft::{Mode, Options, Pace, open_with};
+use sojourn_fabric::device::soft::{Mode, Options, Pace, open_with, set_port};
 use sojourn_fabric::names::directory::{DirectoryServer, ServerConfig};
 use sojourn_fabric::names::env::JobEnvironment;
 use sojourn_fabric::names::{Endpoint as Place, JobKey, PrivateDir, ProcessId};
@@ -54,6 +54,8 @@ impl Job {
             .args(["part", "--exact", "--ignored", "--nocapture"])
             .env(PART, part)
             .env(MODE, mode)
+            // One to fail over to.
+            .env("SOJOURN_SOFT_DEVICES", "2")
             .envs(variables.into_iter().filter_map(|(name, value)| Some((name, value?))))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -127,6 +129,8 @@ fn part() {
         "echo" => echo(&member),
         "datagrams" => datagrams(&member),
         "victim" => victim(&member),
+        "writer" => writer(&member),
+        "watcher" => watcher(&member),
         other => panic!("{PART}={other} is no part"),
     }
 }
@@ -403,4 +407,50 @@ fn a_stopped_peer_blocks_only_its_own_queue_pairs() {
     let wc = member.next();
     assert_eq!((wc.wr_id, wc.status), (900, wc_status::SUCCESS));
     other.kill();
+}
+
+/// Words that are written without being polled for.
+const WORDS: u64 = 40;
+
+/// Writes, has its port fail, and writes on: it never polls.
+fn writer(member: &Member) {
+    let (qp, _, remote) = member.connected(2);
+    for n in 0..WORDS {
+        if n == WORDS / 2 {
+            set_port("soft0", false).unwrap();
+        }
+        let write = Op::Write(remote.offset(8 * n));
+        let word = (n + 1).to_ne_bytes();
+        let request = SendRequest::inline(n, write, &word);
+        qp.post_send(&request.unsignaled()).unwrap();
+    }
+    member.part(2);
+}
+
+/// Watches its memory for what the writer writes: it never polls either.
+fn watcher(member: &Member) {
+    let (_qp, _, _) = member.connected(1);
+    let word = |n: u64| {
+        member.memory.atomic_u64(8 * n as usize).load(std::sync::atomic::Ordering::Acquire)
+    };
+    let deadline = soon();
+    while word(WORDS - 1) == 0 {
+        assert!(Instant::now() < deadline, "the last word does not come");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    (0..WORDS).for_each(|n| assert_eq!(word(n), n + 1));
+    member.part(1);
+}
+
+/// Promise: where a path fails between programs that only write and watch their memory, and never poll,
+/// they go on over another device.
+#[test]
+fn a_failure_is_noticed_though_nobody_polls() {
+    for mode in ["sync", "async"] {
+        let job = Job::new();
+        let mut writer = job.start("writer", mode, 0);
+        let mut watcher = job.start("watcher", mode, 1);
+        writer.ends();
+        watcher.ends();
+    }
 }

@@ -9,7 +9,7 @@ use super::mr::VirtualMr;
 use super::pd::{PdCore, VirtualPd};
 use super::policy::{Evidence, Policy};
 use super::qp::{HIDDEN_SENDS, QpCore};
-use super::remap::{Broken, FIRST_PORT, Failover, Relocation};
+use super::remap::{Broken, FIRST_PORT, Failover, Lookout, Relocation};
 use super::srq::SrqCore;
 use super::underlay::Underlay;
 use crate::abi::{self, DeviceAttr, Gid, PortAttr, event_type, port_state};
@@ -48,6 +48,8 @@ pub(super) struct VirtualContext {
     pub(super) srqs: Herd<SrqCore>,
     pub(super) qps: Herd<QpCore>,
     pub(super) ahs: Herd<AhCore>,
+    /// Who notices that a path of its queue pairs has failed, where nobody polls.
+    pub(super) lookout: Lookout,
 }
 
 impl VirtualContext {
@@ -74,6 +76,7 @@ impl VirtualContext {
             srqs: Herd::default(),
             qps: Herd::default(),
             ahs: Herd::default(),
+            lookout: Lookout::default(),
         });
         local.contexts.add(&context);
         Ok(context)

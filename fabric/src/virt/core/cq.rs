@@ -607,6 +607,16 @@ impl CqCore {
         self.harvest_all(&on);
     }
 
+    /// The same, where nobody has asked for completions, and the program does not seem to want them. It
+    /// may still find as many as it has asked room for: what is beyond stays where it is.
+    pub(super) fn harvest_unasked(&self) {
+        let on = self.on.visit();
+        let there = lock_mutex(&self.backlog).held.len();
+        if there < self.cqe.load(Ordering::Relaxed) as usize {
+            self.harvest_all(&on);
+        }
+    }
+
     /// Runs `job` while nobody polls.
     pub(super) fn alone<R>(&self, job: impl FnOnce() -> R) -> R {
         let _on = self.on.visit();

@@ -142,3 +142,50 @@ fn what_no_path_is_to_blame_for_comes_when_a_move_is_given_up() {
     assert_eq!(sent, (0..4).map(|id| (id, flush)).collect::<Vec<_>>());
     assert_eq!(two.qa.state().unwrap(), qp_state::ERR);
 }
+
+/// Promise: a path that fails is mended though the program does not poll, but watches its memory.
+#[test]
+fn a_failure_that_nobody_polls_for_is_mended() {
+    let two = three_under_way();
+    two.fabric.cut_off(Port::ethernet(1));
+    let until = Instant::now() + PATIENCE;
+    let sge = [two.a.memory.slice(0..4)];
+    two.a.memory.write(0, b"done");
+    let write = SendRequest::new(3, Op::Write(two.b.memory.remote(1024)), &sge);
+    two.qa.post_send(&write.unsignaled()).unwrap();
+    let mut bytes = [0; 4];
+    while bytes != *b"done" && Instant::now() < until {
+        two.job.run_timers();
+        two.b.memory.read(1024, &mut bytes);
+    }
+    assert_eq!(&bytes, b"done");
+    // And what there was to be found is there.
+    assert_eq!(poll_for(&two, 3), (successes(0..3), successes(0..3)));
+}
+
+/// Promise: completions of a program that does not poll are not hoarded without bound, and a queue pair
+/// that gets on is left alone.
+#[test]
+fn completions_that_nobody_polls_for_are_not_hoarded() {
+    let (job, fabric) = (Job::default(), Fabric::default());
+    let policy = Policy { failover: Failover::To(vec!["soft0".to_owned()]), ..Policy::default() };
+    let process =
+        |n: u16| Process::with(&job, &fabric, n.into(), Port::infiniband(n + 100), &policy);
+    let (a, b) = (process(1), process(2));
+    let (qa, qb) = (a.qp(), b.qp());
+    connect(&qa, &qb);
+    let sge = [a.memory.slice(0..4)];
+    let write = || SendRequest::new(1, Op::Write(b.memory.remote(8)), &sge);
+    let depth = qa.cap().max_send_wr;
+    let mut posted = 0;
+    for _ in 0..20 {
+        for _ in 0..depth {
+            posted += u32::from(qa.post_send(&write()).is_ok());
+        }
+        job.run_timers();
+        job.run_timers();
+    }
+    // One harvest, which is more than the size of the CQ, and one window behind that.
+    assert_eq!(posted, 2 * depth);
+    assert_eq!(a.drain().len(), posted as usize);
+}

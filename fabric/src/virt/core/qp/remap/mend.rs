@@ -88,6 +88,22 @@ impl QpCore {
         has_peer.then_some(attachment)
     }
 
+    /// It has requests out, and none has come back since the last time, nor has a message. Called by
+    /// the lookout alone.
+    pub(in crate::virt::core) fn stands_still(&self) -> bool {
+        let retired = self.send.retired();
+        let come = retired
+            .wrapping_add(self.recv.retired())
+            .wrapping_add(self.delivered.load(Ordering::Relaxed));
+        let came = self.seen.swap(come, Ordering::Relaxed);
+        // Whoever moves it, harvests.
+        self.qp_type == qp_type::RC
+            && retired < self.send.handed()
+            && come == came
+            && self.send_side.gate() & gate::SUSPENDED == 0
+            && !self.is_dead()
+    }
+
     pub(super) fn call_for_help(&self) {
         self.local().rescue.call(self.local(), Broken::Path(self.weak()));
     }
