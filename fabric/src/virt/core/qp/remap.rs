@@ -310,7 +310,8 @@ impl QpCore {
                 recv_cq: &recv_cq,
                 srq,
             };
-            Attachment::create(&self.pd, underlay, &parts)
+            let made = Attachment::create(&self.pd, underlay, &parts);
+            made.map_err(|error| error.context(format_args!("another queue pair {:#x}", self.qpn)))
         });
         let attachment = match made {
             Ok(attachment) => attachment,

@@ -98,6 +98,8 @@ struct State {
     on_command: bool,
     deaf_in_err: bool,
     post_fails: bool,
+    max_inline: Option<u32>,
+    left: Option<usize>,
     /// Ports from which nothing arrives.
     cut_off: HashSet<[u8; 16]>,
     /// The same, of queue pairs from that number on.
@@ -124,8 +126,35 @@ impl Fabric {
         port: Port,
         limits: fn(&mut abi::DeviceAttr),
     ) -> Arc<dyn DeviceContext> {
+        self.open_with_port(port, limits, |_| {})
+    }
+
+    /// The same, of a port with other limits, too.
+    pub(in super::super) fn open_with_port(
+        &self,
+        port: Port,
+        limits: fn(&mut abi::DeviceAttr),
+        port_limits: fn(&mut abi::PortAttr),
+    ) -> Arc<dyn DeviceContext> {
         let events = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
-        Arc::new(TestContext { fabric: self.clone(), port, events, limits })
+        Arc::new(TestContext { fabric: self.clone(), port, events, limits, port_limits })
+    }
+
+    /// Queue pairs that are created from now on have no more inline data than this.
+    pub(in super::super) fn limit_inline(&self, bytes: u32) {
+        self.lock().max_inline = Some(bytes);
+    }
+
+    /// After `n` more objects have been created, of whatever kind, there is no memory for one; `None`:
+    /// there is.
+    pub(in super::super) fn run_out_after(&self, n: Option<usize>) {
+        self.lock().left = n;
+    }
+
+    /// Domains, regions, CQs, queue pairs, receive queues and handles that are there.
+    pub(in super::super) fn objects(&self) -> [usize; 4] {
+        let state = self.lock();
+        [state.mrs.len(), state.cqs.len(), state.qps.len(), state.srqs.len()]
     }
 
     /// From now on nothing is executed but by [`Fabric::run`] and [`Fabric::step`].
@@ -221,6 +250,18 @@ impl State {
         // Strides that no virtual name has, so that a name that was not translated shows.
         self.next += 0x11;
         0x80_0000 + self.next
+    }
+
+    /// There is memory for one more object.
+    fn create(&mut self) -> Result<()> {
+        match &mut self.left {
+            Some(0) => Err(Error::new(libc::ENOMEM, "test0: no memory left")),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 
     fn complete(&mut self, cq: u32, wc: Wc, solicited: bool) {
@@ -564,6 +605,7 @@ struct TestContext {
     port: Port,
     events: EventFd,
     limits: fn(&mut abi::DeviceAttr),
+    port_limits: fn(&mut abi::PortAttr),
 }
 
 impl DeviceContext for TestContext {
@@ -589,7 +631,7 @@ impl DeviceContext for TestContext {
         if port != 1 {
             return Err(Error::invalid(format!("port {port}")));
         }
-        Ok(abi::PortAttr {
+        let mut attr = abi::PortAttr {
             state: abi::port_state::ACTIVE,
             max_mtu: abi::mtu::MTU_4096,
             active_mtu: abi::mtu::MTU_1024,
@@ -598,7 +640,9 @@ impl DeviceContext for TestContext {
             lid: self.port.lid,
             link_layer: self.port.link_layer,
             ..abi::PortAttr::default()
-        })
+        };
+        (self.port_limits)(&mut attr);
+        Ok(attr)
     }
 
     fn query_gid(&self, _port: u8, index: u32) -> Result<Gid> {
@@ -616,10 +660,12 @@ impl DeviceContext for TestContext {
 
     fn alloc_pd(self: Arc<Self>, init: PdInit) -> Result<Arc<dyn DevicePd>> {
         assert!(init.single_threaded, "the virtual layer's lock is the only one");
+        self.fabric.lock().create()?;
         Ok(Arc::new(TestPd(self)))
     }
 
     fn create_channel(self: Arc<Self>) -> Result<Arc<dyn DeviceChannel>> {
+        self.fabric.lock().create()?;
         let fd = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
         Ok(Arc::new(Channel(Arc::new(TestChannel { fd, events: Mutex::default() }))))
     }
@@ -631,6 +677,7 @@ impl DeviceContext for TestContext {
             Arc::clone(&any.downcast::<Channel>().unwrap_or_else(|_| panic!("a channel")).0)
         });
         let mut state = self.fabric.lock();
+        state.create()?;
         let number = state.number();
         let (cqe, user) = (init.cqe, init.user);
         state.cqs.insert(number, Cq { cqe, channel, user, ..Cq::default() });
@@ -686,6 +733,7 @@ impl DevicePd for TestPd {
         flags: u32,
     ) -> Result<Arc<dyn DeviceMr>> {
         let mut state = self.0.fabric.lock();
+        state.create()?;
         let key = state.number();
         state.mrs.insert(key, Mr { addr: addr as u64, length: length as u64, access: flags });
         drop(state);
@@ -704,11 +752,14 @@ impl DevicePd for TestPd {
             any.downcast::<TestSrq>().unwrap_or_else(|_| panic!("a physical SRQ")).number
         });
         let mut state = self.0.fabric.lock();
+        state.create()?;
         let number = state.number();
+        let mut cap = init.cap;
+        cap.max_inline_data = cap.max_inline_data.min(state.max_inline.unwrap_or(u32::MAX));
         let qp = Qp {
             qp_type: init.qp_type,
             port: self.0.port,
-            cap: init.cap,
+            cap,
             attr: QpAttr::default(),
             sends: VecDeque::new(),
             out: 0,
@@ -719,12 +770,13 @@ impl DevicePd for TestPd {
         };
         state.qps.insert(number, qp);
         drop(state);
-        let (fabric, qp_type, cap) = (self.0.fabric.clone(), init.qp_type, init.cap);
+        let (fabric, qp_type) = (self.0.fabric.clone(), init.qp_type);
         Ok(Arc::new(TestQp { fabric, number, qp_type, cap }))
     }
 
     fn create_srq(self: Arc<Self>, _init: SrqInit) -> Result<Arc<dyn DeviceSrq>> {
         let mut state = self.0.fabric.lock();
+        state.create()?;
         let number = state.number();
         state.srqs.insert(number, VecDeque::new());
         drop(state);
@@ -733,6 +785,7 @@ impl DevicePd for TestPd {
 
     fn create_ah(self: Arc<Self>, attr: &abi::AhAttr) -> Result<Arc<dyn DeviceAh>> {
         let mut state = self.0.fabric.lock();
+        state.create()?;
         let handle = u64::from(state.number());
         state.ahs.insert(handle, Ah { attr: *attr });
         drop(state);
@@ -801,6 +854,12 @@ impl DeviceSrq for TestSrq {
     }
 }
 
+impl Drop for TestSrq {
+    fn drop(&mut self) {
+        self.fabric.lock().srqs.remove(&self.number);
+    }
+}
+
 struct TestCq {
     fabric: Fabric,
     number: u32,
@@ -840,6 +899,12 @@ impl DeviceCq for TestCq {
     fn resize(&self, cqe: u32) -> Result<()> {
         self.fabric.lock().cqs.get_mut(&self.number).unwrap().cqe = cqe;
         Ok(())
+    }
+}
+
+impl Drop for TestCq {
+    fn drop(&mut self) {
+        self.fabric.lock().cqs.remove(&self.number);
     }
 }
 
