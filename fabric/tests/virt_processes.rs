@@ -525,12 +525,13 @@ fn a_stopped_peer_is_not_waited_for_beyond_the_deadline() {
 #[test]
 fn a_move_needs_no_directory() {
     let mut job = Job::new();
-    let (mut mover, _peer, guide) = three(&job);
+    let (mut mover, mut peer, guide) = three(&job);
     job.server = None;
     guide.process.publish("move", b"").unwrap();
     assert_eq!(told(&guide), "moved");
     guide.process.publish("write", b"").unwrap();
     guide.process.fetch(ProcessId(1), "written", soon()).unwrap();
+    peer.kill();
     guide.process.publish("end", b"").unwrap();
     mover.ends();
 }
