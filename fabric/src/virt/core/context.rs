@@ -9,7 +9,7 @@ use super::mr::VirtualMr;
 use super::pd::{PdCore, VirtualPd};
 use super::policy::{Evidence, Policy};
 use super::qp::{HIDDEN_SENDS, QpCore};
-use super::remap::{Broken, FIRST_PORT, Failover, Relocation};
+use super::remap::{Broken, FIRST_PORT, Failover, Lookout, Relocation};
 use super::srq::SrqCore;
 use super::underlay::Underlay;
 use crate::abi::{self, DeviceAttr, Gid, PortAttr, event_type, port_state};
@@ -52,6 +52,8 @@ pub(super) struct VirtualContext {
     /// Queue pairs that the program holds.
     pub(super) qp_count: AtomicU64,
     pub(super) ahs: Herd<AhCore>,
+    /// Who notices that a path of its queue pairs has failed, where nobody polls.
+    pub(super) lookout: Lookout,
 }
 
 impl VirtualContext {
@@ -79,6 +81,7 @@ impl VirtualContext {
             qps: Herd::default(),
             qp_count: AtomicU64::new(0),
             ahs: Herd::default(),
+            lookout: Lookout::default(),
         });
         local.contexts.add(&context);
         Ok(context)

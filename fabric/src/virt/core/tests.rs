@@ -1,5 +1,7 @@
 //! The core over a device in memory, with names that come when the test says so.
 
+mod failover;
+mod refusals;
 mod remap;
 mod room;
 

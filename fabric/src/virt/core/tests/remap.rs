@@ -7,7 +7,7 @@ use crate::virt::core::relocate;
 use crate::virt::{Failover, Relocation};
 use std::sync::Arc;
 
-fn go(process: &Process, device: Arc<dyn DeviceContext>) -> Relocation {
+pub(super) fn go(process: &Process, device: Arc<dyn DeviceContext>) -> Relocation {
     relocate(process.context.device(), &device).unwrap()
 }
 
