@@ -10,23 +10,28 @@ pub enum Evidence {
     /// live (on soft and on rxe it is).
     #[default]
     Psn,
-    /// Nothing: for devices that return a copy of software (irdma), or that place packets out of order
-    /// (adaptive routing), where the number is only a lower bound. WRITEs and atomics that no message
-    /// follows are undecided then where a move finds them under way, and end with errors.
+    /// A record: a word in our memory into which peers write how far they have come, behind every few
+    /// WRITEs. For devices that return a copy of software (irdma), or that place packets out of order
+    /// (adaptive routing), where the number is only a lower bound. WRITEs behind the last record, and
+    /// atomics, are undecided where a path fails under them, and end with errors.
+    Record,
+    /// Nothing: WRITEs and atomics that no message follows are undecided where a path fails under them.
     Counts,
 }
 
 impl Evidence {
-    /// The environment variable that says it: `psn` (where it is not set, too), or `counts`.
+    /// The environment variable that says it: `psn` (where it is not set, too), `record`, or `counts`.
     pub const VARIABLE: &'static str = "SOJOURN_EVIDENCE";
 
     fn parse(text: &str) -> Result<Self> {
         match text {
             "" | "psn" => Ok(Evidence::Psn),
+            "record" => Ok(Evidence::Record),
             "counts" => Ok(Evidence::Counts),
-            other => {
-                Err(Error::invalid(format!("{} is {other:?}: want psn or counts", Self::VARIABLE)))
-            }
+            other => Err(Error::invalid(format!(
+                "{} is {other:?}: want psn, record or counts",
+                Self::VARIABLE
+            ))),
         }
     }
 }
@@ -59,9 +64,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_evidence_is_one_of_two() {
+    fn the_evidence_is_one_of_those_that_there_are() {
         assert_eq!(Evidence::parse("").unwrap(), Evidence::Psn);
         assert_eq!(Evidence::parse("counts").unwrap(), Evidence::Counts);
+        assert_eq!(Evidence::parse("record").unwrap(), Evidence::Record);
         let error = Evidence::parse("guess").unwrap_err().to_string();
         assert!(error.contains(Evidence::VARIABLE) && error.contains("guess"), "{error}");
     }

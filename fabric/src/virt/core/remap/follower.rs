@@ -415,7 +415,7 @@ fn device_towards(
     devices.sort_by_key(|device| device.kind() == Kind::Soft);
     for device in devices {
         let Ok(opened) = device.open() else { continue };
-        let underlay = context.local().add_device(opened);
+        let underlay = context.local().add_device(opened, context.evidence());
         if reaches(&underlay) {
             let extended = site::extend(context, &underlay);
             return match extended {

@@ -175,7 +175,7 @@ fn attempt(
         }
     };
     let surveyed = survey(context)?;
-    let to = local.add_device(Arc::clone(device));
+    let to = local.add_device(Arc::clone(device), context.evidence());
     check_limits(context, &surveyed, &to)?;
     let old: Vec<DeviceId> = context.underlays().iter().map(|underlay| underlay.id).collect();
     let from = context.underlay().device.name().to_owned();
