@@ -7,7 +7,7 @@ use super::local::{Herd, Local, read, write};
 use super::lock_mutex;
 use super::mr::VirtualMr;
 use super::pd::{PdCore, VirtualPd};
-use super::policy::{Evidence, Policy};
+use super::policy::{Evidence, MayTry, Policy};
 use super::qp::{QpCore, most_sends};
 use super::remap::{Broken, FIRST_PORT, Failover, Relocation};
 use super::srq::SrqCore;
@@ -58,10 +58,11 @@ impl VirtualContext {
     ) -> Result<Arc<dyn DeviceContext>> {
         let what = format!("opening virtual verbs over {}", device.name());
         let events = readable_with(&[device.async_fd()], &what)?;
+        let source = policy.evidence.of(&device, MayTry::Yes);
         let context = Arc::new_cyclic(|me| VirtualContext {
             name: device.name().to_owned(),
             local: Arc::clone(local),
-            underlays: RwLock::new(vec![local.add_device(device, policy.evidence)]),
+            underlays: RwLock::new(vec![local.add_device(device, source)]),
             events,
             policy,
             moves: Mutex::default(),
@@ -88,7 +89,7 @@ impl VirtualContext {
         &self.policy.failover
     }
 
-    /// What is told of how far our own queue pairs have come.
+    /// What is believed of devices.
     pub(super) fn evidence(&self) -> Evidence {
         self.policy.evidence
     }

@@ -9,7 +9,7 @@ use super::cq::CqCore;
 use super::deal::Dealer;
 use super::lock_mutex;
 use super::peer::Peer;
-use super::policy::Evidence;
+use super::policy::Source;
 use super::qp::QpCore;
 use super::remap::{Orders, Remaps, Rescue};
 use super::resolve::Resolver;
@@ -183,10 +183,10 @@ impl Local {
     pub(super) fn add_device(
         &self,
         device: Arc<dyn DeviceContext>,
-        evidence: Evidence,
+        source: Source,
     ) -> Arc<Underlay> {
         let id = DeviceId(self.next_device.fetch_add(1, Ordering::Relaxed));
-        Arc::new(Underlay::new(id, device, evidence))
+        Arc::new(Underlay::new(id, device, source))
     }
 
     /// The peer of that number: made when it is first named.

@@ -32,7 +32,8 @@ impl Process {
     }
 
     fn at(job: &Job, fabric: &Fabric, process: u32, port: Port) -> Self {
-        Process::with(job, fabric, process, port, &Policy::default())
+        let policy = Policy { evidence: Evidence::Psn, ..Policy::default() };
+        Process::with(job, fabric, process, port, &policy)
     }
 
     fn with(job: &Job, fabric: &Fabric, process: u32, port: Port, policy: &Policy) -> Self {

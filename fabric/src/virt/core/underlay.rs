@@ -1,6 +1,6 @@
 //! A device under virtual verbs: opened, with the table of our keys on it and its ports' addresses.
 
-use super::policy::Evidence;
+use super::policy::Source;
 use super::tables::{DeviceQpns, KeyTable};
 use crate::abi;
 use crate::device::{DeviceContext, Kind};
@@ -29,19 +29,19 @@ pub(super) struct Underlay {
     /// This device's queue pair numbers, as we call them.
     pub(super) qpns: DeviceQpns,
     /// What tells here how far a queue pair has come.
-    pub(super) evidence: Evidence,
+    pub(super) source: Source,
     /// Held by each physical queue pair.
     users: Arc<()>,
 }
 
 impl Underlay {
-    pub(super) fn new(id: DeviceId, device: Arc<dyn DeviceContext>, evidence: Evidence) -> Self {
+    pub(super) fn new(id: DeviceId, device: Arc<dyn DeviceContext>, source: Source) -> Self {
         Underlay {
             id,
             device,
             keys: KeyTable::new(),
             qpns: DeviceQpns::new(),
-            evidence,
+            source,
             users: Arc::default(),
         }
     }

@@ -33,7 +33,7 @@ use super::local::Local;
 use super::lock::Side;
 use super::pd::PdCore;
 use super::peer::{Missing, Outcome, Peer, Wanted};
-use super::policy::Evidence;
+use super::policy::Source;
 use super::record::{RECORD_BYTES, Word};
 use super::srq::SrqCore;
 use super::underlay::Underlay;
@@ -324,7 +324,7 @@ impl QpCore {
     /// Its peer can record on the device of that physical queue pair, where the packet number there is
     /// not live.
     fn keep_word(&self, on: &Attachment) -> Result<()> {
-        if self.qp_type != qp_type::RC || on.underlay.evidence != Evidence::Record {
+        if self.qp_type != qp_type::RC || on.underlay.source != Source::Record {
             return Ok(());
         }
         let word = self.word.get_or_init(|| self.pd.records.take());

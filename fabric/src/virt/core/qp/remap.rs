@@ -30,7 +30,7 @@ use crate::virt::core::cq::Held;
 use crate::virt::core::lock::{Guard, gate};
 use crate::virt::core::pd::physical_cap;
 use crate::virt::core::peer::Missing;
-use crate::virt::core::policy::Evidence;
+use crate::virt::core::policy::Source;
 use crate::virt::core::record::Word;
 use crate::virt::core::remap::Broken;
 use crate::virt::core::underlay::{NO_SUCH_KEY, NO_SUCH_QPN, Underlay};
@@ -639,13 +639,13 @@ impl QpCore {
         // The peer acts on these: what comes after them does not count.
         lock_mutex(&self.moving).told = true;
         let (mut psn, mut recorded) = (None, None);
-        match attachment.underlay.evidence {
-            Evidence::Psn => {
+        match attachment.underlay.source {
+            Source::Psn => {
                 psn = attachment.qp.query(qp_mask::RQ_PSN).ok().map(|attr| attr.rq_psn);
             }
             // After the count: what was recorded behind a message that the count lacks shows then.
-            Evidence::Record => recorded = self.word.get().map(Word::recorded),
-            Evidence::Counts => {}
+            Source::Record => recorded = self.word.get().map(Word::recorded),
+            Source::Counts => {}
         }
         Some(Executed { messages, psn, settled, recorded })
     }
