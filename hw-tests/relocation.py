@@ -107,7 +107,9 @@ def witness(c, who, moves, mix):
     # One queue pair: more would share receives, and those who do cannot follow to rxe1 alone.
     options = f"--qps 1 --max-size 8192 --messages 200 --pause-ms 50 --mix {mix} --json"
     devices = f"--moves {moves} --who {who} --devices rxe1,rxe0"
-    with Job(c, f"{c.programs.binary('witness')} {options} {devices}", (1, 1), 120) as running:
+    program = f"{c.programs.binary('witness')} {options} {devices}"
+    # What is found wrong is found long after it went wrong.
+    with Job(c, program, (1, 1), 120, env="SOJOURN_LOG=debug") as running:
         log = running.succeed()
     found = re.search(r"^\[0\] (\{.*\})$", log, re.MULTILINE)
     made = len(json.loads(found.group(1))["moves"]) if found else 0

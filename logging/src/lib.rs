@@ -45,6 +45,7 @@ mod recv;
 pub mod remap;
 pub mod replay;
 mod ring;
+mod room;
 mod send;
 mod shared;
 pub mod sim;
@@ -55,5 +56,6 @@ pub use recv::{PlainRecvSlot, RecvWindow};
 pub use replay::{
     Executed, Plan, Replay, ReplayError, Start, packets, record_interval, record_slots,
 };
+pub use room::{Counted, Grant, SMALL, Share};
 pub use send::{PlainSlot, SendWindow};
 pub use shared::SharedRecvWindow;

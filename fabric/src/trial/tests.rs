@@ -217,7 +217,7 @@ fn a_device_is_tried_once() {
         assert_eq!(find_out_in(Some(&cache), &with(habit)).unwrap(), found, "not tried again");
         assert_eq!(known_in(Some(&cache), &*with(habit)), Some(found.clone()));
     }
-    assert_ne!(find_out_in(None, &with(Habit::Lags)).unwrap().verdict, found.verdict);
+    assert_ne!(find_out_in(None, &with(Habit::OneForEach)).unwrap().verdict, found.verdict);
     let anew = try_in(Some(&cache), &with(Habit::AheadAtErr)).unwrap();
     assert_ne!(anew.verdict, found.verdict);
     assert_eq!(known_in(Some(&cache), &*with(Habit::Copy)), Some(anew));

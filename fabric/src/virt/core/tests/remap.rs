@@ -504,7 +504,7 @@ fn a_flush_before_the_take_down_is_a_barrier() {
 fn what_is_not_the_fault_of_a_path_fails() {
     let (job, fabric) = (Job::default(), Fabric::default());
     let failover = Failover::To(vec!["soft0".to_owned()]);
-    let policy = Policy { failover, evidence: Evidence::Psn };
+    let policy = Policy { failover, evidence: Evidence::Psn, ..Policy::default() };
     let process =
         |n: u16| Process::with(&job, &fabric, n.into(), Port::infiniband(n + 100), &policy);
     let (a, b) = (process(1), process(2));
