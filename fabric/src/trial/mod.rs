@@ -4,10 +4,11 @@
 //! they do next, others with a copy that software made when the queue pair was connected; no attribute
 //! says which. What a re-map may believe depends on it ([`sojourn_logging::replay`]), so it is tried: a
 //! pair of queue pairs that are connected to each other, requests of every kind, and after each the number
-//! must be what the arithmetic of packets says. See [`cases`](self) below for what is tried.
+//! must be what the arithmetic of packets says. ([`cases`] lists what is tried.)
 //!
 //! - *Whose verdict it is*: that of the kind of device, its vendor, part, hardware and firmware, and of
-//!   the kernel, whose driver it is. It is kept in the user's cache ([`cache`]), and asked for there first.
+//!   the kernel, whose driver it is. It is kept in the user's cache ([`cache`]), and asked for there first;
+//!   and by the process itself, which goes to another device of the kind without another trial.
 //! - *Soft devices* are live by construction; the trial is a test of them, and is not run otherwise.
 //! - *What no trial sees*: a fabric that places packets out of order (adaptive routing). There the number
 //!   is a lower bound, and the user has to say so (`SOJOURN_EVIDENCE=record`).
@@ -26,7 +27,7 @@ use crate::error::Result;
 use cache::{Cache, Key};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How long the whole trial may take: a device that has not answered by then hangs. (Hardware takes some
@@ -72,9 +73,22 @@ pub struct Known {
     pub tried: Option<u64>,
 }
 
+/// What this process has found out, for where there is no cache.
+static FOUND: Mutex<Vec<(Key, Known)>> = Mutex::new(Vec::new());
+
+fn found() -> MutexGuard<'static, Vec<(Key, Known)>> {
+    FOUND.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// What is known without a trial.
 #[must_use]
 pub fn known(device: &dyn DeviceContext) -> Option<Known> {
+    if device.kind() != Kind::Soft
+        && let Ok(key) = Key::of(device)
+        && let Some((_, known)) = found().iter().find(|(of, _)| *of == key)
+    {
+        return Some(known.clone());
+    }
     known_in(Cache::of_user().as_ref(), device)
 }
 
@@ -90,13 +104,9 @@ fn known_in(cache: Option<&Cache>, device: &dyn DeviceContext) -> Option<Known> 
 /// # Errors
 /// Where the trial cannot be made.
 pub fn find_out(device: &Arc<dyn DeviceContext>) -> Result<Known> {
-    find_out_in(Cache::of_user().as_ref(), device)
-}
-
-fn find_out_in(cache: Option<&Cache>, device: &Arc<dyn DeviceContext>) -> Result<Known> {
-    match known_in(cache, &**device) {
+    match known(&**device) {
         Some(known) => Ok(known),
-        None => try_in(cache, device),
+        None => try_anew(device),
     }
 }
 
@@ -105,7 +115,12 @@ fn find_out_in(cache: Option<&Cache>, device: &Arc<dyn DeviceContext>) -> Result
 /// # Errors
 /// Where the trial cannot be made.
 pub fn try_anew(device: &Arc<dyn DeviceContext>) -> Result<Known> {
-    try_in(Cache::of_user().as_ref(), device)
+    let known = try_in(Cache::of_user().as_ref(), device)?;
+    let key = Key::of(&**device)?;
+    let mut found = found();
+    found.retain(|(of, _)| *of != key);
+    found.push((key, known.clone()));
+    Ok(known)
 }
 
 fn try_in(cache: Option<&Cache>, device: &Arc<dyn DeviceContext>) -> Result<Known> {
