@@ -12,11 +12,11 @@ use super::channel::ChannelCore;
 use super::direct::Direct;
 use super::local::{Local, QpTable};
 use super::lock::{Side, gate};
-use super::qp::{HIDDEN_SENDS, QpCore, watch};
+use super::qp::{QpCore, physical_sends, watch};
 use super::srq::SrqCore;
 use super::underlay::Underlay;
 use super::{
-    KIND_SHIFT, LOW_31, MARKER, PROOF, QPN_SHIFT, QUIET, RECV, SHARED, arrived, lock_mutex,
+    KIND_SHIFT, LOW_31, MARKER, PROOF, QPN_SHIFT, QUIET, RECORD, RECV, SHARED, arrived, lock_mutex,
 };
 use crate::abi::{self, Wc, qp_type, wc_status};
 use crate::device::{CqInit, DeviceCq, Polled};
@@ -394,6 +394,9 @@ impl CqCore {
         if qp.withholds(harvest.underlay.id, wc) {
             return false;
         }
+        if !recv {
+            qp.blame(wc);
+        }
         if !recv && qp.watch.load(Ordering::Relaxed) & watch::THROUGH != 0 {
             self.pass_through(qp, wc, true);
             return false;
@@ -463,6 +466,15 @@ impl CqCore {
             }
             return false;
         }
+        if id >> KIND_SHIFT == RECORD >> KIND_SHIFT {
+            // SAFETY: we hold this CQ, alone.
+            if let Some(qp) = unsafe { self.qps.get(number) }
+                && !qp.withholds(harvest.underlay.id, wc)
+            {
+                qp.record_came_back(wc);
+            }
+            return false;
+        }
         if id >> KIND_SHIFT != SHARED >> KIND_SHIFT {
             return false;
         }
@@ -502,6 +514,7 @@ impl CqCore {
         if qp.withholds(harvest.underlay.id, wc) {
             return false;
         }
+        qp.blame(wc);
         let low = (wc.wr_id & LOW_31) as u32;
         let asked = wc.status != wc_status::SUCCESS;
         if qp.watch.load(Ordering::Relaxed) & watch::THROUGH != 0 {
@@ -911,8 +924,8 @@ impl Load {
 }
 
 /// Completions that a queue pair's send queue may leave at once.
-pub(super) fn sends(cap: &abi::QpCap) -> u64 {
-    u64::from(cap.max_send_wr) + u64::from(HIDDEN_SENDS)
+pub(super) fn sends(qp_type: u32, cap: &abi::QpCap) -> u64 {
+    u64::from(physical_sends(qp_type, cap.max_send_wr))
 }
 
 /// A connected queue pair's completions name its peer as the program knows it.

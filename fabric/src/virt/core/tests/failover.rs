@@ -10,7 +10,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Two processes whose contexts may go to the soft device, and three messages of the first under way.
 fn three_under_way() -> Two {
     let (job, fabric) = (Job::default(), Fabric::default());
-    let policy = Policy { failover: Failover::To(vec!["soft0".to_owned()]), ..Policy::default() };
+    let failover = Failover::To(vec!["soft0".to_owned()]);
+    let policy = Policy { failover, evidence: Evidence::Psn, ..Policy::default() };
     // Of a network from which nothing reaches the soft device: the peer has to go there, too.
     let process = |n: u8| Process::with(&job, &fabric, n.into(), Port::ethernet(n), &policy);
     let (a, b) = (process(1), process(2));
@@ -168,7 +169,8 @@ fn a_failure_that_nobody_polls_for_is_mended() {
 #[test]
 fn completions_that_nobody_polls_for_are_not_hoarded() {
     let (job, fabric) = (Job::default(), Fabric::default());
-    let policy = Policy { failover: Failover::To(vec!["soft0".to_owned()]), ..Policy::default() };
+    let failover = Failover::To(vec!["soft0".to_owned()]);
+    let policy = Policy { failover, evidence: Evidence::Psn, ..Policy::default() };
     let process =
         |n: u16| Process::with(&job, &fabric, n.into(), Port::infiniband(n + 100), &policy);
     let (a, b) = (process(1), process(2));
