@@ -8,8 +8,8 @@ use sojourn_fabric::abi::{Wc, access};
 use sojourn_fabric::device::DeviceContext;
 use sojourn_fabric::device::soft::{Mode, Options, Pace, open_with};
 use sojourn_fabric::virt::{
-    CompletionQueue, ConnectOptions, Context, MemoryRegion, Op, Policy, Process, ProtectionDomain,
-    QpOptions, QueuePair, Retention, SendRequest, Spill,
+    CompletionQueue, ConnectOptions, Context, Evidence, MemoryRegion, Op, Policy, Process,
+    ProtectionDomain, QpOptions, QueuePair, Retention, SendRequest, Spill,
 };
 use sojourn_fabric::{Error, Result};
 use std::hint::black_box;
@@ -19,8 +19,9 @@ use std::time::{Duration, Instant};
 
 /// Registered memory of each side, used in turn: more than the caches of the second level hold.
 const REGION: usize = 4 << 20;
-/// Requests outstanding, and bytes: fewer than a context may have, so that posting never waits for room.
+/// Requests outstanding at once and at a pace, and bytes: fewer than a context may have, so that posting never waits for room.
 const WINDOW: u64 = 16;
+const PACED_WINDOW: u64 = 64;
 const WINDOW_BYTES: usize = 4 << 20;
 /// Bytes that are sent between two epochs at most: half of the ring.
 const BATCH_BYTES: usize = Retention::DEFAULT_BYTES / 2;
@@ -54,7 +55,8 @@ impl Kept {
                 Retention::Payload { bytes: Retention::DEFAULT_BYTES, spill, from_copy }
             }
         };
-        Policy { retention, ..Policy::default() }
+        // It is not what is measured.
+        Policy { retention, evidence: Evidence::Psn, ..Policy::default() }
     }
 }
 
@@ -96,7 +98,7 @@ impl Place {
         window: u64,
         rest: Duration,
     ) -> Result<()> {
-        let mut wcs = [Wc::default(); WINDOW as usize];
+        let mut wcs = [Wc::default(); PACED_WINDOW as usize];
         let (mut posted, mut done) = (0, 0);
         let mut deadline = None;
         while done < n {
@@ -224,6 +226,7 @@ pub struct Connection {
     from: QueuePair,
     to: QueuePair,
     rest: Duration,
+    window: u64,
 }
 
 impl Connection {
@@ -241,8 +244,11 @@ impl Connection {
         let place = Place::new(device, kept, spill)?;
         let options = QpOptions::rc(&place.cq);
         let (from, to) = place.pd.create_pair(&options, &ConnectOptions::default())?;
-        let rest = if pace.is_some() { REST } else { Duration::ZERO };
-        Ok(Connection { place, from, to, rest })
+        let (rest, window) = match pace {
+            Some(_) => (REST, PACED_WINDOW),
+            None => (Duration::ZERO, WINDOW),
+        };
+        Ok(Connection { place, from, to, rest, window })
     }
 
     /// How long `n` WRITEs of `length` bytes take; [`batch`] at most, unless they are spilled. An epoch covers
@@ -252,7 +258,7 @@ impl Connection {
     /// Where one fails, or is not kept.
     pub fn run(&mut self, length: usize, n: u64) -> Result<Duration> {
         let start = Instant::now();
-        let window = WINDOW.min((WINDOW_BYTES / length) as u64);
+        let window = self.window.min((WINDOW_BYTES / length) as u64);
         self.place.run(&self.from, length, n, window, self.rest)?;
         let took = start.elapsed();
         self.place.whole(&self.from, n)?;

@@ -54,7 +54,9 @@ mod sync;
 
 pub use entry::{Element, Opcode, RecvEntry, Refused, SendEntry, State};
 pub use recv::{PlainRecvSlot, RecvWindow};
-pub use replay::{Executed, Plan, Replay, ReplayError, Start};
+pub use replay::{
+    Executed, Plan, Replay, ReplayError, Start, packets, record_interval, record_slots,
+};
 pub use room::{Counted, Grant, SMALL, Share};
 pub use send::{PlainSlot, SendWindow};
 pub use shared::SharedRecvWindow;

@@ -119,6 +119,15 @@ pub struct Whereabouts {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct DeviceId(pub u32);
 
+/// The word into which the peer of a queue pair records how far it has come, as that reaches it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RecordWord {
+    /// Its address: a multiple of 8.
+    pub addr: u64,
+    /// Physical key of the memory, on the queue pair's device.
+    pub rkey: u32,
+}
+
 /// A physical queue pair, as a peer must know it to reach it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PhysicalEnd {
@@ -134,6 +143,8 @@ pub struct PhysicalEnd {
     pub mtu: u8,
     /// `IBV_LINK_LAYER_*` of the port.
     pub link_layer: u8,
+    /// Where its record is kept, if one is wanted.
+    pub word: Option<RecordWord>,
 }
 
 /// Who asks for a queue pair, as the owner of that queue pair is told.

@@ -29,3 +29,4 @@ pub use api::{
     SharedReceiveQueue,
 };
 pub use process::Process;
+pub use sojourn_logging::Share;

@@ -52,6 +52,7 @@ pub(crate) fn end(n: u32) -> PhysicalEnd {
         qpn: n,
         mtu: 3,
         link_layer: 1,
+        word: None,
     }
 }
 

@@ -69,6 +69,8 @@ kinds! {
     NoBarrier,
     /// The number of a device was not live.
     NoPsn,
+    /// A record decided what no count did.
+    RecordProved,
     /// A number passed 2²⁴.
     PsnWrapped,
     /// A message between processes was lost before the commit point.

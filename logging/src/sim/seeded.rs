@@ -1,7 +1,7 @@
 //! Runs by seed: worlds of chance, with faults of chance.
 
 use super::broken::Broken;
-use super::device::Quirks;
+use super::device::{Quirks, Source};
 use super::kinds::Kinds;
 use super::queue::{Event, Time};
 use super::rng::Rng;
@@ -118,7 +118,11 @@ fn chance(world: &mut World) {
     world.quirks = Quirks {
         exact,
         edge: rng.permille(700),
-        live_psn: !rng.permille(120),
+        source: match rng.below(100) {
+            0..12 => Source::Counts,
+            12..35 => Source::Record,
+            _ => Source::Psn,
+        },
         no_flush: sometimes(rng, 60, &[100, 500, 1000]),
         loss: sometimes(rng, 200, &[5, 30, 80]),
     };

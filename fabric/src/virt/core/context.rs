@@ -7,13 +7,13 @@ use super::local::{Herd, Local, read, write};
 use super::lock_mutex;
 use super::mr::VirtualMr;
 use super::pd::{PdCore, VirtualPd};
-use super::policy::{Evidence, Policy, Retention};
-use super::qp::{HIDDEN_SENDS, QpCore};
-use super::remap::{Broken, FIRST_PORT, Failover, Relocation};
-use super::retain::{Gone, Store};
+use super::policy::{Evidence, MayTry, Policy};
+use super::qp::{QpCore, most_sends};
+use super::remap::{Broken, FIRST_PORT, Failover, Lookout, Relocation};
+use super::retain::{Gone, Retention, Store};
 use super::srq::SrqCore;
 use super::underlay::Underlay;
-use crate::abi::{self, DeviceAttr, Gid, PortAttr, event_type, port_state};
+use crate::abi::{self, DeviceAttr, Gid, PortAttr, event_type, port_state, qp_type};
 use crate::device::{
     AsyncEvent, CqInit, DeviceChannel, DeviceContext, DeviceCq, DevicePd, EventElement, Kind,
     PdInit,
@@ -58,6 +58,8 @@ pub(super) struct VirtualContext {
     /// Queue pairs that the program holds.
     pub(super) qp_count: AtomicU64,
     pub(super) ahs: Herd<AhCore>,
+    /// Who notices that a path of its queue pairs has failed, where nobody polls.
+    pub(super) lookout: Lookout,
 }
 
 impl VirtualContext {
@@ -68,10 +70,11 @@ impl VirtualContext {
     ) -> Result<Arc<dyn DeviceContext>> {
         let what = format!("opening virtual verbs over {}", device.name());
         let events = readable_with(&[device.async_fd()], &what)?;
+        let source = policy.evidence.of(&device, MayTry::Yes);
         let context = Arc::new_cyclic(|me| VirtualContext {
             name: device.name().to_owned(),
             local: Arc::clone(local),
-            underlays: RwLock::new(vec![local.add_device(device)]),
+            underlays: RwLock::new(vec![local.add_device(device, source)]),
             events,
             policy,
             stores: Mutex::default(),
@@ -87,6 +90,7 @@ impl VirtualContext {
             qps: Herd::default(),
             qp_count: AtomicU64::new(0),
             ahs: Herd::default(),
+            lookout: Lookout::default(),
         });
         local.contexts.add(&context);
         Ok(context)
@@ -106,7 +110,7 @@ impl VirtualContext {
         self.policy.outstanding.share(self.qp_count.load(Ordering::Relaxed))
     }
 
-    /// What is told of how far our own queue pairs have come.
+    /// What is believed of devices.
     pub(super) fn evidence(&self) -> Evidence {
         self.policy.evidence
     }
@@ -264,7 +268,7 @@ impl DeviceContext for VirtualContext {
     fn query_device(&self) -> Result<DeviceAttr> {
         let mut attr = self.device().query_device()?;
         let at_most = |value: &mut i32, limit: u32| *value = (*value).min(limit as i32);
-        attr.max_qp_wr = attr.max_qp_wr.saturating_sub(HIDDEN_SENDS as i32);
+        attr.max_qp_wr = most_sends(qp_type::RC, attr.max_qp_wr.max(0) as u32) as i32;
         at_most(&mut attr.max_qp, super::tables::MAX_QPS);
         at_most(&mut attr.max_mr, super::tables::MAX_KEYS);
         at_most(&mut attr.max_sge, u32::from(u8::MAX));

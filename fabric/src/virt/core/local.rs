@@ -9,6 +9,7 @@ use super::cq::CqCore;
 use super::deal::Dealer;
 use super::lock_mutex;
 use super::peer::Peer;
+use super::policy::Source;
 use super::qp::QpCore;
 use super::remap::{Orders, Remaps, Rescue};
 use super::resolve::Resolver;
@@ -211,9 +212,13 @@ impl Local {
 
     /// Numbers an opened device: every opening has a number of its own, for life, so that a key that
     /// somebody remembers of an earlier one never means something of this.
-    pub(super) fn add_device(&self, device: Arc<dyn DeviceContext>) -> Arc<Underlay> {
+    pub(super) fn add_device(
+        &self,
+        device: Arc<dyn DeviceContext>,
+        source: Source,
+    ) -> Arc<Underlay> {
         let id = DeviceId(self.next_device.fetch_add(1, Ordering::Relaxed));
-        Arc::new(Underlay::new(id, device))
+        Arc::new(Underlay::new(id, device, source))
     }
 
     /// The peer of that number: made when it is first named.

@@ -68,8 +68,8 @@ pub(super) mod gate {
     /// Thread-safe, for life: so that one look at the gate tells all that stands in the way of
     /// entering without the lock.
     pub(super) const LOCKED: u32 = 16;
-    /// Its requests never are of the kind that the short way is for, for life.
-    pub(super) const ODD: u32 = 32;
+    /// Its requests never are of the kind that the short way is for, or are more than that: for life.
+    pub(in super::super) const ODD: u32 = 32;
     /// What says nothing of the moment.
     pub(super) const FOR_LIFE: u32 = LOCKED | ODD;
     /// The upper half counts those who are about to enter though the side is its user's alone.

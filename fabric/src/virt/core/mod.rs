@@ -12,6 +12,7 @@
 //! | `cq`, `channel` | a backlog in front of physical CQs; events |
 //! | `srq`, `ah`, `mr`, `pd`, `context` | the other objects, each with its physical side |
 //! | `underlay` | a device in use |
+//! | `record` | words into which peers record how far they have come |
 //! | `policy` | what a context is told when it is opened |
 //! | `remap` | going over to another device, and following a peer that does |
 //! | `retain` | what is kept of messages until the receiver has a committed epoch |
@@ -46,6 +47,7 @@ mod pd;
 mod peer;
 mod policy;
 mod qp;
+mod record;
 mod remap;
 mod resolve;
 mod retain;
@@ -59,10 +61,12 @@ mod tests;
 mod translation;
 mod underlay;
 
-pub use policy::{Evidence, Outstanding, Policy, Retention, Spill};
+pub use policy::{Evidence, Outstanding, Policy};
 pub use remap::{Cause, Failover, Phase, Relocation};
 pub use resolve::{Answer, Resolver};
-pub use retain::{Cut, Gap, Message, RetainedConnection, RetainedMessage, RetainedMessages};
+pub use retain::{
+    Cut, Gap, Message, RetainedConnection, RetainedMessage, RetainedMessages, Retention, Spill,
+};
 #[doc(hidden)]
 pub use translation::Translation;
 
@@ -86,6 +90,8 @@ const SHARED: u64 = 2 << KIND_SHIFT;
 const QUIET: u64 = 3 << KIND_SHIFT;
 /// Kind: a request of ours behind the program's, which proves them by its completion.
 const PROOF: u64 = 4 << KIND_SHIFT;
+/// Kind: a record, which is not signalled, and so comes back where it fails alone.
+const RECORD: u64 = 5 << KIND_SHIFT;
 
 /// A process's virtual names, under all of its contexts.
 #[derive(Clone)]

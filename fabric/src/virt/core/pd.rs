@@ -6,9 +6,9 @@ use super::cq::{CqCore, VirtualCq, sends};
 use super::local::{read, write};
 use super::lock_mutex;
 use super::mr::VirtualMr;
-use super::policy::Retention;
-use super::qp::{Attachment, HIDDEN_SENDS, PhysicalParts, QpParts, VirtualQp};
-use super::retain::Ring;
+use super::qp::{Attachment, PhysicalParts, QpParts, VirtualQp, most_sends, physical_sends};
+use super::record::Records;
+use super::retain::{Retention, Ring};
 use super::srq::{SrqCore, VirtualSrq};
 use super::underlay::Underlay;
 use crate::abi::{self, QpCap, qp_type};
@@ -30,11 +30,14 @@ pub(super) struct PdCore {
     single_threaded: bool,
     /// The physical one on each device in use.
     on: RwLock<Vec<OnDevice>>,
+    /// Words of its queue pairs.
+    pub(super) records: Records,
 }
 
 impl PdCore {
     pub(super) fn new(context: Arc<VirtualContext>, single_threaded: bool) -> Result<Arc<Self>> {
-        let pd = PdCore { context, single_threaded, on: RwLock::default() };
+        let (on, records) = (RwLock::default(), Records::default());
+        let pd = PdCore { context, single_threaded, on, records };
         for underlay in pd.context.underlays() {
             pd.extend(&underlay)?;
         }
@@ -57,6 +60,7 @@ impl PdCore {
 
     /// Is not on that device any more.
     pub(super) fn retract(&self, device: DeviceId) {
+        self.records.retract(device);
         write(&self.on).retain(|(underlay, _)| underlay.id != device);
     }
 
@@ -99,7 +103,12 @@ impl VirtualPd {
 
 /// The sizes that a physical queue pair must have on a device; an error that names the limit where
 /// one is beyond the device's.
-pub(super) fn physical_cap(underlay: &Underlay, cap: &QpCap, srq: bool) -> Result<QpCap> {
+pub(super) fn physical_cap(
+    underlay: &Underlay,
+    qp_type: u32,
+    cap: &QpCap,
+    srq: bool,
+) -> Result<QpCap> {
     let attr = underlay.device.query_device()?;
     let name = underlay.device.name();
     let check = |what: &str, wanted: u32, limit: u32| {
@@ -110,7 +119,7 @@ pub(super) fn physical_cap(underlay: &Underlay, cap: &QpCap, srq: bool) -> Resul
             "a queue pair with {what} of {wanted}: virtual verbs over {name} have {limit} at most"
         )))
     };
-    let wrs = (attr.max_qp_wr.max(0) as u32).saturating_sub(HIDDEN_SENDS);
+    let wrs = most_sends(qp_type, attr.max_qp_wr.max(0) as u32);
     let sges = (attr.max_sge.max(0) as u32).min(u32::from(u8::MAX));
     check("max_send_wr", cap.max_send_wr, wrs)?;
     check("max_send_sge", cap.max_send_sge, sges)?;
@@ -118,7 +127,7 @@ pub(super) fn physical_cap(underlay: &Underlay, cap: &QpCap, srq: bool) -> Resul
         check("max_recv_wr", cap.max_recv_wr, wrs)?;
         check("max_recv_sge", cap.max_recv_sge, sges)?;
     }
-    Ok(QpCap { max_send_wr: cap.max_send_wr + HIDDEN_SENDS, ..*cap })
+    Ok(QpCap { max_send_wr: physical_sends(qp_type, cap.max_send_wr), ..*cap })
 }
 
 /// The virtual object behind a trait object, or an error that says whose it is not.
@@ -204,9 +213,9 @@ impl DevicePd for VirtualPd {
         }
         let ring = if init.qp_type == qp_type::RC { self.ring()? } else { None };
         let underlay = context.underlay();
-        let physical_cap = physical_cap(&underlay, &cap, srq.is_some())?;
+        let physical_cap = physical_cap(&underlay, init.qp_type, &cap, srq.is_some())?;
         let room = Room::reserve([
-            (Arc::clone(&send_cq), sends(&cap), None),
+            (Arc::clone(&send_cq), sends(init.qp_type, &cap), None),
             (Arc::clone(&recv_cq), u64::from(cap.max_recv_wr), srq.clone()),
         ])?;
         let attachment = Attachment::create(
@@ -233,6 +242,7 @@ impl DevicePd for VirtualPd {
             ring,
         })?;
         context.qps.add(qp.core());
+        context.lookout.begin(context);
         // From here on the queue pair sees to it.
         room.keep();
         Ok(Arc::new(qp))

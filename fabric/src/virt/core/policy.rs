@@ -1,131 +1,94 @@
 //! What a context is told when it is opened.
 
 use super::remap::Failover;
+use super::retain::Retention;
+use crate::device::DeviceContext;
 use crate::error::{Error, Result};
+use crate::trial::{self, Known, Verdict};
 use sojourn_logging::Share;
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What tells how far a responder has come, beside the count of messages that it has delivered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Evidence {
+    /// The packet number on devices where it is live, which is [tried](crate::trial) once for each kind of
+    /// them; a record on others.
+    #[default]
+    Auto,
     /// Its expected packet sequence number, as `ibv_query_qp` returns it: to be used where that is
     /// live (on soft and on rxe it is).
-    #[default]
     Psn,
-    /// Nothing: for devices that return a copy of software (irdma), or that place packets out of order
-    /// (adaptive routing), where the number is only a lower bound. WRITEs and atomics that no message
-    /// follows are undecided then where a move finds them under way, and end with errors.
+    /// A record: a word in our memory into which peers write how far they have come, behind every few
+    /// WRITEs. For devices that return a copy of software (irdma), or that place packets out of order
+    /// (adaptive routing), where the number is only a lower bound. WRITEs behind the last record, and
+    /// atomics, are undecided where a path fails under them, and end with errors.
+    Record,
+    /// Nothing: WRITEs and atomics that no message follows are undecided where a path fails under them.
     Counts,
 }
 
 impl Evidence {
-    /// The environment variable that says it: `psn` (where it is not set, too), or `counts`.
+    /// The environment variable that says it: `auto` (where it is not set, too), `psn`, `record`, or
+    /// `counts`.
     pub const VARIABLE: &'static str = "SOJOURN_EVIDENCE";
 
     fn parse(text: &str) -> Result<Self> {
         match text {
-            "" | "psn" => Ok(Evidence::Psn),
+            "" | "auto" => Ok(Evidence::Auto),
+            "psn" => Ok(Evidence::Psn),
+            "record" => Ok(Evidence::Record),
             "counts" => Ok(Evidence::Counts),
-            other => {
-                Err(Error::invalid(format!("{} is {other:?}: want psn or counts", Self::VARIABLE)))
-            }
-        }
-    }
-}
-
-/// What is kept of messages beyond their windows.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Retention {
-    /// Nothing: what migration and coordinated recovery need is in the windows, and payloads in the
-    /// program's memory.
-    #[default]
-    Descriptor,
-    /// Every message of a reliable connection, until the receiver's next committed epoch covers it: so
-    /// that one process that has failed can be replayed alone.
-    Payload {
-        /// Of the ring that each protection domain gets: [`DEFAULT_BYTES`](Self::DEFAULT_BYTES), if in
-        /// doubt.
-        bytes: usize,
-        /// Where the oldest messages go when it is full.
-        spill: Spill,
-        /// Longest message that is sent from the copy: [`DEFAULT_FROM_COPY`](Self::DEFAULT_FROM_COPY), if in
-        /// doubt.
-        from_copy: u32,
-    },
-}
-
-/// Where messages go for which the ring has no room.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Spill {
-    /// Nowhere: retention of the connection with the oldest ones is dropped, with a warning.
-    #[default]
-    Drop,
-    /// To a file without a name in this directory.
-    To(PathBuf),
-}
-
-impl Retention {
-    /// The environment variable that says which: `descriptor` (where it is not set, too), or `payload`.
-    pub const VARIABLE: &'static str = "SOJOURN_RETENTION";
-    /// That which says how large a ring is, in bytes, or with `K`, `M` or `G` behind.
-    pub const BYTES_VARIABLE: &'static str = "SOJOURN_LOG_BYTES";
-    /// That which says where to spill to: a directory, or `drop` (where it is not set, too).
-    pub const SPILL_VARIABLE: &'static str = "SOJOURN_SPILL";
-
-    /// A ring's usual size: what 25 Gb/s bring in 20 ms, which is longer than a disk takes to begin with
-    /// the spill, and little against the memory of a rank. It is pinned, and there is one for each
-    /// protection domain.
-    pub const DEFAULT_BYTES: usize = 64 << 20;
-    /// The least: the largest message that is sent from the copy, some times.
-    pub const MIN_BYTES: usize = 64 << 10;
-    /// What a registration takes on every device.
-    pub const MAX_BYTES: usize = 1 << 40;
-    /// Up to here it is no slower to send from the copy than from the program's own buffer (measured, see
-    /// README): gathered into one element, and in cache.
-    pub const DEFAULT_FROM_COPY: u32 = 4096;
-
-    fn from_env() -> Result<Self> {
-        let get = |name| std::env::var(name).unwrap_or_default();
-        Self::parse(&get(Self::VARIABLE), &get(Self::BYTES_VARIABLE), &get(Self::SPILL_VARIABLE))
-    }
-
-    fn within(bytes: u64) -> Option<usize> {
-        let bytes = usize::try_from(bytes).ok()?;
-        (Self::MIN_BYTES..=Self::MAX_BYTES).contains(&bytes).then_some(bytes)
-    }
-
-    fn parse(kind: &str, bytes: &str, spill: &str) -> Result<Self> {
-        let bytes = match bytes {
-            "" => Self::DEFAULT_BYTES,
-            text => number(text).and_then(Self::within).ok_or_else(|| {
-                Error::invalid(format!(
-                    "{} is {text:?}: want bytes, from {}K to {}G, such as 64M",
-                    Self::BYTES_VARIABLE,
-                    Self::MIN_BYTES >> 10,
-                    Self::MAX_BYTES >> 30
-                ))
-            })?,
-        };
-        let spill = match spill {
-            "" | "drop" => Spill::Drop,
-            dir if Path::new(dir).is_absolute() => Spill::To(dir.into()),
-            other => {
-                return Err(Error::invalid(format!(
-                    "{} is {other:?}: want drop, or the full path of a directory",
-                    Self::SPILL_VARIABLE
-                )));
-            }
-        };
-        match kind {
-            "" | "descriptor" => Ok(Retention::Descriptor),
-            "payload" => {
-                Ok(Retention::Payload { bytes, spill, from_copy: Self::DEFAULT_FROM_COPY })
-            }
             other => Err(Error::invalid(format!(
-                "{} is {other:?}: want descriptor or payload",
+                "{} is {other:?}: want auto, psn, record or counts",
                 Self::VARIABLE
             ))),
         }
+    }
+}
+
+/// What is believed of one device. Said once, when it is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// Its packet number.
+    Psn,
+    /// Records.
+    Record,
+    /// Nothing.
+    Counts,
+}
+
+impl Source {
+    /// By what is known of a device.
+    fn of(known: Option<&Known>) -> Self {
+        match known {
+            Some(known) if known.verdict == Verdict::Live => Source::Psn,
+            _ => Source::Record,
+        }
+    }
+}
+
+/// Whether a device of which nothing is known may be tried, which takes its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MayTry {
+    /// Nobody waits but who opens it.
+    Yes,
+    /// Peers do, or the service thread would. Records are right on every device.
+    No,
+}
+
+impl Evidence {
+    /// What is believed of that device.
+    pub(super) fn of(self, device: &Arc<dyn DeviceContext>, may_try: MayTry) -> Source {
+        let known = match (self, may_try) {
+            (Evidence::Psn, _) => return Source::Psn,
+            (Evidence::Record, _) => return Source::Record,
+            (Evidence::Counts, _) => return Source::Counts,
+            (Evidence::Auto, MayTry::No) => trial::known(&**device),
+            (Evidence::Auto, MayTry::Yes) => trial::find_out(device)
+                .inspect_err(|error| tracing::warn!("{error}; peers record how far they come"))
+                .ok(),
+        };
+        Source::of(known.as_ref())
     }
 }
 
@@ -161,7 +124,8 @@ impl Outstanding {
     pub const VARIABLE: &'static str = "SOJOURN_OUTSTANDING";
 
     /// The share of one of `qps` queue pairs.
-    pub(super) fn share(&self, qps: u64) -> Share {
+    #[must_use]
+    pub fn share(&self, qps: u64) -> Share {
         let of = |all: u64, most: u64| (all / qps.max(1)).min(most).max(1);
         Share {
             bytes: of(self.bytes, self.qp_bytes),
@@ -196,7 +160,7 @@ impl Outstanding {
 }
 
 /// A number, or so many K, M or G.
-fn number(text: &str) -> Option<u64> {
+pub(super) fn number(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches(['K', 'M', 'G']);
     let shift = match &text[digits.len()..] {
         "" => 0,
@@ -208,17 +172,17 @@ fn number(text: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
-/// How a context behaves: when it moves, so that it can, and with what it sends.
+/// How a context behaves when it moves, and so that it can.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     /// What is done where a path fails.
     pub failover: Failover,
     /// What is believed of responders. Each side tells what its own device says.
     pub evidence: Evidence,
-    /// What is kept of messages.
-    pub retention: Retention,
     /// What may be physically outstanding.
     pub outstanding: Outstanding,
+    /// What is kept of messages that are sent.
+    pub retention: Retention,
 }
 
 impl Policy {
@@ -243,6 +207,22 @@ impl Policy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::soft;
+
+    #[test]
+    fn a_packet_number_is_believed_where_it_is_known_to_be_live() {
+        let known = |verdict| Known { verdict, tried: Some(1) };
+        let not_live = Verdict::NotLive { case: "SEND".into(), expected: 1, found: Some(0) };
+        assert_eq!(Source::of(Some(&known(Verdict::Live))), Source::Psn);
+        assert_eq!(Source::of(Some(&known(not_live))), Source::Record);
+        assert_eq!(Source::of(None), Source::Record);
+        let soft = soft::open_with("soft0", soft::Options::default()).unwrap();
+        for may_try in [MayTry::Yes, MayTry::No] {
+            assert_eq!(Evidence::Auto.of(&soft, may_try), Source::Psn);
+            assert_eq!(Evidence::Record.of(&soft, may_try), Source::Record);
+            assert_eq!(Evidence::Counts.of(&soft, may_try), Source::Counts);
+        }
+    }
 
     #[test]
     fn what_may_be_outstanding_is_said_by_name() {
@@ -270,42 +250,12 @@ mod tests {
     }
 
     #[test]
-    fn the_evidence_is_one_of_two() {
-        assert_eq!(Evidence::parse("").unwrap(), Evidence::Psn);
+    fn the_evidence_is_one_of_those_that_there_are() {
+        assert_eq!(Evidence::parse("").unwrap(), Evidence::Auto);
+        assert_eq!(Evidence::parse("psn").unwrap(), Evidence::Psn);
         assert_eq!(Evidence::parse("counts").unwrap(), Evidence::Counts);
+        assert_eq!(Evidence::parse("record").unwrap(), Evidence::Record);
         let error = Evidence::parse("guess").unwrap_err().to_string();
         assert!(error.contains(Evidence::VARIABLE) && error.contains("guess"), "{error}");
-    }
-
-    /// Promise: a wrong value is refused by the name of its variable, and says what may be there.
-    #[test]
-    fn retention_is_what_three_variables_say() {
-        let parse = Retention::parse;
-        assert_eq!(parse("", "", "").unwrap(), Retention::Descriptor);
-        assert_eq!(parse("descriptor", "1M", "/tmp").unwrap(), Retention::Descriptor);
-        let payload = |bytes, spill| Retention::Payload {
-            bytes,
-            spill,
-            from_copy: Retention::DEFAULT_FROM_COPY,
-        };
-        assert_eq!(parse("payload", "", "").unwrap(), payload(64 << 20, Spill::Drop));
-        for (text, bytes) in
-            [("65536", 1 << 16), ("64K", 1 << 16), ("3M", 3 << 20), ("2G", 2 << 30)]
-        {
-            assert_eq!(parse("payload", text, "drop").unwrap(), payload(bytes, Spill::Drop));
-        }
-        let to = Spill::To("/var/tmp".into());
-        assert_eq!(parse("payload", "1G", "/var/tmp").unwrap(), payload(1 << 30, to));
-        for (kind, bytes, spill, variable, wrong) in [
-            ("all", "", "", Retention::VARIABLE, "all"),
-            ("payload", "63K", "", Retention::BYTES_VARIABLE, "63K"),
-            ("payload", "M", "", Retention::BYTES_VARIABLE, "M"),
-            ("payload", "64µ", "", Retention::BYTES_VARIABLE, "64µ"),
-            ("payload", "99999999999G", "", Retention::BYTES_VARIABLE, "99999999999G"),
-            ("descriptor", "", "here", Retention::SPILL_VARIABLE, "here"),
-        ] {
-            let error = parse(kind, bytes, spill).unwrap_err().to_string();
-            assert!(error.contains(variable) && error.contains(wrong), "{error}");
-        }
     }
 }

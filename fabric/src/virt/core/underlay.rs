@@ -1,5 +1,6 @@
 //! A device under virtual verbs: opened, with the table of our keys on it and its ports' addresses.
 
+use super::policy::Source;
 use super::tables::{DeviceQpns, KeyTable};
 use crate::abi;
 use crate::device::{DeviceContext, Kind};
@@ -27,17 +28,20 @@ pub(super) struct Underlay {
     pub(super) keys: KeyTable,
     /// This device's queue pair numbers, as we call them.
     pub(super) qpns: DeviceQpns,
+    /// What tells here how far a queue pair has come.
+    pub(super) source: Source,
     /// Held by each physical queue pair.
     users: Arc<()>,
 }
 
 impl Underlay {
-    pub(super) fn new(id: DeviceId, device: Arc<dyn DeviceContext>) -> Self {
+    pub(super) fn new(id: DeviceId, device: Arc<dyn DeviceContext>, source: Source) -> Self {
         Underlay {
             id,
             device,
             keys: KeyTable::new(),
             qpns: DeviceQpns::new(),
+            source,
             users: Arc::default(),
         }
     }
@@ -63,6 +67,7 @@ impl Underlay {
             qpn,
             mtu: attr.active_mtu as u8,
             link_layer: attr.link_layer,
+            word: None,
         })
     }
 

@@ -4,7 +4,7 @@ use super::send::Target;
 use super::{Attachment, QpCore};
 use crate::abi::{self, AhAttr, QpAttr, qp_mask, qp_state, qp_type};
 use crate::error::{Error, Result};
-use crate::names::{self, Fetch, PhysicalEnd, ProcessId, Record};
+use crate::names::{self, Fetch, PhysicalEnd, ProcessId, Record, RecordWord};
 use crate::virt::core::lock_mutex;
 use crate::virt::core::underlay::{NO_SUCH_QPN, Underlay};
 use crate::virt::process::refused;
@@ -72,6 +72,8 @@ pub(super) struct Connection {
     pub(super) mtu: u32,
     /// LID in completions.
     lid: u16,
+    /// Where the peer wants records.
+    pub(super) word: Option<RecordWord>,
 }
 
 impl QpCore {
@@ -130,6 +132,12 @@ impl QpCore {
         {
             physical.sq_psn = psn;
         }
+        if state == Some(qp_state::RTR)
+            && let Some(word) = self.word.get()
+        {
+            // Before anything of the peer's can come.
+            word.clear();
+        }
         attachment.qp.modify(&physical, mask)?;
         {
             let mut control = lock_mutex(&self.control);
@@ -163,7 +171,9 @@ impl QpCore {
             {
                 self.meets(Some((peer.process, dest)));
             }
-            self.send_side.enter().target = found.target;
+            let mut side = self.send_side.enter();
+            self.record_to(&mut side, found.word);
+            side.target = found.target;
         }
         match state {
             Some(qp_state::ERR) => self.note_err(),
@@ -241,6 +251,7 @@ impl QpCore {
                 dest_qp_num: dest,
                 mtu: abi::mtu::MTU_4096,
                 lid: wanted.dlid,
+                word: None,
             });
         };
         let own = underlay.end(wanted.port_num, attachment.qp.qp_num())?;
@@ -252,7 +263,7 @@ impl QpCore {
                      as if nobody answered",
                     self.qpn
                 );
-                PhysicalEnd { qpn: NO_SUCH_QPN, ..own }
+                PhysicalEnd { qpn: NO_SUCH_QPN, word: None, ..own }
             }
         };
         self.connection_to(underlay, &wanted, process, &own, &end)
@@ -275,6 +286,7 @@ impl QpCore {
             dest_qp_num: end.qpn,
             mtu: u32::from(end.mtu.min(own.mtu)),
             lid: process.lid().0,
+            word: end.word,
         })
     }
 

@@ -6,7 +6,8 @@
 //! | `recv` | the same for receives, which name nothing remote |
 //! | `ending` | completing ourselves what is not handed any more: after ERR, or when a peer is lost |
 //! | `control` | `modify` and `query`, where addresses are resolved |
-//! | `remap` | suspend, attach, replay |
+//! | `remap` | suspend, attach, replay; `mend`, in it: paths that fail around that |
+//! | `recording` | records into the peer's word, where its packet number is not live |
 //!
 //! # Threads
 //!
@@ -17,6 +18,7 @@
 
 mod control;
 mod ending;
+mod recording;
 mod recv;
 mod remap;
 mod room;
@@ -32,28 +34,50 @@ use super::local::Local;
 use super::lock::Side;
 use super::pd::PdCore;
 use super::peer::{Missing, Outcome, Peer, Wanted};
-use super::policy::Retention;
-use super::retain::{Retaining, Ring};
+use super::policy::Source;
+use super::record::{RECORD_BYTES, Word};
+use super::retain::{Retaining, Retention, Ring};
 use super::srq::SrqCore;
 use super::underlay::Underlay;
 use super::{QPN_SHIFT, RECV, lock_mutex};
 use crate::abi::{self, QpAttr, QpCap, Sge, qp_type, send_flags};
 use crate::device::{DevicePd, DeviceQp, DeviceSrq, PostRecv, PostSend, QpInit};
 use crate::error::{Error, Result};
-use crate::names::{PhysicalEnd, ProcessId};
+use crate::names::{DeviceId, PhysicalEnd, ProcessId, RecordWord};
 use control::Control;
 use ending::Ending;
 use recv::RecvSide;
 use send::SendSide;
-use sojourn_logging::{RecvWindow, SendWindow};
+use sojourn_logging::{RecvWindow, SendWindow, record_slots};
 use std::collections::HashSet;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, Weak};
 
 /// Slots of the physical send queue that are ours: for the marker behind which nothing of the
 /// program's is outstanding any more, and for the proof of a tail that is not signalled.
-pub(super) const HIDDEN_SENDS: u32 = 2;
+const HIDDEN_SENDS: u32 = 2;
+
+/// Slots of the physical send queue that a virtual one of that depth takes. Reliable ones have room for
+/// records, whatever their peer wants today: it may go to another device tomorrow.
+pub(super) fn physical_sends(qp_type: u32, depth: u32) -> u32 {
+    let records = if qp_type == qp_type::RC { record_slots(depth) } else { 0 };
+    depth.saturating_add(HIDDEN_SENDS + records)
+}
+
+/// The deepest virtual send queue that fits into a physical one.
+pub(super) fn most_sends(qp_type: u32, limit: u32) -> u32 {
+    let (mut low, mut high) = (0, limit);
+    while low < high {
+        let middle = high - (high - low) / 2;
+        if physical_sends(qp_type, middle) <= limit {
+            low = middle;
+        } else {
+            high = middle - 1;
+        }
+    }
+    low
+}
 
 /// Bits of `QpCore::watch`: reasons for a poller to look closer.
 pub(super) mod watch {
@@ -99,7 +123,7 @@ impl Attachment {
         let missing = || Error::invalid("a queue pair and its CQs must be of the same context");
         let cq = |cq: &CqCore| cq.physical_on(underlay.id).ok_or_else(missing);
         let pd = pd.physical_on(underlay.id).ok_or_else(missing)?;
-        let qp = Arc::clone(&pd).create_qp(&QpInit {
+        let mut init = QpInit {
             qp_type: parts.qp_type,
             cap: parts.cap,
             // Every request says itself whether it is signalled.
@@ -107,6 +131,18 @@ impl Attachment {
             send_cq: cq(parts.send_cq)?,
             recv_cq: cq(parts.recv_cq)?,
             srq: parts.srq.clone(),
+        };
+        let inline = parts.cap.max_inline_data;
+        if parts.qp_type == qp_type::RC {
+            init.cap.max_inline_data = inline.max(RECORD_BYTES);
+        }
+        let qp = Arc::clone(&pd).create_qp(&init).or_else(|error| {
+            // A device that has no inline data, say. Its peers then get no records.
+            if init.cap.max_inline_data == inline {
+                return Err(error);
+            }
+            init.cap.max_inline_data = inline;
+            Arc::clone(&pd).create_qp(&init)
         })?;
         Ok(Attachment { underlay: Arc::clone(underlay), pd, qp, _use: underlay.user() })
     }
@@ -148,6 +184,10 @@ pub(super) struct QpCore {
     cap: QpCap,
     pub(super) srq: Option<Arc<SrqCore>>,
     pub(super) pd: Arc<PdCore>,
+    /// Into which its peer records, where that is wanted on a device that it is or was on.
+    word: OnceLock<Word>,
+    /// A record has failed with that status, and no request of the program's has been told so.
+    blame: AtomicU32,
     /// Receives that were consumed before it was connected.
     recv_base: AtomicU64,
     /// The program has told it to end, or it has failed for good: what fails from then on is no path.
@@ -160,6 +200,8 @@ pub(super) struct QpCore {
     pub(super) unfilled: AtomicU64,
     /// Messages delivered since, where its receives are shared.
     pub(super) delivered: AtomicU64,
+    /// How far it had come when it was last looked at.
+    seen: AtomicU64,
     moving: Mutex<remap::Moving>,
     /// No re-map of it is under way any more.
     moved: Condvar,
@@ -256,12 +298,15 @@ impl QpCore {
             cap,
             srq,
             pd: Arc::clone(&parts.pd),
+            word: OnceLock::new(),
+            blame: AtomicU32::new(abi::wc_status::SUCCESS),
             recv_base: AtomicU64::new(0),
             is_ending: AtomicBool::new(false),
             waits_for_room: AtomicBool::new(false),
             full_at: AtomicU64::new(0),
             unfilled: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
+            seen: AtomicU64::new(0),
             moving: Mutex::default(),
             moved: Condvar::new(),
             known_to: Mutex::default(),
@@ -298,6 +343,23 @@ impl QpCore {
         lock_mutex(&self.known_to).iter().copied().collect()
     }
 
+    /// Its peer can record on the device of that physical queue pair, where the packet number there is
+    /// not live.
+    fn keep_word(&self, on: &Attachment) -> Result<()> {
+        if self.qp_type != qp_type::RC || on.underlay.source != Source::Record {
+            return Ok(());
+        }
+        let word = self.word.get_or_init(|| self.pd.records.take());
+        word.keep_on(on.underlay.id, &on.pd).map_err(|error| {
+            error.context(format_args!("a word for the records of queue pair {:#x}", self.qpn))
+        })
+    }
+
+    /// Where the peer records, on that device.
+    fn word_on(&self, device: DeviceId) -> Option<RecordWord> {
+        self.word.get()?.on(device)
+    }
+
     /// Its CQs, as long as they are there.
     pub(super) fn cqs(&self) -> impl Iterator<Item = Arc<CqCore>> {
         [self.send_cq.upgrade(), self.recv_cq.upgrade()].into_iter().flatten()
@@ -312,13 +374,14 @@ impl QpCore {
             (Arc::clone(&attachment.underlay), attachment.qp.qp_num())
         };
         let port = lock_mutex(&self.control).port();
-        underlay.end(port, number).ok()
+        let end = underlay.end(port, number).ok()?;
+        Some(PhysicalEnd { word: self.word_on(underlay.id), ..end })
     }
 
     /// Tells what the completions of this queue pair took of `cq`.
     pub(super) fn unload(&self, cq: &CqCore, tell: &mut dyn FnMut(u64, Option<&SrqCore>)) {
         if std::ptr::eq(self.send_cq.as_ptr(), cq) {
-            tell(super::cq::sends(&self.cap), None);
+            tell(super::cq::sends(self.qp_type, &self.cap), None);
         }
         if std::ptr::eq(self.recv_cq.as_ptr(), cq) {
             tell(u64::from(self.cap.max_recv_wr), self.srq.as_deref());
@@ -430,6 +493,7 @@ impl VirtualQp {
         let qpn = local.deal_qpn()?;
         let core = QpCore::new(parts, qpn);
         let attachment = &parts.attachment;
+        core.keep_word(attachment)?;
         let physical = attachment.qp.qp_num();
         if !attachment.underlay.qpns.set(physical as usize, physical, qpn) {
             return Err(Error::new(

@@ -14,8 +14,12 @@
 //! Called by the shells of the re-map, on any thread. A step that needs all completions to have been
 //! taken says so: the caller harvests, once for many queue pairs.
 
+mod mend;
+
+use self::mend::{is_of_path, may_be_of_path};
 use super::control::Control;
 use super::ending::{Ending, completion_of};
+use super::recording::{point_at, record_sge};
 use super::send::{SendSide, Target};
 use super::{Attachment, Blocked, PhysicalParts, QpCore, watch};
 use crate::abi::{
@@ -24,13 +28,13 @@ use crate::abi::{
 };
 use crate::device::{DeviceSrq, Kind};
 use crate::error::{Error, Result};
-use crate::names::{DeviceId, PhysicalEnd, ProcessId};
+use crate::names::{DeviceId, PhysicalEnd, ProcessId, RecordWord};
 use crate::virt::core::cq::Held;
 use crate::virt::core::lock::{Guard, gate};
 use crate::virt::core::pd::physical_cap;
 use crate::virt::core::peer::Missing;
-use crate::virt::core::policy::Evidence;
-use crate::virt::core::remap::Broken;
+use crate::virt::core::policy::Source;
+use crate::virt::core::record::Word;
 use crate::virt::core::underlay::{NO_SUCH_KEY, NO_SUCH_QPN, Underlay};
 use crate::virt::core::{KIND_SHIFT, LOW_31, PROOF, RECV, SHARED, lock_mutex};
 use sojourn_logging::{Executed, Opcode, Plan, Start};
@@ -51,6 +55,8 @@ pub(super) struct Moving {
     old: Option<(DeviceId, u32)>,
     /// What it reports as failed.
     withheld: Vec<Wc>,
+    /// What the new one reports as failed before the move is over.
+    early: Vec<Wc>,
     /// What was withheld of its sends has been given back, and of its receives.
     returned: [bool; 2],
     /// It had receives when it was taken down.
@@ -67,8 +73,8 @@ pub(super) struct Moving {
     told: bool,
     /// A proof is out.
     proof_out: bool,
-    /// One has come back in error, though nothing of the program's did.
-    proof_failed: bool,
+    /// One has come back in error, with this status, though nothing of the program's did.
+    proof_failed: Option<u32>,
     /// Requests that were executed on an earlier path, without a completion so far, in order.
     executed: VecDeque<u64>,
     /// Requests that were handed again, without a completion so far, in order.
@@ -88,6 +94,8 @@ pub(in crate::virt::core) struct Fresh {
     /// Path MTU in bytes, once connected.
     mtu: u32,
     target: Option<Target>,
+    /// Where the peer wants records.
+    word: Option<RecordWord>,
     /// Of the connection: one more than that which is attached, or as the peer says who offers it.
     pub(in crate::virt::core) incarnation: u32,
     /// The state that it is to have.
@@ -146,7 +154,8 @@ impl QpCore {
 
     /// Its path has failed, and it waits for another.
     pub(in crate::virt::core) fn is_broken(&self) -> bool {
-        lock_mutex(&self.moving).broken
+        let moving = lock_mutex(&self.moving);
+        moving.broken || !moving.early.is_empty()
     }
 
     /// A device may be at ERR before its completions say why: for so long they are waited for. (Where
@@ -273,6 +282,7 @@ impl QpCore {
         let mut moving = self.wait_for_moves();
         self.watch.fetch_or(watch::DEAD, Ordering::Release);
         moving.broken = false;
+        moving.early.clear();
         if moving.old.take().is_some() {
             self.cqs().for_each(|cq| cq.end_move());
         }
@@ -290,13 +300,13 @@ impl QpCore {
         // On another device the CQs have been made large enough.
         let doubled = self.device() == Some(underlay.id);
         if doubled {
-            send_cq.reserve(crate::virt::core::cq::sends(&self.cap), None)?;
+            send_cq.reserve(crate::virt::core::cq::sends(self.qp_type, &self.cap), None)?;
             if let Err(error) = recv_cq.reserve(u64::from(self.cap.max_recv_wr), None) {
-                send_cq.release(crate::virt::core::cq::sends(&self.cap), None);
+                send_cq.release(crate::virt::core::cq::sends(self.qp_type, &self.cap), None);
                 return Err(error);
             }
         }
-        let made = physical_cap(underlay, &self.cap, srq.is_some()).and_then(|cap| {
+        let made = physical_cap(underlay, self.qp_type, &self.cap, srq.is_some()).and_then(|cap| {
             let parts = PhysicalParts {
                 qp_type: self.qp_type,
                 cap,
@@ -304,7 +314,11 @@ impl QpCore {
                 recv_cq: &recv_cq,
                 srq,
             };
-            Attachment::create(&self.pd, underlay, &parts)
+            let another =
+                |error: Error| error.context(format_args!("another queue pair {:#x}", self.qpn));
+            let attachment = Attachment::create(&self.pd, underlay, &parts).map_err(another)?;
+            self.keep_word(&attachment).map_err(another)?;
+            Ok(attachment)
         });
         let attachment = match made {
             Ok(attachment) => attachment,
@@ -326,7 +340,16 @@ impl QpCore {
         let number = attachment.qp.qp_num();
         let psn = random_psn();
         let incarnation = lock_mutex(&self.moving).incarnation + 1;
-        let fresh = Fresh { attachment, psn, mtu: 0, target: None, incarnation, state, doubled };
+        let fresh = Fresh {
+            attachment,
+            psn,
+            mtu: 0,
+            target: None,
+            word: None,
+            incarnation,
+            state,
+            doubled,
+        };
         let _ = underlay.qpns.set(number as usize, number, self.qpn);
         if !matches!(state, qp_state::RESET | qp_state::ERR)
             && let Err(error) = self.init_fresh(&fresh)
@@ -390,7 +413,9 @@ impl QpCore {
     /// How peers reach the new physical queue pair.
     pub(in crate::virt::core) fn end_of(&self, fresh: &Fresh) -> Result<PhysicalEnd> {
         let port = lock_mutex(&self.control).port();
-        fresh.attachment.underlay.end(port, fresh.attachment.qp.qp_num())
+        let underlay = &fresh.attachment.underlay;
+        let end = underlay.end(port, fresh.attachment.qp.qp_num())?;
+        Ok(PhysicalEnd { word: self.word_on(underlay.id), ..end })
     }
 
     /// Connects the new physical queue pair to that end of `process`, whose first packet has that
@@ -402,7 +427,8 @@ impl QpCore {
         end: Option<(PhysicalEnd, u32)>,
     ) -> Result<()> {
         let own = self.end_of(fresh)?;
-        let (end, peer_psn) = end.unwrap_or((PhysicalEnd { qpn: NO_SUCH_QPN, ..own }, 0));
+        let (end, peer_psn) =
+            end.unwrap_or((PhysicalEnd { qpn: NO_SUCH_QPN, word: None, ..own }, 0));
         let attr = {
             let control = lock_mutex(&self.control);
             let mut attr = control.attr;
@@ -426,7 +452,7 @@ impl QpCore {
         }
         self.ready(fresh, &rtr, mask)?;
         fresh.mtu = abi::mtu_bytes(rtr.path_mtu).unwrap_or(0);
-        fresh.target = Some(found.target);
+        (fresh.target, fresh.word) = (Some(found.target), found.word);
         Ok(())
     }
 
@@ -448,7 +474,7 @@ impl QpCore {
     fn release_room(&self, doubled: bool) {
         if doubled {
             if let Some(cq) = self.send_cq.upgrade() {
-                cq.release(crate::virt::core::cq::sends(&self.cap), None);
+                cq.release(crate::virt::core::cq::sends(self.qp_type, &self.cap), None);
             }
             if let Some(cq) = self.recv_cq.upgrade() {
                 cq.release(u64::from(self.cap.max_recv_wr), None);
@@ -483,13 +509,7 @@ impl QpCore {
             if moving.old.is_some() {
                 return false;
             }
-            moving.old = Some((attachment.underlay.id, attachment.qp.qp_num()));
-            (moving.flushed, moving.told) = (false, false);
-            (moving.proof_out, moving.proof_failed) = (false, false);
-            (moving.broken, moving.stopped) = (broken, Some(Instant::now()));
-            moving.failing_since = None;
-            moving.withheld.clear();
-            moving.returned = [false; 2];
+            moving.begin(attachment, broken);
         }
         self.cqs().for_each(|cq| cq.begin_move());
         self.watch.fetch_or(watch::WITHHOLD, Ordering::SeqCst);
@@ -518,16 +538,26 @@ impl QpCore {
         wr.opcode = wr_opcode::RDMA_WRITE;
         wr.send_flags = send_flags::SIGNALED;
         wr.wr.rdma = abi::RdmaWr { remote_addr: 0, rkey: NO_SUCH_KEY };
+        // To a peer that wants records it is one.
+        let recorded = side.record.filter(|_| counts);
+        let number = self.send.next_record().to_le_bytes();
+        let mut sge = record_sge(&number);
+        if let Some(word) = recorded {
+            point_at(&mut wr, word, &mut sge);
+        }
         if self.qp_type == qp_type::UD {
             wr.opcode = wr_opcode::SEND;
             wr.wr.ud = side.lost_datagram(0);
         }
         let Some(qp) = side.physical() else { return };
-        // SAFETY: one request without elements; a datagram's handle is the side's own.
+        // SAFETY: one request without elements, or with one of bytes that are copied during the call; a
+        // datagram's handle is the side's own.
         if unsafe { qp.post_send(&raw mut wr) }.is_ok() {
             lock_mutex(&self.moving).proof_out = true;
-            if counts {
-                self.send.hide();
+            match recorded {
+                Some(_) => self.send.note_record(),
+                None if counts => self.send.hide(),
+                None => {}
             }
         }
     }
@@ -538,7 +568,7 @@ impl QpCore {
         {
             let mut moving = lock_mutex(&self.moving);
             moving.proof_out = false;
-            moving.proof_failed = wc.status != wc_status::SUCCESS;
+            moving.proof_failed = (wc.status != wc_status::SUCCESS).then_some(wc.status);
         }
         if wc.status == wc_status::SUCCESS
             && let Some(seq) = self.send.expand((wc.wr_id & LOW_31) as u32)
@@ -603,11 +633,16 @@ impl QpCore {
         let messages = self.received();
         // The peer acts on these: what comes after them does not count.
         lock_mutex(&self.moving).told = true;
-        let psn = match self.pd.context.evidence() {
-            Evidence::Psn => attachment.qp.query(qp_mask::RQ_PSN).ok().map(|attr| attr.rq_psn),
-            Evidence::Counts => None,
-        };
-        Some(Executed { messages, psn, settled })
+        let (mut psn, mut recorded) = (None, None);
+        match attachment.underlay.source {
+            Source::Psn => {
+                psn = attachment.qp.query(qp_mask::RQ_PSN).ok().map(|attr| attr.rq_psn);
+            }
+            // After the count: what was recorded behind a message that the count lacks shows then.
+            Source::Record => recorded = self.word.get().map(Word::recorded),
+            Source::Counts => {}
+        }
+        Some(Executed { messages, psn, settled, recorded })
     }
 
     /// Hands all receives to the new physical queue pair.
@@ -641,7 +676,7 @@ impl QpCore {
         if at_err {
             return (self.attach_at_err(fresh), None);
         }
-        let Fresh { attachment, psn, mtu, target, incarnation, state, doubled } = fresh;
+        let Fresh { attachment, psn, mtu, target, word, incarnation, state, doubled } = fresh;
         lock_mutex(&self.moving).incarnation = incarnation;
         let reliable = self.qp_type == qp_type::RC;
         let send_cq = self.send_cq.upgrade();
@@ -658,6 +693,7 @@ impl QpCore {
                 }),
             };
             side.go_over(&attachment, target.clone());
+            self.record_to(&mut side, word);
             if side.gate() & gate::FAILED != 0 {
                 // It ends already, and goes on with that.
                 side.clear(gate::SUSPENDED);
@@ -831,7 +867,8 @@ impl QpCore {
         done
     }
 
-    /// Whether a completion is a failure of the path that is being left. Called by pollers.
+    /// Whether a completion is a failure of the path that is being left, or of one that another may take the
+    /// place of. Called by pollers.
     #[cold]
     pub(in crate::virt::core) fn withholds(&self, device: DeviceId, wc: &Wc) -> bool {
         // One that ends by itself flushes for the program, and not for us.
@@ -843,7 +880,17 @@ impl QpCore {
             return false;
         }
         let mut moving = lock_mutex(&self.moving);
-        if moving.old != Some((device, wc.qp_num)) || moving.returned[usize::from(is_recv(wc))] {
+        let Some(old) = moving.old else {
+            drop(moving);
+            // A move has been given up, or is over, since the first look: it is the program's, or a path's.
+            let over = withhold && self.watch.load(Ordering::Acquire) & watch::WITHHOLD == 0;
+            return over && self.withholds(device, wc);
+        };
+        if old != (device, wc.qp_num) {
+            drop(moving);
+            return self.withholds_early(device, wc);
+        }
+        if moving.returned[usize::from(is_recv(wc))] {
             return false;
         }
         if moving.told {
@@ -852,8 +899,7 @@ impl QpCore {
         if wc.status == wc_status::SUCCESS {
             return false;
         }
-        let first = moving.withheld.is_empty();
-        if first || wc.status != wc_status::WR_FLUSH_ERR {
+        if moving.withheld.is_empty() || wc.status != wc_status::WR_FLUSH_ERR {
             tracing::debug!(
                 "queue pair {:#x}: {} of a {} (vendor error {:#x}) is withheld",
                 self.qpn,
@@ -862,40 +908,22 @@ impl QpCore {
                 wc.vendor_err
             );
         }
-        moving.flushed |= wc.wr_id & RECV != 0 && wc.status == wc_status::WR_FLUSH_ERR;
-        moving.withheld.push(*wc);
+        moving.withhold(wc);
         true
     }
 
     /// Whether a failure is that of a path that another may take the place of: it is to be withheld then,
     /// and help is called. Called by pollers.
     fn breaks(&self, wc: &Wc) -> bool {
-        // A flush may be seen before its cause is, which is in another CQ.
-        let of_path = match wc.status {
-            wc_status::RETRY_EXC_ERR | wc_status::LOC_QP_OP_ERR => !is_recv(wc),
-            status => status == wc_status::WR_FLUSH_ERR,
-        };
-        if !of_path
-            || self.qp_type != qp_type::RC
-            || self.send_side.gate() & gate::ERR != 0
-            || self.is_ending.load(Ordering::Acquire)
-        {
+        if !may_be_of_path(wc) {
             return false;
         }
-        let context = &self.pd.context;
-        let Ok(attachment) = self.attachment() else { return false };
-        if attachment.qp.qp_num() != wc.qp_num
-            || !context.failover().may_leave(&*attachment.underlay.device)
-        {
+        let Some(attachment) = self.replaceable() else { return false };
+        if attachment.qp.qp_num() != wc.qp_num {
             return false;
         }
         {
             let mut side = self.send_side.visit();
-            // Alone in a process there is no other path; and of strangers we cannot ask anything.
-            let has_peer = matches!(&side.target, Target::Peer(peer, _) if !peer.own);
-            if !has_peer {
-                return false;
-            }
             // Somebody else who polls another of its CQs may have found it first; or it comes after
             // all, because it was judged already.
             if !self.begin_withholding(&attachment, true) {
@@ -903,19 +931,13 @@ impl QpCore {
             }
             side.set(gate::SUSPENDED);
         }
-        let what = Broken::Path(self.weak());
-        self.local().rescue.call(self.local(), what);
+        self.call_for_help();
         true
     }
 
-    /// The status that broke it, where that may be the path's fault: `RETRY_EXC_ERR`, or `LOC_QP_OP_ERR`,
-    /// which is what rxe says of a request for which its own interface takes no packet. All completions
-    /// have been taken.
+    /// The status that broke it, where that may be the path's fault. All completions have been taken.
     pub(in crate::virt::core) fn cause(&self) -> Option<u32> {
-        let moving = lock_mutex(&self.moving);
-        let mut sends = moving.withheld.iter().filter(|wc| !is_recv(wc)).map(|wc| wc.status);
-        let cause = sends.find(|status| *status != wc_status::WR_FLUSH_ERR)?;
-        matches!(cause, wc_status::RETRY_EXC_ERR | wc_status::LOC_QP_OP_ERR).then_some(cause)
+        lock_mutex(&self.moving).first_failure().filter(|status| is_of_path(*status))
     }
 
     /// There is no other path: the program gets what was withheld. Nothing where it is not broken.
@@ -1035,26 +1057,6 @@ impl QpCore {
         }
     }
 
-    /// Goes on with the old physical queue pair, before that was taken down.
-    pub(in crate::virt::core) fn go_on(&self) {
-        // That goes on with none but a new one.
-        if self.is_broken() {
-            return;
-        }
-        self.return_withheld();
-        let proof_failed = {
-            let mut moving = lock_mutex(&self.moving);
-            if moving.old.take().is_some() {
-                self.cqs().for_each(|cq| cq.end_move());
-            }
-            std::mem::take(&mut moving.proof_failed)
-        };
-        if proof_failed {
-            self.note_err();
-        }
-        self.release();
-    }
-
     /// What was withheld comes after all, before anything that comes later.
     fn return_withheld(&self) {
         let Some((device, _)) = lock_mutex(&self.moving).old else { return };
@@ -1109,16 +1111,7 @@ impl QpCore {
         if let Some((underlay, number)) = left.number {
             underlay.qpns.unset(number as usize, number, self.qpn);
         }
-        self.watch.fetch_and(!watch::WITHHOLD, Ordering::SeqCst);
-        let stopped = {
-            let mut moving = lock_mutex(&self.moving);
-            moving.withheld = Vec::new();
-            moving.broken = false;
-            moving.old.take().is_some()
-        };
-        if stopped {
-            self.cqs().for_each(|cq| cq.end_move());
-        }
+        self.end_withholding();
         self.release_room(left.doubled);
         self.end_moving();
     }

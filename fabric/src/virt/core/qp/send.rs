@@ -4,6 +4,7 @@ use super::room::Admission;
 use super::{Attachment, Blocked, Ending, PlainWr, QpCore};
 use crate::abi::{self, AtomicWr, RdmaWr, SendWr, Sge, UdWr, qp_type, send_flags, wr_opcode};
 use crate::device::{DeviceAh, DeviceQp, PostError, PostSend};
+use crate::names::RecordWord;
 use crate::virt::core::ah::{AhCore, AhPd, Destination};
 use crate::virt::core::direct::Direct;
 use crate::virt::core::lock::{Guard, gate};
@@ -65,6 +66,10 @@ pub(in crate::virt::core) struct SendSide {
     pub(super) ending: Ending,
     /// Requests of an earlier path, to be handed again before anything else.
     pub(super) replays: VecDeque<Replay>,
+    /// Where the peer wants records.
+    pub(super) record: Option<RecordWord>,
+    /// WRITEs behind the last record and the last message.
+    pub(super) unrecorded: u32,
 }
 
 // SAFETY: the pointers are to this struct's own boxes, and null otherwise; `posting` is looked at by
@@ -108,6 +113,8 @@ impl SendSide {
             on,
             ending: Ending::default(),
             replays: VecDeque::new(),
+            record: None,
+            unrecorded: 0,
         }
     }
 
@@ -334,6 +341,11 @@ impl SendSide {
         }
         let ah = self.nowhere.as_ref().map_or(ptr::null_mut(), |ah| ah.as_raw());
         UdWr { ah, remote_qpn: NO_SUCH_QPN, remote_qkey }
+    }
+
+    /// Opcodes of the first `n` physical requests.
+    pub(super) fn opcodes(&self, n: usize) -> impl Iterator<Item = u32> + '_ {
+        self.wrs[..n].iter().map(|wr| wr.opcode)
     }
 
     /// Hands the first `n` physical requests. With an error: how many of them were taken.
@@ -563,6 +575,7 @@ impl QpCore {
                     return Err(PostError::new(errno, staged[taken]));
                 }
                 self.send.mark_handed(first + n as u64);
+                self.record_behind(&mut side, n);
             }
             if let Some(errno) = refused {
                 self.send.revoke();
@@ -795,6 +808,7 @@ impl QpCore {
                     0 => self.send.mark_handed(first + taken as u64),
                     _ => drop(side.replays.drain(..taken)),
                 }
+                self.record_behind(side, taken);
                 if let Err((_, errno)) = handed {
                     tracing::error!(
                         "queue pair {:#x}: the device refused a request that had waited: {}",

@@ -13,6 +13,7 @@
 //! | `spill` | the spill file |
 //! | `posting`, `copying` | what a queue pair does with a request that is posted |
 //! | `cut` | what this process has consumed, and telling its peers of it when an epoch is committed |
+//! | `setting` | what a context is told |
 //! | `reading` | what is kept, for those who replay |
 //!
 //! # What is not kept
@@ -43,6 +44,7 @@ mod cut;
 mod posting;
 mod reading;
 mod ring;
+mod setting;
 mod spill;
 mod store;
 
@@ -52,4 +54,5 @@ pub(super) use posting::{Retaining, is_kept};
 pub(super) use reading::retained_of;
 pub use reading::{Gap, Message, RetainedConnection, RetainedMessage, RetainedMessages};
 pub(super) use ring::Ring;
+pub use setting::{Retention, Spill};
 pub(super) use store::Store;

@@ -1,11 +1,10 @@
 //! The ring of a protection domain.
 
-use super::Store;
+use super::{Retention, Store};
 use crate::device::DeviceMr;
 use crate::error::{Error, Result};
 use crate::virt::core::mr::VirtualMr;
 use crate::virt::core::pd::PdCore;
-use crate::virt::core::policy::Retention;
 use std::ffi::c_void;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;

@@ -1,11 +1,11 @@
 //! A log under a lock, its ring, and its spill.
 
 use super::ring::Mapping;
+use super::setting::Spill;
 use super::spill::SpillFile;
 use crate::error::{Error, Result};
 use crate::virt::core::lock::{Guard, Side};
 use crate::virt::core::lock_mutex;
-use crate::virt::core::policy::Spill;
 use crate::virt::core::qp::QpCore;
 use crate::virt::core::remap::block_signals;
 use sojourn_logging::retain::{

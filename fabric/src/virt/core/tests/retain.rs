@@ -13,7 +13,7 @@ const FROM_COPY: u32 = 64;
 fn policy(bytes: usize, spill: Option<&Path>) -> Policy {
     let spill = spill.map_or(Spill::Drop, |dir| Spill::To(dir.to_owned()));
     let retention = Retention::Payload { bytes, spill, from_copy: FROM_COPY };
-    Policy { retention, ..Policy::default() }
+    Policy { retention, evidence: Evidence::Psn, ..Policy::default() }
 }
 
 /// Two processes that keep what they send, with a queue pair each, connected.
