@@ -417,3 +417,79 @@ fn a_spill_directory_that_is_not_there_is_named() {
     let error = a.pd.create_qp(&QpOptions::rc(&a.cq)).err().unwrap().to_string();
     assert!(error.contains("/no/such/directory"), "{error}");
 }
+
+/// Promise: queue pairs that share a ring are posted to by as many threads as there are, while others read, commit
+/// epochs and spill: everything that is kept is what was posted.
+#[test]
+fn threads_share_a_ring() {
+    const THREADS: u64 = 3;
+    const MESSAGES: u64 = 1500;
+    let dir = tempfile::tempdir().unwrap();
+    let (job, fabric) = (Job::default(), Fabric::default());
+    let policy = policy(4096, Some(dir.path()));
+    let process =
+        |n: u32| Process::with(&job, &fabric, n, Port::infiniband(n as u16 + 100), &policy);
+    let (a, b) = (process(1), process(2));
+    let length = |n: u64| [8, 500, 64, 1, 130, 5000][n as usize % 6];
+    let byte = |qpn: u32, n: u64| (n as u8).wrapping_mul(7) ^ qpn as u8;
+    let check = |all: &mut dyn Iterator<Item = RetainedMessage>, qpn: u32| {
+        let mut last = None;
+        for it in all {
+            assert!(last < Some(it.number), "in order");
+            last = Some(it.number);
+            let expected = vec![byte(qpn, it.number); length(it.number)];
+            assert!(it.payload == expected, "message {} of {qpn:#x}", it.number);
+        }
+        last
+    };
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let post = || {
+            let (ca, cb) = (a.context.create_cq(8).unwrap(), b.context.create_cq(8).unwrap());
+            let qa = a.pd.create_qp(&QpOptions::rc(&ca)).unwrap();
+            let qb = b.pd.create_qp(&QpOptions::rc(&cb)).unwrap();
+            connect(&qa, &qb);
+            let from = a.pd.register(5000, ALL).unwrap();
+            let to = b.pd.register(5000, ALL).unwrap();
+            for n in 0..MESSAGES {
+                from.write(0, &vec![byte(qa.qp_num(), n); length(n)]);
+                let sge = [from.slice(0..length(n))];
+                if n % 3 == 0 {
+                    qa.post_send(&SendRequest::new(n, Op::Write(to.remote(0)), &sge)).unwrap();
+                } else {
+                    qb.post_recv(n, &[to.slice(0..5000)]).unwrap();
+                    qa.post_send(&SendRequest::new(n, Op::Send, &sge)).unwrap();
+                    assert_eq!(ids(&drain(&cb)), [(n, 0)]);
+                }
+                assert_eq!(ids(&drain(&ca)), [(n, 0)]);
+            }
+            // Kept until they are looked at below.
+            (qa, qb, ca, cb, from, to)
+        };
+        let posting: Vec<_> = (0..THREADS).map(|_| scope.spawn(post)).collect();
+        let watching = scope.spawn(|| {
+            while !done.load(Ordering::Acquire) {
+                for it in a.context.retained().unwrap() {
+                    check(&mut it.messages_kept().map(Result::unwrap).take(50), it.qpn);
+                }
+                commit(&b);
+            }
+        });
+        let posted: Vec<_> = posting.into_iter().map(|it| it.join().unwrap()).collect();
+        done.store(true, Ordering::Release);
+        watching.join().unwrap();
+        for (qa, _, ca, ..) in &posted {
+            let sge = [a.memory.slice(0..8)];
+            a.memory.write(0, &[byte(qa.qp_num(), MESSAGES); 8]);
+            qa.post_send(&SendRequest::new(0, Op::Write(b.memory.remote(0)), &sge)).unwrap();
+            assert_eq!(drain(ca).len(), 1);
+        }
+        let all = a.context.retained().unwrap();
+        assert_eq!(all.len(), THREADS as usize);
+        for it in all {
+            assert_eq!((it.messages, it.gap.clone()), (MESSAGES + 1, None));
+            let kept = it.messages_kept().map(Result::unwrap);
+            assert_eq!(check(&mut { kept }, it.qpn), Some(MESSAGES));
+        }
+    });
+}
