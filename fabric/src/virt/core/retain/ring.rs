@@ -36,9 +36,12 @@ impl Mapping {
         if base == libc::MAP_FAILED {
             return Err(Error::last_os(format_args!("mapping {length} bytes of message log")));
         }
-        // Sequential use of much memory; it does without where there are none.
-        // SAFETY: the mapping made just now.
-        unsafe { libc::madvise(base, length, libc::MADV_HUGEPAGE) };
+        // On large pages, and touched now, as most devices do when they pin it, rather than by whoever posts
+        // first. Where the kernel has neither it does without.
+        for advice in [libc::MADV_HUGEPAGE, libc::MADV_POPULATE_WRITE] {
+            // SAFETY: the mapping made just now.
+            unsafe { libc::madvise(base, length, advice) };
+        }
         let base = NonNull::new(base.cast()).expect("mmap without MAP_FIXED returns no null");
         Ok(Mapping { base, length })
     }
