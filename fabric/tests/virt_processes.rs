@@ -2,7 +2,7 @@
 //! test program again, joined to the job of the test that started it.
 
 use sojourn_fabric::abi::{GRH_BYTES, Wc, access, qp_state, wc_flags, wc_status};
-use sojourn_fabric::device::soft::{Mode, Options, Pace, open_with};
+use sojourn_fabric::device::soft::{Mode, Options, Pace, open_with, set_port};
 use sojourn_fabric::names::directory::{DirectoryServer, ServerConfig};
 use sojourn_fabric::names::env::JobEnvironment;
 use sojourn_fabric::names::{Endpoint as Place, JobKey, PrivateDir, ProcessId};
@@ -24,7 +24,7 @@ const ALL: u32 =
 struct Job {
     dir: PrivateDir,
     at: Place,
-    _server: DirectoryServer,
+    server: Option<DirectoryServer>,
 }
 
 impl Job {
@@ -34,7 +34,7 @@ impl Job {
         key.write(&dir.path().join("key")).unwrap();
         let at = Place::Unix(dir.path().join("directory"));
         let server = DirectoryServer::start(ServerConfig::new(at.clone(), key, 0)).unwrap();
-        Job { dir, at, _server: server }
+        Job { dir, at, server: Some(server) }
     }
 
     fn environment(&self, rank: u32) -> JobEnvironment {
@@ -54,6 +54,8 @@ impl Job {
             .args(["part", "--exact", "--ignored", "--nocapture"])
             .env(PART, part)
             .env(MODE, mode)
+            // One to fail over to.
+            .env("SOJOURN_SOFT_DEVICES", "2")
             .envs(variables.into_iter().filter_map(|(name, value)| Some((name, value?))))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -127,6 +129,9 @@ fn part() {
         "echo" => echo(&member),
         "datagrams" => datagrams(&member),
         "victim" => victim(&member),
+        "writer" => writer(&member),
+        "watcher" => watcher(&member),
+        "mover" => mover(&member),
         other => panic!("{PART}={other} is no part"),
     }
 }
@@ -403,4 +408,130 @@ fn a_stopped_peer_blocks_only_its_own_queue_pairs() {
     let wc = member.next();
     assert_eq!((wc.wr_id, wc.status), (900, wc_status::SUCCESS));
     other.kill();
+}
+
+/// Words that are written without being polled for.
+const WORDS: u64 = 40;
+
+/// Writes, has its port fail, and writes on: it never polls.
+fn writer(member: &Member) {
+    let (qp, _, remote) = member.connected(2);
+    for n in 0..WORDS {
+        if n == WORDS / 2 {
+            set_port("soft0", false).unwrap();
+        }
+        let write = Op::Write(remote.offset(8 * n));
+        let word = (n + 1).to_ne_bytes();
+        let request = SendRequest::inline(n, write, &word);
+        qp.post_send(&request.unsignaled()).unwrap();
+    }
+    member.part(2);
+}
+
+/// Watches its memory for what the writer writes: it never polls either.
+fn watcher(member: &Member) {
+    let (_qp, _, _) = member.connected(1);
+    let word = |n: u64| {
+        member.memory.atomic_u64(8 * n as usize).load(std::sync::atomic::Ordering::Acquire)
+    };
+    let deadline = soon();
+    while word(WORDS - 1) == 0 {
+        assert!(Instant::now() < deadline, "the last word does not come");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    (0..WORDS).for_each(|n| assert_eq!(word(n), n + 1));
+    member.part(1);
+}
+
+/// Promise: where a path fails between programs that only write and watch their memory, and never poll,
+/// they go on over another device.
+#[test]
+fn a_failure_is_noticed_though_nobody_polls() {
+    for mode in ["sync", "async"] {
+        let job = Job::new();
+        let mut writer = job.start("writer", mode, 0);
+        let mut watcher = job.start("watcher", mode, 1);
+        writer.ends();
+        watcher.ends();
+    }
+}
+
+/// Says that it is connected, and when it is told to tries to move; says how that went, and when it is told
+/// to writes to its peer, wherever it is.
+fn mover(member: &Member) {
+    const GUIDE: ProcessId = ProcessId(3);
+    let (qp, _, remote) = member.connected(2);
+    let write = |n: u64| {
+        let word = n.to_ne_bytes();
+        qp.post_send(&SendRequest::inline(n, Op::Write(remote), &word)).unwrap();
+        let wc = member.next();
+        assert_eq!((wc.wr_id, wc.status), (n, wc_status::SUCCESS));
+    };
+    write(1000);
+    // So that each knows where the other is.
+    member.process.fetch(GUIDE, "here", soon()).unwrap();
+    member.process.publish("ready", b"").unwrap();
+    member.process.fetch(GUIDE, "move", soon()).unwrap();
+    let told = match member.context.relocate("soft1") {
+        Ok(_) => "moved".to_owned(),
+        Err(error) => format!("{} {error}", error.errno()),
+    };
+    member.process.publish("told", told.as_bytes()).unwrap();
+    member.process.fetch(GUIDE, "write", soon()).unwrap();
+    write(1001);
+    member.process.publish("written", b"").unwrap();
+    member.process.fetch(GUIDE, "end", soon()).unwrap();
+}
+
+/// A mover, the peer that it is connected to, and the guide of both.
+fn three(job: &Job) -> (Part, Part, Member) {
+    let mover = job.start("mover", "sync", 0);
+    let peer = job.start("victim", "sync", 1);
+    let guide = Member::join(&job.environment(2), "sync");
+    guide.process.publish("here", b"").unwrap();
+    for process in [1, 2] {
+        guide.process.fetch(ProcessId(process), "ready", soon()).unwrap();
+    }
+    (mover, peer, guide)
+}
+
+fn told(guide: &Member) -> String {
+    let told = guide.process.fetch(ProcessId(1), "told", soon()).unwrap();
+    String::from_utf8(told).unwrap()
+}
+
+/// Promise 5: a peer that never answers, since it is stopped, does not keep a move for longer than its
+/// deadline: all stays where it was, goes on when the peer does, and the error names the peer and the step.
+#[test]
+fn a_stopped_peer_is_not_waited_for_beyond_the_deadline() {
+    let job = Job::new();
+    let (mut mover, peer, guide) = three(&job);
+    peer.stop();
+    guide.process.publish("move", b"").unwrap();
+    let told = told(&guide);
+    assert!(told.starts_with(&libc::ETIMEDOUT.to_string()), "{told}");
+    for part in ["moving to soft1", "process 2", "did not answer in time (prepare)"] {
+        assert!(told.contains(part), "{part:?} is not in {told:?}");
+    }
+    // SAFETY: our own child, not reaped yet.
+    assert_eq!(unsafe { libc::kill(peer.0.id() as i32, libc::SIGCONT) }, 0);
+    guide.process.publish("write", b"").unwrap();
+    guide.process.fetch(ProcessId(1), "written", soon()).unwrap();
+    guide.process.publish("end", b"").unwrap();
+    mover.ends();
+}
+
+/// Promise: a move needs no directory: one among processes that know each other goes on where that is gone.
+#[test]
+fn a_move_needs_no_directory() {
+    let mut job = Job::new();
+    let (mut mover, mut peer, guide) = three(&job);
+    job.server = None;
+    guide.process.publish("move", b"").unwrap();
+    assert_eq!(told(&guide), "moved");
+    guide.process.publish("write", b"").unwrap();
+    guide.process.fetch(ProcessId(1), "written", soon()).unwrap();
+    peer.kill();
+    guide.process.publish("end", b"").unwrap();
+    mover.ends();
 }

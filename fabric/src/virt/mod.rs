@@ -26,3 +26,4 @@ pub use api::{
     SharedReceiveQueue,
 };
 pub use process::Process;
+pub use sojourn_logging::Share;

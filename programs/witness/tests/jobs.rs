@@ -67,6 +67,25 @@ fn every_message_is_accounted_for_while_devices_are_relocated() {
     }
 }
 
+/// Promises 1 to 4, and that nothing is stuck: the same where nearly everything waits in the windows.
+#[test]
+fn every_message_is_accounted_for_where_little_may_be_outstanding() {
+    for (outstanding, mode) in [
+        ("requests=1", "sync"),
+        ("qp-requests=3,qp-bytes=20K", "async:seed=8,latency_us=20,gbps=20"),
+    ] {
+        let mut place = Place::new();
+        place.set("SOJOURN_SOFT_MODE", mode);
+        place.set("SOJOURN_SOFT_DEVICES", "2");
+        place.set("SOJOURN_OUTSTANDING", outstanding);
+        let args = ["--messages", "150", "--max-size", "32768", "--json", "--moves", "8"];
+        let moving = ["--who", "all", "--devices", "soft1,soft0", "--pause-ms", "3"];
+        let result = json(&place.job(2, &[&args[..], &moving].concat()));
+        assert_eq!(result["moves"].as_array().unwrap().len(), 16, "{outstanding}: {result}");
+        assert!(result["lost"].as_object().unwrap().keys().all(|kind| !kind.starts_with("RC")));
+    }
+}
+
 /// Guards: over each way in which the soft device executes, every message of every kind arrives
 /// as promised, each request completes once, and all ranks end together.
 #[test]

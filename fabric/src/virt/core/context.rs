@@ -9,7 +9,7 @@ use super::mr::VirtualMr;
 use super::pd::{PdCore, VirtualPd};
 use super::policy::{Evidence, MayTry, Policy};
 use super::qp::{QpCore, most_sends};
-use super::remap::{Broken, FIRST_PORT, Failover, Relocation};
+use super::remap::{Broken, FIRST_PORT, Failover, Lookout, Relocation};
 use super::srq::SrqCore;
 use super::underlay::Underlay;
 use crate::abi::{self, DeviceAttr, Gid, PortAttr, event_type, port_state, qp_type};
@@ -52,6 +52,8 @@ pub(super) struct VirtualContext {
     /// Queue pairs that the program holds.
     pub(super) qp_count: AtomicU64,
     pub(super) ahs: Herd<AhCore>,
+    /// Who notices that a path of its queue pairs has failed, where nobody polls.
+    pub(super) lookout: Lookout,
 }
 
 impl VirtualContext {
@@ -80,6 +82,7 @@ impl VirtualContext {
             qps: Herd::default(),
             qp_count: AtomicU64::new(0),
             ahs: Herd::default(),
+            lookout: Lookout::default(),
         });
         local.contexts.add(&context);
         Ok(context)

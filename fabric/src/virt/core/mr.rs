@@ -68,6 +68,11 @@ impl VirtualMr {
         self.flags
     }
 
+    /// Its name, and its bytes: for those who say what they cannot register.
+    pub(super) fn describe(&self) -> (u32, usize) {
+        (self.key, self.length)
+    }
+
     /// Is registered on another device, too, where it is registered at all.
     pub(super) fn extend(&self, underlay: &Arc<Underlay>) -> Result<()> {
         let Some(physical) = self.pd.physical_on(underlay.id) else { return Ok(()) };

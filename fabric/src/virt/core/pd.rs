@@ -211,6 +211,7 @@ impl DevicePd for VirtualPd {
             srq,
         })?;
         context.qps.add(qp.core());
+        context.lookout.begin(context);
         // From here on the queue pair sees to it.
         room.keep();
         Ok(Arc::new(qp))

@@ -123,7 +123,8 @@ impl Outstanding {
     pub const VARIABLE: &'static str = "SOJOURN_OUTSTANDING";
 
     /// The share of one of `qps` queue pairs.
-    pub(super) fn share(&self, qps: u64) -> Share {
+    #[must_use]
+    pub fn share(&self, qps: u64) -> Share {
         let of = |all: u64, most: u64| (all / qps.max(1)).min(most).max(1);
         Share {
             bytes: of(self.bytes, self.qp_bytes),

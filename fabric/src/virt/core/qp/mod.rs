@@ -6,7 +6,7 @@
 //! | `recv` | the same for receives, which name nothing remote |
 //! | `ending` | completing ourselves what is not handed any more: after ERR, or when a peer is lost |
 //! | `control` | `modify` and `query`, where addresses are resolved |
-//! | `remap` | suspend, attach, replay |
+//! | `remap` | suspend, attach, replay; `mend`, in it: paths that fail around that |
 //! | `recording` | records into the peer's word, where its packet number is not live |
 //!
 //! # Threads
@@ -197,6 +197,8 @@ pub(super) struct QpCore {
     pub(super) unfilled: AtomicU64,
     /// Messages delivered since, where its receives are shared.
     pub(super) delivered: AtomicU64,
+    /// How far it had come when it was last looked at.
+    seen: AtomicU64,
     moving: Mutex<remap::Moving>,
     /// No re-map of it is under way any more.
     moved: Condvar,
@@ -293,6 +295,7 @@ impl QpCore {
             full_at: AtomicU64::new(0),
             unfilled: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
+            seen: AtomicU64::new(0),
             moving: Mutex::default(),
             moved: Condvar::new(),
             known_to: Mutex::default(),

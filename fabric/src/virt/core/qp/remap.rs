@@ -14,6 +14,9 @@
 //! Called by the shells of the re-map, on any thread. A step that needs all completions to have been
 //! taken says so: the caller harvests, once for many queue pairs.
 
+mod mend;
+
+use self::mend::{is_of_path, may_be_of_path};
 use super::control::Control;
 use super::ending::{Ending, completion_of};
 use super::recording::{point_at, record_sge};
@@ -32,7 +35,6 @@ use crate::virt::core::pd::physical_cap;
 use crate::virt::core::peer::Missing;
 use crate::virt::core::policy::Source;
 use crate::virt::core::record::Word;
-use crate::virt::core::remap::Broken;
 use crate::virt::core::underlay::{NO_SUCH_KEY, NO_SUCH_QPN, Underlay};
 use crate::virt::core::{KIND_SHIFT, LOW_31, PROOF, RECV, SHARED, lock_mutex};
 use sojourn_logging::{Executed, Opcode, Plan, Start};
@@ -53,6 +55,8 @@ pub(super) struct Moving {
     old: Option<(DeviceId, u32)>,
     /// What it reports as failed.
     withheld: Vec<Wc>,
+    /// What the new one reports as failed before the move is over.
+    early: Vec<Wc>,
     /// What was withheld of its sends has been given back, and of its receives.
     returned: [bool; 2],
     /// It had receives when it was taken down.
@@ -69,8 +73,8 @@ pub(super) struct Moving {
     told: bool,
     /// A proof is out.
     proof_out: bool,
-    /// One has come back in error, though nothing of the program's did.
-    proof_failed: bool,
+    /// One has come back in error, with this status, though nothing of the program's did.
+    proof_failed: Option<u32>,
     /// Requests that were executed on an earlier path, without a completion so far, in order.
     executed: VecDeque<u64>,
     /// Requests that were handed again, without a completion so far, in order.
@@ -150,7 +154,8 @@ impl QpCore {
 
     /// Its path has failed, and it waits for another.
     pub(in crate::virt::core) fn is_broken(&self) -> bool {
-        lock_mutex(&self.moving).broken
+        let moving = lock_mutex(&self.moving);
+        moving.broken || !moving.early.is_empty()
     }
 
     /// A device may be at ERR before its completions say why: for so long they are waited for. (Where
@@ -277,6 +282,7 @@ impl QpCore {
         let mut moving = self.wait_for_moves();
         self.watch.fetch_or(watch::DEAD, Ordering::Release);
         moving.broken = false;
+        moving.early.clear();
         if moving.old.take().is_some() {
             self.cqs().for_each(|cq| cq.end_move());
         }
@@ -308,9 +314,9 @@ impl QpCore {
                 recv_cq: &recv_cq,
                 srq,
             };
-            let attachment = Attachment::create(&self.pd, underlay, &parts)?;
-            self.keep_word(&attachment)?;
-            Ok(attachment)
+            Attachment::create(&self.pd, underlay, &parts)
+                .and_then(|attachment| self.keep_word(&attachment).map(|()| attachment))
+                .map_err(|error| error.context(format_args!("another queue pair {:#x}", self.qpn)))
         });
         let attachment = match made {
             Ok(attachment) => attachment,
@@ -501,13 +507,7 @@ impl QpCore {
             if moving.old.is_some() {
                 return false;
             }
-            moving.old = Some((attachment.underlay.id, attachment.qp.qp_num()));
-            (moving.flushed, moving.told) = (false, false);
-            (moving.proof_out, moving.proof_failed) = (false, false);
-            (moving.broken, moving.stopped) = (broken, Some(Instant::now()));
-            moving.failing_since = None;
-            moving.withheld.clear();
-            moving.returned = [false; 2];
+            moving.begin(attachment, broken);
         }
         self.cqs().for_each(|cq| cq.begin_move());
         self.watch.fetch_or(watch::WITHHOLD, Ordering::SeqCst);
@@ -566,7 +566,7 @@ impl QpCore {
         {
             let mut moving = lock_mutex(&self.moving);
             moving.proof_out = false;
-            moving.proof_failed = wc.status != wc_status::SUCCESS;
+            moving.proof_failed = (wc.status != wc_status::SUCCESS).then_some(wc.status);
         }
         if wc.status == wc_status::SUCCESS
             && let Some(seq) = self.send.expand((wc.wr_id & LOW_31) as u32)
@@ -872,7 +872,8 @@ impl QpCore {
         done
     }
 
-    /// Whether a completion is a failure of the path that is being left. Called by pollers.
+    /// Whether a completion is a failure of the path that is being left, or of one that another may take the
+    /// place of. Called by pollers.
     #[cold]
     pub(in crate::virt::core) fn withholds(&self, device: DeviceId, wc: &Wc) -> bool {
         // One that ends by itself flushes for the program, and not for us.
@@ -884,7 +885,17 @@ impl QpCore {
             return false;
         }
         let mut moving = lock_mutex(&self.moving);
-        if moving.old != Some((device, wc.qp_num)) || moving.returned[usize::from(is_recv(wc))] {
+        let Some(old) = moving.old else {
+            drop(moving);
+            // A move has been given up, or is over, since the first look: it is the program's, or a path's.
+            let over = withhold && self.watch.load(Ordering::Acquire) & watch::WITHHOLD == 0;
+            return over && self.withholds(device, wc);
+        };
+        if old != (device, wc.qp_num) {
+            drop(moving);
+            return self.withholds_early(device, wc);
+        }
+        if moving.returned[usize::from(is_recv(wc))] {
             return false;
         }
         if moving.told {
@@ -893,40 +904,31 @@ impl QpCore {
         if wc.status == wc_status::SUCCESS {
             return false;
         }
-        moving.flushed |= wc.wr_id & RECV != 0 && wc.status == wc_status::WR_FLUSH_ERR;
-        moving.withheld.push(*wc);
+        if moving.withheld.is_empty() || wc.status != wc_status::WR_FLUSH_ERR {
+            tracing::debug!(
+                "queue pair {:#x}: {} of a {} (vendor error {:#x}) is withheld",
+                self.qpn,
+                wc_status::name(wc.status),
+                if is_recv(wc) { "receive" } else { "send" },
+                wc.vendor_err
+            );
+        }
+        moving.withhold(wc);
         true
     }
 
     /// Whether a failure is that of a path that another may take the place of: it is to be withheld then,
     /// and help is called. Called by pollers.
     fn breaks(&self, wc: &Wc) -> bool {
-        // A flush may be seen before its cause is, which is in another CQ.
-        let of_path = match wc.status {
-            wc_status::RETRY_EXC_ERR | wc_status::LOC_QP_OP_ERR => !is_recv(wc),
-            status => status == wc_status::WR_FLUSH_ERR,
-        };
-        if !of_path
-            || self.qp_type != qp_type::RC
-            || self.send_side.gate() & gate::ERR != 0
-            || self.is_ending.load(Ordering::Acquire)
-        {
+        if !may_be_of_path(wc) {
             return false;
         }
-        let context = &self.pd.context;
-        let Ok(attachment) = self.attachment() else { return false };
-        if attachment.qp.qp_num() != wc.qp_num
-            || !context.failover().may_leave(&*attachment.underlay.device)
-        {
+        let Some(attachment) = self.replaceable() else { return false };
+        if attachment.qp.qp_num() != wc.qp_num {
             return false;
         }
         {
             let mut side = self.send_side.visit();
-            // Alone in a process there is no other path; and of strangers we cannot ask anything.
-            let has_peer = matches!(&side.target, Target::Peer(peer, _) if !peer.own);
-            if !has_peer {
-                return false;
-            }
             // Somebody else who polls another of its CQs may have found it first; or it comes after
             // all, because it was judged already.
             if !self.begin_withholding(&attachment, true) {
@@ -934,19 +936,13 @@ impl QpCore {
             }
             side.set(gate::SUSPENDED);
         }
-        let what = Broken::Path(self.weak());
-        self.local().rescue.call(self.local(), what);
+        self.call_for_help();
         true
     }
 
-    /// The status that broke it, where that may be the path's fault: `RETRY_EXC_ERR`, or `LOC_QP_OP_ERR`,
-    /// which is what rxe says of a request for which its own interface takes no packet. All completions
-    /// have been taken.
+    /// The status that broke it, where that may be the path's fault. All completions have been taken.
     pub(in crate::virt::core) fn cause(&self) -> Option<u32> {
-        let moving = lock_mutex(&self.moving);
-        let mut sends = moving.withheld.iter().filter(|wc| !is_recv(wc)).map(|wc| wc.status);
-        let cause = sends.find(|status| *status != wc_status::WR_FLUSH_ERR)?;
-        matches!(cause, wc_status::RETRY_EXC_ERR | wc_status::LOC_QP_OP_ERR).then_some(cause)
+        lock_mutex(&self.moving).first_failure().filter(|status| is_of_path(*status))
     }
 
     /// There is no other path: the program gets what was withheld. Nothing where it is not broken.
@@ -1066,26 +1062,6 @@ impl QpCore {
         }
     }
 
-    /// Goes on with the old physical queue pair, before that was taken down.
-    pub(in crate::virt::core) fn go_on(&self) {
-        // That goes on with none but a new one.
-        if self.is_broken() {
-            return;
-        }
-        self.return_withheld();
-        let proof_failed = {
-            let mut moving = lock_mutex(&self.moving);
-            if moving.old.take().is_some() {
-                self.cqs().for_each(|cq| cq.end_move());
-            }
-            std::mem::take(&mut moving.proof_failed)
-        };
-        if proof_failed {
-            self.note_err();
-        }
-        self.release();
-    }
-
     /// What was withheld comes after all, before anything that comes later.
     fn return_withheld(&self) {
         let Some((device, _)) = lock_mutex(&self.moving).old else { return };
@@ -1140,16 +1116,7 @@ impl QpCore {
         if let Some((underlay, number)) = left.number {
             underlay.qpns.unset(number as usize, number, self.qpn);
         }
-        self.watch.fetch_and(!watch::WITHHOLD, Ordering::SeqCst);
-        let stopped = {
-            let mut moving = lock_mutex(&self.moving);
-            moving.withheld = Vec::new();
-            moving.broken = false;
-            moving.old.take().is_some()
-        };
-        if stopped {
-            self.cqs().for_each(|cq| cq.end_move());
-        }
+        self.end_withholding();
         self.release_room(left.doubled);
         self.end_moving();
     }

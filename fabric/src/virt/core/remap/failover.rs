@@ -253,12 +253,15 @@ fn rescue(local: &Arc<Local>, broken: Broken) {
                     moved.blackout()
                 );
                 context.note_move(moved);
-                break;
+                // What has failed on the new path since has called for itself.
+                return;
             }
-            Err(error) => tracing::warn!("a path over {} has failed: {error}", from.device.name()),
+            Err(error) => {
+                tracing::warn!("a path over {} has failed: {error}", from.device.name())
+            }
         }
     }
-    // Those that the move did not mend as well.
+    // There is nowhere to go.
     broken.let_it_fail();
 }
 

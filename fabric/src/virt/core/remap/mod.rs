@@ -8,10 +8,12 @@
 //! | `site` | everything of a context on one more device, or not any more |
 //! | `survey` | what of a context moves, and what stands against it |
 //! | `follower` | a peer's context does: on the service thread |
+//! | `lookout` | a path that fails is noticed though nobody polls |
 //! | `failover` | a path has failed: the context goes by itself, on a thread of its own |
 
 mod failover;
 mod follower;
+mod lookout;
 mod mover;
 mod order;
 mod site;
@@ -20,6 +22,7 @@ mod survey;
 pub use failover::Failover;
 pub(super) use failover::{Broken, Rescue};
 pub(super) use follower::Remaps;
+pub(super) use lookout::Lookout;
 pub(super) use mover::relocate;
 pub use mover::{Cause, Phase, Relocation};
 pub(super) use order::Orders;

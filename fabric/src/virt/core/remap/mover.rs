@@ -17,6 +17,7 @@ use crate::names::{self, DeviceId, Fetch, MAX_MOVED, PhysicalEnd, ProcessId, Rec
 use crate::virt::core::context::VirtualContext;
 use crate::virt::core::cq::CqCore;
 use crate::virt::core::local::Local;
+use crate::virt::core::lock_mutex;
 use crate::virt::core::policy::{MayTry, Source};
 use crate::virt::core::qp::{Fresh, Leaving, QpCore};
 use crate::virt::core::srq::SrqCore;
@@ -29,7 +30,7 @@ use sojourn_logging::remap::{
 };
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// How long a move is tried while peers, or this process, are busy with others. As long as a peer
@@ -51,6 +52,9 @@ const DRAIN_OF_FAILED: Duration = Duration::from_millis(1);
 const YIELD: Duration = Duration::from_millis(5);
 /// How long a peer may take for that.
 const MOST_YIELD: Duration = Duration::from_secs(2);
+/// How long a peer may take to make its new queue pairs. (In the tests here it answers at once, or not at
+/// all.)
+const PREPARE: Duration = Duration::from_millis(if cfg!(test) { 700 } else { 10_000 });
 /// Between two looks at what is still under way.
 const LOOK: Duration = Duration::from_micros(20);
 
@@ -247,6 +251,8 @@ struct Group {
     again: Option<Instant>,
     /// Its last answer was that it is busy.
     is_busy: bool,
+    /// Why it could not be asked the last time.
+    trouble: Arc<Mutex<Option<names::Error>>>,
 }
 
 /// A move under way.
@@ -317,14 +323,15 @@ impl<'a> Move<'a> {
             Cause::Asked => DRAIN,
             Cause::PathFailure => DRAIN_OF_FAILED,
         };
-        let limits = MoverLimits { drain, ..MoverLimits::default() };
+        let limits = MoverLimits { drain, prepare: PREPARE, ..MoverLimits::default() };
         it.machine = Some(Mover::new(offers, it.epoch.elapsed(), limits));
         Ok(it)
     }
 
     fn make_queues(&mut self) -> Result<()> {
         for srq in self.context.srqs.alive() {
-            let other = srq.another(&self.to)?;
+            let what = "another shared receive queue";
+            let other = srq.another(&self.to).map_err(|error| error.context(what))?;
             self.srqs.push((srq, other));
         }
         for link in &mut self.links {
@@ -383,6 +390,7 @@ impl<'a> Move<'a> {
                         asked: None,
                         again: None,
                         is_busy: false,
+                        trouble: Arc::default(),
                     });
                     offers.push(Vec::new());
                     open.insert(peer, offers.len() - 1);
@@ -525,12 +533,17 @@ impl<'a> Move<'a> {
 
     fn ask(&self, at: usize, what: Fetch) {
         let events = self.events.0.clone();
+        let trouble = Arc::clone(&self.groups[at].trouble);
         let done = Box::new(move |answer: std::result::Result<Record, names::Error>| {
             let event = match answer {
                 Ok(Record::Remap(answer)) => Event::Answer(at, answer),
                 Err(names::Error::Gone { .. }) => Event::Lost(at),
                 // Asked again, as long as there is time.
-                Ok(_) | Err(_) => return,
+                Ok(_) => return,
+                Err(error) => {
+                    *lock_mutex(&trouble) = Some(error);
+                    return;
+                }
             };
             // Nobody listens any more where the move has ended.
             let _ = events.send(event);
@@ -747,8 +760,12 @@ impl<'a> Move<'a> {
             Failure::Confused(at, _) => (at, libc::EPROTO),
             Failure::Unable(at, _) => (at, libc::EIO),
         };
-        let peer = self.groups[*at].peer;
-        Error::new(errno, format!("{peer}: {failure}")).into()
+        let Group { peer, trouble, .. } = &self.groups[*at];
+        let mut text = format!("{peer}: {failure}");
+        if let (Failure::Silent(..), Some(why)) = (failure, &*lock_mutex(trouble)) {
+            text.push_str(&format!(": {why}"));
+        }
+        Error::new(errno, text).into()
     }
 }
 

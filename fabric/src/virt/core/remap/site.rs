@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::names::DeviceId;
 use crate::virt::core::context::VirtualContext;
+use crate::virt::core::mr::VirtualMr;
 use crate::virt::core::underlay::Underlay;
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ pub(super) fn extend(context: &VirtualContext, underlay: &Arc<Underlay>) -> Resu
 fn extend_all(context: &VirtualContext, underlay: &Arc<Underlay>) -> Result<()> {
     let name = underlay.device.name();
     let failed = |what: &str| {
-        let text = format!("moving to {name}: {what}");
+        let text = format!("{name}: {what}");
         move |error: Error| error.context(text)
     };
     context.add_underlay(underlay).map_err(failed("its events"))?;
@@ -34,10 +35,23 @@ fn extend_all(context: &VirtualContext, underlay: &Arc<Underlay>) -> Result<()> 
     for cq in context.cqs.alive() {
         cq.extend(underlay).map_err(failed("a completion queue"))?;
     }
-    for mr in context.mrs.alive() {
-        mr.extend(underlay).map_err(failed("a memory region"))?;
+    let mrs = context.mrs.alive();
+    for (at, mr) in mrs.iter().enumerate() {
+        mr.extend(underlay).map_err(|error| error.context(not_pinned(&mrs, at, name)))?;
     }
     Ok(())
+}
+
+/// What could not be registered once more, and what all of it takes.
+fn not_pinned(mrs: &[Arc<VirtualMr>], at: usize, device: &str) -> String {
+    let (key, length) = mrs[at].describe();
+    let total: usize = mrs.iter().map(|mr| mr.describe().1).sum();
+    format!(
+        "{device}: memory region {key:#x} of {length} bytes ({} of {}; while a context moves, all of its \
+         {total} registered bytes are pinned twice)",
+        at + 1,
+        mrs.len()
+    )
 }
 
 /// Leaves the devices that nothing is on any more: a peer had gone there, and has come back. Tried only.

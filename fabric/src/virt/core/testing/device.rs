@@ -11,7 +11,7 @@ use crate::device::*;
 use crate::error::{Error, Result};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::any::Any;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::c_void;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -98,6 +98,12 @@ struct State {
     on_command: bool,
     deaf_in_err: bool,
     post_fails: bool,
+    max_inline: Option<u32>,
+    left: Option<usize>,
+    /// Ports from which nothing arrives.
+    cut_off: HashSet<[u8; 16]>,
+    /// The same, of queue pairs from that number on.
+    cut_off_next: Option<([u8; 16], u32)>,
 }
 
 /// All ports, and what is between them.
@@ -120,8 +126,35 @@ impl Fabric {
         port: Port,
         limits: fn(&mut abi::DeviceAttr),
     ) -> Arc<dyn DeviceContext> {
+        self.open_with_port(port, limits, |_| {})
+    }
+
+    /// The same, of a port with other limits, too.
+    pub(in super::super) fn open_with_port(
+        &self,
+        port: Port,
+        limits: fn(&mut abi::DeviceAttr),
+        port_limits: fn(&mut abi::PortAttr),
+    ) -> Arc<dyn DeviceContext> {
         let events = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
-        Arc::new(TestContext { fabric: self.clone(), port, events, limits })
+        Arc::new(TestContext { fabric: self.clone(), port, events, limits, port_limits })
+    }
+
+    /// Queue pairs that are created from now on have no more inline data than this.
+    pub(in super::super) fn limit_inline(&self, bytes: u32) {
+        self.lock().max_inline = Some(bytes);
+    }
+
+    /// After `n` more objects have been created, of whatever kind, there is no memory for one; `None`:
+    /// there is.
+    pub(in super::super) fn run_out_after(&self, n: Option<usize>) {
+        self.lock().left = n;
+    }
+
+    /// Domains, regions, CQs, queue pairs, receive queues and handles that are there.
+    pub(in super::super) fn objects(&self) -> [usize; 4] {
+        let state = self.lock();
+        [state.mrs.len(), state.cqs.len(), state.qps.len(), state.srqs.len()]
     }
 
     /// From now on nothing is executed but by [`Fabric::run`] and [`Fabric::step`].
@@ -181,6 +214,21 @@ impl Fabric {
         self.lock().enter_err(qpn);
     }
 
+    /// Nothing arrives from this port any more: what its queue pairs have out fails, and what is posted to
+    /// them, on command or not.
+    pub(in super::super) fn cut_off(&self, port: Port) {
+        let mut state = self.lock();
+        state.cut_off.insert(port.gid);
+        state.fail_cut_off();
+    }
+
+    /// The same, of queue pairs that are created from now on.
+    pub(in super::super) fn cut_off_next(&self, port: Port) {
+        let mut state = self.lock();
+        let first = state.number();
+        state.cut_off_next = Some((port.gid, first));
+    }
+
     /// Every post is refused.
     pub(in super::super) fn refuse_posts(&self, refuse: bool) {
         self.lock().post_fails = refuse;
@@ -202,6 +250,18 @@ impl State {
         // Strides that no virtual name has, so that a name that was not translated shows.
         self.next += 0x11;
         0x80_0000 + self.next
+    }
+
+    /// There is memory for one more object.
+    fn create(&mut self) -> Result<()> {
+        match &mut self.left {
+            Some(0) => Err(Error::new(libc::ENOMEM, "test0: no memory left")),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 
     fn complete(&mut self, cq: u32, wc: Wc, solicited: bool) {
@@ -238,6 +298,30 @@ impl State {
         }
         for recv in recvs {
             self.complete(recv_cq, flushed(recv.wr_id, wc_opcode::RECV), true);
+        }
+    }
+
+    fn fail_cut_off(&mut self) {
+        let cut_off = |qp: &Qp| qp.attr.qp_state == qp_state::RTS && !qp.sends.is_empty();
+        let numbers: Vec<u32> =
+            self.qps.iter().filter(|(_, qp)| cut_off(qp)).map(|it| *it.0).collect();
+        for number in numbers {
+            let Some(qp) = self.qps.get_mut(&number) else { continue };
+            let next =
+                self.cut_off_next.is_some_and(|(gid, first)| gid == qp.port.gid && number > first);
+            if !(next || self.cut_off.contains(&qp.port.gid)) || qp.qp_type != qp_type::RC {
+                continue;
+            }
+            let Some(send) = qp.sends.pop_front() else { continue };
+            let wc = Wc {
+                wr_id: send.wr.wr_id,
+                status: wc_status::RETRY_EXC_ERR,
+                qp_num: number,
+                ..Wc::default()
+            };
+            let send_cq = qp.send_cq;
+            self.complete(send_cq, wc, true);
+            self.enter_err(number);
         }
     }
 
@@ -279,6 +363,7 @@ impl State {
     }
 
     fn run(&mut self, commanded: bool) {
+        self.fail_cut_off();
         if self.on_command && !commanded {
             return;
         }
@@ -520,6 +605,7 @@ struct TestContext {
     port: Port,
     events: EventFd,
     limits: fn(&mut abi::DeviceAttr),
+    port_limits: fn(&mut abi::PortAttr),
 }
 
 impl DeviceContext for TestContext {
@@ -545,7 +631,7 @@ impl DeviceContext for TestContext {
         if port != 1 {
             return Err(Error::invalid(format!("port {port}")));
         }
-        Ok(abi::PortAttr {
+        let mut attr = abi::PortAttr {
             state: abi::port_state::ACTIVE,
             max_mtu: abi::mtu::MTU_4096,
             active_mtu: abi::mtu::MTU_1024,
@@ -554,7 +640,9 @@ impl DeviceContext for TestContext {
             lid: self.port.lid,
             link_layer: self.port.link_layer,
             ..abi::PortAttr::default()
-        })
+        };
+        (self.port_limits)(&mut attr);
+        Ok(attr)
     }
 
     fn query_gid(&self, _port: u8, index: u32) -> Result<Gid> {
@@ -572,10 +660,12 @@ impl DeviceContext for TestContext {
 
     fn alloc_pd(self: Arc<Self>, init: PdInit) -> Result<Arc<dyn DevicePd>> {
         assert!(init.single_threaded, "the virtual layer's lock is the only one");
+        self.fabric.lock().create()?;
         Ok(Arc::new(TestPd(self)))
     }
 
     fn create_channel(self: Arc<Self>) -> Result<Arc<dyn DeviceChannel>> {
+        self.fabric.lock().create()?;
         let fd = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
         Ok(Arc::new(Channel(Arc::new(TestChannel { fd, events: Mutex::default() }))))
     }
@@ -587,6 +677,7 @@ impl DeviceContext for TestContext {
             Arc::clone(&any.downcast::<Channel>().unwrap_or_else(|_| panic!("a channel")).0)
         });
         let mut state = self.fabric.lock();
+        state.create()?;
         let number = state.number();
         let (cqe, user) = (init.cqe, init.user);
         state.cqs.insert(number, Cq { cqe, channel, user, ..Cq::default() });
@@ -642,6 +733,7 @@ impl DevicePd for TestPd {
         flags: u32,
     ) -> Result<Arc<dyn DeviceMr>> {
         let mut state = self.0.fabric.lock();
+        state.create()?;
         let key = state.number();
         state.mrs.insert(key, Mr { addr: addr as u64, length: length as u64, access: flags });
         drop(state);
@@ -660,11 +752,14 @@ impl DevicePd for TestPd {
             any.downcast::<TestSrq>().unwrap_or_else(|_| panic!("a physical SRQ")).number
         });
         let mut state = self.0.fabric.lock();
+        state.create()?;
         let number = state.number();
+        let mut cap = init.cap;
+        cap.max_inline_data = cap.max_inline_data.min(state.max_inline.unwrap_or(u32::MAX));
         let qp = Qp {
             qp_type: init.qp_type,
             port: self.0.port,
-            cap: init.cap,
+            cap,
             attr: QpAttr::default(),
             sends: VecDeque::new(),
             out: 0,
@@ -675,12 +770,13 @@ impl DevicePd for TestPd {
         };
         state.qps.insert(number, qp);
         drop(state);
-        let (fabric, qp_type, cap) = (self.0.fabric.clone(), init.qp_type, init.cap);
+        let (fabric, qp_type) = (self.0.fabric.clone(), init.qp_type);
         Ok(Arc::new(TestQp { fabric, number, qp_type, cap }))
     }
 
     fn create_srq(self: Arc<Self>, _init: SrqInit) -> Result<Arc<dyn DeviceSrq>> {
         let mut state = self.0.fabric.lock();
+        state.create()?;
         let number = state.number();
         state.srqs.insert(number, VecDeque::new());
         drop(state);
@@ -689,6 +785,7 @@ impl DevicePd for TestPd {
 
     fn create_ah(self: Arc<Self>, attr: &abi::AhAttr) -> Result<Arc<dyn DeviceAh>> {
         let mut state = self.0.fabric.lock();
+        state.create()?;
         let handle = u64::from(state.number());
         state.ahs.insert(handle, Ah { attr: *attr });
         drop(state);
@@ -757,6 +854,12 @@ impl DeviceSrq for TestSrq {
     }
 }
 
+impl Drop for TestSrq {
+    fn drop(&mut self) {
+        self.fabric.lock().srqs.remove(&self.number);
+    }
+}
+
 struct TestCq {
     fabric: Fabric,
     number: u32,
@@ -796,6 +899,12 @@ impl DeviceCq for TestCq {
     fn resize(&self, cqe: u32) -> Result<()> {
         self.fabric.lock().cqs.get_mut(&self.number).unwrap().cqe = cqe;
         Ok(())
+    }
+}
+
+impl Drop for TestCq {
+    fn drop(&mut self) {
+        self.fabric.lock().cqs.remove(&self.number);
     }
 }
 

@@ -27,6 +27,8 @@ struct State {
     stopping: bool,
     fetched: usize,
     busy: usize,
+    refusal: Option<String>,
+    unreachable: Option<ProcessId>,
 }
 
 /// The job.
@@ -72,6 +74,16 @@ impl Job {
         self.0.lock().unwrap().busy = times;
     }
 
+    /// Whoever is asked to follow a move refuses, and says that; `None`: nobody does.
+    pub(in super::super) fn refuse(&self, why: Option<&str>) {
+        self.0.lock().unwrap().refusal = why.map(str::to_owned);
+    }
+
+    /// Where this process is cannot be found out; `None`: that of all can.
+    pub(in super::super) fn lose(&self, process: Option<u32>) {
+        self.0.lock().unwrap().unreachable = process.map(ProcessId);
+    }
+
     /// From now on nothing is run any more that could be run soon.
     pub(in super::super) fn stop_running(&self) {
         self.0.lock().unwrap().stopping = true;
@@ -88,6 +100,11 @@ impl Job {
         timers.into_iter().for_each(|timer| timer());
     }
 
+    /// Timers that are running.
+    pub(in super::super) fn timers(&self) -> usize {
+        self.0.lock().unwrap().timers.len()
+    }
+
     /// What `peer` answers a process.
     pub(in super::super) fn ask_as(&self, by: u32, peer: ProcessId, what: &Fetch) -> Answer {
         self.ask(ProcessId(by), peer, what)
@@ -99,6 +116,13 @@ impl Job {
             if state.busy > 0 && matches!(what, Fetch::Remap(_, Request::Prepare { .. })) {
                 state.busy -= 1;
                 return Ok(Record::Remap(remap::Answer::Busy));
+            }
+            if state.unreachable == Some(peer) {
+                let problem = "nobody listens there".to_owned();
+                return Err(Error::Directory { place: "the test".to_owned(), problem });
+            }
+            if let (Some(why), Fetch::Remap(_, Request::Prepare { .. })) = (&state.refusal, what) {
+                return Ok(Record::Remap(remap::Answer::Refused(why.clone())));
             }
             if state.dead.contains(&peer) {
                 return Err(Error::Gone { process: peer });

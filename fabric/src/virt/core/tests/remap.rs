@@ -7,7 +7,7 @@ use crate::virt::core::relocate;
 use crate::virt::{Failover, Relocation};
 use std::sync::Arc;
 
-fn go(process: &Process, device: Arc<dyn DeviceContext>) -> Relocation {
+pub(super) fn go(process: &Process, device: Arc<dyn DeviceContext>) -> Relocation {
     relocate(process.context.device(), &device).unwrap()
 }
 
@@ -391,7 +391,7 @@ fn a_try_that_was_taken_back_is_in_nobodys_way() {
     }
 }
 
-fn core_of(qp: &QueuePair) -> Arc<QpCore> {
+pub(super) fn core_of(qp: &QueuePair) -> Arc<QpCore> {
     let device: Arc<dyn std::any::Any + Send + Sync> = Arc::clone(qp.device()) as _;
     let device = device.downcast::<crate::virt::core::qp::VirtualQp>();
     Arc::clone(device.unwrap_or_else(|_| panic!("a virtual queue pair")).core())
@@ -504,7 +504,7 @@ fn a_flush_before_the_take_down_is_a_barrier() {
 fn what_is_not_the_fault_of_a_path_fails() {
     let (job, fabric) = (Job::default(), Fabric::default());
     let failover = Failover::To(vec!["soft0".to_owned()]);
-    let policy = Policy { failover, evidence: Evidence::Psn, ..Policy::default() };
+    let policy = Policy { failover, ..Policy::default() };
     let process =
         |n: u16| Process::with(&job, &fabric, n.into(), Port::infiniband(n + 100), &policy);
     let (a, b) = (process(1), process(2));
