@@ -314,9 +314,11 @@ impl QpCore {
                 recv_cq: &recv_cq,
                 srq,
             };
-            Attachment::create(&self.pd, underlay, &parts)
-                .and_then(|attachment| self.keep_word(&attachment).map(|()| attachment))
-                .map_err(|error| error.context(format_args!("another queue pair {:#x}", self.qpn)))
+            let another =
+                |error: Error| error.context(format_args!("another queue pair {:#x}", self.qpn));
+            let attachment = Attachment::create(&self.pd, underlay, &parts).map_err(another)?;
+            self.keep_word(&attachment).map_err(another)?;
+            Ok(attachment)
         });
         let attachment = match made {
             Ok(attachment) => attachment,

@@ -198,7 +198,8 @@ fn a_failure_that_nobody_polls_for_is_mended() {
 #[test]
 fn completions_that_nobody_polls_for_are_not_hoarded() {
     let (job, fabric) = (Job::default(), Fabric::default());
-    let policy = Policy { failover: Failover::To(vec!["soft0".to_owned()]), ..Policy::default() };
+    let failover = Failover::To(vec!["soft0".to_owned()]);
+    let policy = Policy { failover, evidence: Evidence::Psn, ..Policy::default() };
     let process =
         |n: u16| Process::with(&job, &fabric, n.into(), Port::infiniband(n + 100), &policy);
     let (a, b) = (process(1), process(2));
