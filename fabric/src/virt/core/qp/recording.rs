@@ -4,6 +4,11 @@
 //! so it costs no completion; its slots are reserved ([`super::physical_sends`]); RC executes it behind all
 //! that were handed before. Where the peer wants none (its packet number is live) nothing here runs: a
 //! queue pair that records takes the long way for life.
+//!
+//! A record may be the first to find that a path has failed: it is withheld then, and the path mended, as
+//! if it were a request of the program's. Where there is no other path, or where the peer has destroyed its
+//! queue pair right behind the last WRITE, ours goes to ERR, and the next request of the program's
+//! has the status that tells why.
 
 use super::QpCore;
 use super::send::SendSide;

@@ -1,5 +1,7 @@
 //! The send side: appending, and handing.
 
+mod by_value;
+
 use super::room::Admission;
 use super::{Attachment, Blocked, Ending, PlainWr, QpCore};
 use crate::abi::{self, AtomicWr, RdmaWr, SendWr, Sge, UdWr, qp_type, send_flags, wr_opcode};
@@ -416,6 +418,14 @@ impl QpCore {
     #[inline(never)]
     unsafe fn post_send_entering(&self, list: *mut SendWr) -> PostSend {
         let mut ask = false;
+        // SAFETY: the caller's list is valid during the call.
+        if let Some(wr) = unsafe { list.as_ref() }
+            && Self::is_by_value(wr)
+            // SAFETY: the caller's promise; it is such a one.
+            && let Some(posted) = unsafe { self.post_by_value(list, wr) }
+        {
+            return posted;
+        }
         // SAFETY: the caller's list is valid during the call.
         if let Some(wr) = unsafe { list.as_ref() }
             && Self::is_plain(wr)

@@ -504,7 +504,7 @@ fn a_flush_before_the_take_down_is_a_barrier() {
 fn what_is_not_the_fault_of_a_path_fails() {
     let (job, fabric) = (Job::default(), Fabric::default());
     let failover = Failover::To(vec!["soft0".to_owned()]);
-    let policy = Policy { failover, evidence: Evidence::Psn, ..Policy::default() };
+    let policy = Policy { failover, ..Policy::default() };
     let process =
         |n: u16| Process::with(&job, &fabric, n.into(), Port::infiniband(n + 100), &policy);
     let (a, b) = (process(1), process(2));
@@ -676,10 +676,10 @@ fn a_record_that_did_not_arrive_proves_nothing() {
     assert_eq!(ids(&two.a.drain()), ends);
 }
 
-/// Promise 3: a record tells of all paths of a connection, and its word is found on every new device; a
-/// connection that begins anew begins at 0.
+/// Promise 3: a record tells of all paths of a connection, and its word is found on every new device, and by
+/// every new connection.
 #[test]
-fn records_go_on_over_moves_and_begin_anew_with_a_connection() {
+fn records_go_on_over_moves() {
     let two = two_with(Evidence::Record);
     let Two { fabric, a, b, qa, qb, .. } = &two;
     for round in 0..4 {
@@ -706,6 +706,23 @@ fn records_go_on_over_moves_and_begin_anew_with_a_connection() {
         assert_eq!(ids(&a.drain()), [(1, 0)]);
     }
     fabric.assert_no_overrun();
+}
+
+/// Promise 3: what was recorded of a connection says nothing of the next one.
+#[test]
+fn a_connection_that_begins_anew_has_no_record() {
+    let two = two_with(Evidence::Record);
+    // Its word holds 1.
+    for qp in [&two.qa, &two.qb] {
+        qp.set_state(qp_state::RESET).unwrap();
+    }
+    connect(&two.qa, &two.qb);
+    two.fabric.on_command();
+    post_quietly(&two, &['w', 'w', 'w']);
+    move_to(&two.b, &two.fabric, 300);
+    two.fabric.at_once();
+    let done = ids(&two.a.drain());
+    assert_eq!(done.first(), Some(&(0, wc_status::RETRY_EXC_ERR)), "{done:?}");
 }
 
 /// Promise 1: records have slots of their own: a program may fill its send queue as before, again and
