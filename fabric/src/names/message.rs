@@ -21,6 +21,8 @@ pub const MAX_NOTE: usize = 32 * 1024;
 pub const MAX_NOTE_NAME: usize = 255;
 /// Most queue pairs of which one message says that they have moved: 60 bytes each.
 pub const MAX_MOVED: usize = 512;
+/// Most queue pairs of which one message says what an epoch has consumed: 21 bytes each.
+pub const MAX_COVERS: usize = 1024;
 /// Longest name of a device: the kernel's are below 64 bytes.
 pub const MAX_DEVICE_NAME: usize = 63;
 /// Longest reason why an order was not carried out: a sentence or two.
@@ -38,6 +40,7 @@ pub const MAX_SOCKET_PATH: usize = 107;
 
 // A note in its frame fits in a message; names and numbers take far less than the rest.
 const _: () = assert!(MAX_NOTE + 1024 <= MAX_MESSAGE);
+const _: () = assert!(MAX_COVERS * 21 + 1024 <= MAX_MESSAGE);
 const _: () = {
     // Each name with its length, each number in full.
     let one = 2 * (MAX_DEVICE_NAME + 1) + 20 + MAX_STEPS * (MAX_DEVICE_NAME + 11);
@@ -250,6 +253,9 @@ impl Checked for Fetch {
             Fetch::Relocate { device, .. } => {
                 at_most(device.len(), MAX_DEVICE_NAME, "length of a device's name")
             }
+            Fetch::Committed { covers, .. } => {
+                at_most(covers.len(), MAX_COVERS, "number of queue pairs of an epoch")
+            }
             Fetch::Qpn { own_end, .. } => own_end.map_or(Ok(()), |end| end.check()),
             Fetch::Key(_) => Ok(()),
         }
@@ -308,7 +314,9 @@ mod tests {
     use sojourn_logging::remap::{Accept, Cut, GroupId, MAX_LINKS, Offer, Request};
 
     use super::*;
-    use crate::names::types::{DeviceId, JobId, MachineId, QpnRecord, RecordWord, Relocated};
+    use crate::names::types::{
+        Consumed, Cover, DeviceId, JobId, MachineId, QpnRecord, RecordWord, Relocated,
+    };
 
     fn end() -> impl Strategy<Value = PhysicalEnd> {
         let word = (1..1u64 << 61, any::<u32>());
@@ -394,6 +402,16 @@ mod tests {
         ]
     }
 
+    fn cover() -> impl Strategy<Value = Cover> {
+        let consumed = (any::<u64>(), any::<bool>())
+            .prop_map(|(n, gone)| if gone { Consumed::Gone(n) } else { Consumed::Upto(n) });
+        (any::<u32>(), any::<u32>(), consumed).prop_map(|(qpn, by, consumed)| Cover {
+            qpn,
+            by,
+            consumed,
+        })
+    }
+
     fn fetch() -> impl Strategy<Value = Fetch> {
         prop_oneof![
             (any::<u32>(), any::<u32>(), prop::option::of(end()))
@@ -404,6 +422,8 @@ mod tests {
             (any::<u64>(), request()).prop_map(|(id, r)| Fetch::Remap(GroupId(id), r)),
             (any::<u64>(), "[a-z0-9]{0,15}")
                 .prop_map(|(ticket, device)| Fetch::Relocate { ticket, device }),
+            (any::<u64>(), prop::collection::vec(cover(), 0..9))
+                .prop_map(|(serial, covers)| Fetch::Committed { serial, covers }),
         ]
     }
 
@@ -560,6 +580,14 @@ mod tests {
         let name = |len| Peer::Ask { id: 1, wait_ms: 0, what: Fetch::Note("n".repeat(len)) };
         assert!(decode::<Peer>(&encode(&name(MAX_NOTE_NAME))).is_ok());
         assert!(decode::<Peer>(&encode(&name(MAX_NOTE_NAME + 1))).is_err());
+        let covers = |n| {
+            let cover = Cover { qpn: u32::MAX, by: u32::MAX, consumed: Consumed::Upto(u64::MAX) };
+            let what = Fetch::Committed { serial: u64::MAX, covers: vec![cover; n] };
+            encode(&Peer::Ask { id: u32::MAX, wait_ms: u32::MAX, what })
+        };
+        assert!(covers(MAX_COVERS).len() <= MAX_MESSAGE);
+        assert!(decode::<Peer>(&covers(MAX_COVERS)).is_ok());
+        assert!(decode::<Peer>(&covers(MAX_COVERS + 1)).is_err());
         assert!(decode::<Peer>(&encode(&Peer::Hello { process: ProcessId(0) })).is_err());
         let mut grant = Grant::new(ProcessId(3), Incarnation(1), JobId(5));
         assert!(decode::<FromDirectory>(&encode(&FromDirectory::Granted(grant))).is_ok());

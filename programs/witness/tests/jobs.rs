@@ -67,6 +67,36 @@ fn every_message_is_accounted_for_while_devices_are_relocated() {
     }
 }
 
+/// Promise: where every message is kept, and the log overflows all the time, into a file or not, no message is
+/// lost, repeated, reordered or damaged, while devices are relocated too.
+#[test]
+fn every_message_is_accounted_for_where_payloads_are_kept() {
+    const MOVES: usize = 10;
+    for (mode, spills, seed) in [
+        ("sync", true, "21"),
+        ("async:seed=8,latency_us=20,gbps=20", true, "22"),
+        ("sync", false, "23"),
+    ] {
+        let mut place = Place::new();
+        place.set("SOJOURN_SOFT_MODE", mode);
+        place.set("SOJOURN_SOFT_DEVICES", "2");
+        place.set("SOJOURN_RETENTION", "payload");
+        // A few of the largest messages.
+        place.set("SOJOURN_LOG_BYTES", "256K");
+        if spills {
+            place.set("SOJOURN_SPILL", place.path().to_str().unwrap());
+        }
+        let moves = MOVES.to_string();
+        let args = ["--messages", "150", "--max-size", "65536", "--seed", seed, "--json"];
+        let moving =
+            ["--moves", &moves, "--who", "all", "--devices", "soft1,soft0", "--pause-ms", "3"];
+        let result = json(&place.job(2, &[&args[..], &moving].concat()));
+        let done = result["done"].as_object().unwrap().values().map(|n| n.as_u64().unwrap());
+        assert!(done.sum::<u64>() >= 2 * 8 * MESSAGES, "{result}");
+        assert_eq!(result["moves"].as_array().unwrap().len(), 2 * MOVES, "{mode} {spills}");
+    }
+}
+
 /// Promises 1 to 4, and that nothing is stuck: the same where nearly everything waits in the windows.
 #[test]
 fn every_message_is_accounted_for_where_little_may_be_outstanding() {

@@ -10,6 +10,7 @@ use super::pd::{PdCore, VirtualPd};
 use super::policy::{Evidence, MayTry, Policy};
 use super::qp::{QpCore, most_sends};
 use super::remap::{Broken, FIRST_PORT, Failover, Lookout, Relocation};
+use super::retain::{Gone, Retention, Store};
 use super::srq::SrqCore;
 use super::underlay::Underlay;
 use crate::abi::{self, DeviceAttr, Gid, PortAttr, event_type, port_state, qp_type};
@@ -38,6 +39,11 @@ pub(super) struct VirtualContext {
     underlays: RwLock<Vec<Arc<Underlay>>>,
     events: Epoll,
     policy: Policy,
+    /// Logs of messages: those of its protection domains, and of such as are gone, as long as something is
+    /// kept there.
+    stores: Mutex<Vec<Arc<Store>>>,
+    /// Queue pairs that are gone, and of which no epoch has told so far.
+    pub(super) gone: Gone,
     /// The last moves.
     moves: Mutex<VecDeque<Relocation>>,
     me: Weak<VirtualContext>,
@@ -71,6 +77,8 @@ impl VirtualContext {
             underlays: RwLock::new(vec![local.add_device(device, source)]),
             events,
             policy,
+            stores: Mutex::default(),
+            gone: Gone::default(),
             moves: Mutex::default(),
             me: me.clone(),
             settled: RwLock::default(),
@@ -105,6 +113,23 @@ impl VirtualContext {
     /// What is believed of devices.
     pub(super) fn evidence(&self) -> Evidence {
         self.policy.evidence
+    }
+
+    /// What is kept of messages.
+    pub(super) fn retention(&self) -> &Retention {
+        &self.policy.retention
+    }
+
+    /// Remembers a log of messages.
+    pub(super) fn add_store(&self, store: &Arc<Store>) {
+        let mut stores = lock_mutex(&self.stores);
+        stores.retain(|store| Arc::strong_count(store) > 1 || !store.is_empty());
+        stores.push(Arc::clone(store));
+    }
+
+    /// The logs of messages.
+    pub(super) fn stores(&self) -> Vec<Arc<Store>> {
+        lock_mutex(&self.stores).clone()
     }
 
     /// Sees to it that everything goes to another device, where the port is down and that may be. True
@@ -293,7 +318,7 @@ impl DeviceContext for VirtualContext {
         let _settled = self.settled();
         let pd = PdCore::new(Arc::clone(&self), init.single_threaded)?;
         self.pds.add(&pd);
-        Ok(Arc::new(VirtualPd(pd)))
+        Ok(Arc::new(VirtualPd::new(pd)))
     }
 
     fn create_channel(self: Arc<Self>) -> Result<Arc<dyn DeviceChannel>> {

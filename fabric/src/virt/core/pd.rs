@@ -4,9 +4,11 @@ use super::ah::{AhCore, VirtualAh};
 use super::context::VirtualContext;
 use super::cq::{CqCore, VirtualCq, sends};
 use super::local::{read, write};
+use super::lock_mutex;
 use super::mr::VirtualMr;
 use super::qp::{Attachment, PhysicalParts, QpParts, VirtualQp, most_sends, physical_sends};
 use super::record::Records;
+use super::retain::{Retention, Ring};
 use super::srq::{SrqCore, VirtualSrq};
 use super::underlay::Underlay;
 use crate::abi::{self, QpCap, qp_type};
@@ -17,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::names::DeviceId;
 use std::any::Any;
 use std::ffi::c_void;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
 /// A device, and the domain on it.
 type OnDevice = (Arc<Underlay>, Arc<dyn DevicePd>);
@@ -40,6 +42,11 @@ impl PdCore {
             pd.extend(&underlay)?;
         }
         Ok(Arc::new(pd))
+    }
+
+    /// What tells it apart from others as long as it is there.
+    pub(super) fn identity(pd: &Arc<Self>) -> usize {
+        Arc::as_ptr(pd) as usize
     }
 
     /// Is on that device, too.
@@ -70,7 +77,29 @@ impl PdCore {
 }
 
 /// The protection domain that a program holds.
-pub(super) struct VirtualPd(pub(super) Arc<PdCore>);
+pub(super) struct VirtualPd(pub(super) Arc<PdCore>, Mutex<Option<Arc<Ring>>>);
+
+impl VirtualPd {
+    pub(super) fn new(core: Arc<PdCore>) -> Self {
+        VirtualPd(core, Mutex::default())
+    }
+
+    /// The message log of its reliable queue pairs, where there is to be one: made for the first.
+    fn ring(&self) -> Result<Option<Arc<Ring>>> {
+        let context = &self.0.context;
+        let retention = context.retention();
+        if *retention == Retention::Descriptor {
+            return Ok(None);
+        }
+        let mut ring = lock_mutex(&self.1);
+        if ring.is_none() {
+            let new = Ring::new(&self.0, retention)?;
+            context.add_store(&new.store);
+            *ring = Some(Arc::new(new));
+        }
+        Ok(ring.clone())
+    }
+}
 
 /// The sizes that a physical queue pair must have on a device; an error that names the limit where
 /// one is beyond the device's.
@@ -182,6 +211,7 @@ impl DevicePd for VirtualPd {
         if srq.is_some() {
             (cap.max_recv_wr, cap.max_recv_sge) = (0, 0);
         }
+        let ring = if init.qp_type == qp_type::RC { self.ring()? } else { None };
         let underlay = context.underlay();
         let physical_cap = physical_cap(&underlay, init.qp_type, &cap, srq.is_some())?;
         let room = Room::reserve([
@@ -209,6 +239,7 @@ impl DevicePd for VirtualPd {
             send_cq,
             recv_cq,
             srq,
+            ring,
         })?;
         context.qps.add(qp.core());
         context.lookout.begin(context);

@@ -1,6 +1,7 @@
 //! What a context is told when it is opened.
 
 use super::remap::Failover;
+use super::retain::Retention;
 use crate::device::DeviceContext;
 use crate::error::{Error, Result};
 use crate::trial::{self, Known, Verdict};
@@ -159,7 +160,7 @@ impl Outstanding {
 }
 
 /// A number, or so many K, M or G.
-fn number(text: &str) -> Option<u64> {
+pub(super) fn number(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches(['K', 'M', 'G']);
     let shift = match &text[digits.len()..] {
         "" => 0,
@@ -180,6 +181,8 @@ pub struct Policy {
     pub evidence: Evidence,
     /// What may be physically outstanding.
     pub outstanding: Outstanding,
+    /// What is kept of messages that are sent.
+    pub retention: Retention,
 }
 
 impl Policy {
@@ -196,7 +199,8 @@ impl Policy {
             Ok(text) => Outstanding::parse(&text)?,
             Err(_) => Outstanding::default(),
         };
-        Ok(Policy { failover: Failover::from_env()?, evidence, outstanding })
+        let (failover, retention) = (Failover::from_env()?, Retention::from_env()?);
+        Ok(Policy { failover, evidence, outstanding, retention })
     }
 }
 

@@ -3,6 +3,7 @@
 mod failover;
 mod refusals;
 mod remap;
+mod retain;
 mod room;
 
 use super::testing::{Fabric, Job, Port};

@@ -30,6 +30,8 @@ pub(super) struct Control {
     pub(super) own_psn: Option<u32>,
     /// The path MTU on the device, in bytes.
     mtu: u32,
+    /// The process of the job that it has been connected to since it was in RESET, and its queue pair.
+    pub(super) met: Option<(ProcessId, u32)>,
 }
 
 impl Control {
@@ -163,6 +165,12 @@ impl QpCore {
         if let Some((found, dest)) = connection {
             let remote = u64::from(found.lid) << 32 | u64::from(dest);
             self.remote.store(remote, Ordering::Release);
+            if state == Some(qp_state::RTR)
+                && self.qp_type == qp_type::RC
+                && let Target::Peer(peer, _) = &found.target
+            {
+                self.meets(Some((peer.process, dest)));
+            }
             let mut side = self.send_side.enter();
             self.record_to(&mut side, found.word);
             side.target = found.target;
@@ -171,6 +179,7 @@ impl QpCore {
             Some(qp_state::ERR) => self.note_err(),
             Some(qp_state::RESET) => {
                 self.reset();
+                self.meets(None);
                 self.is_ending.store(false, Ordering::Release);
             }
             _ => {}

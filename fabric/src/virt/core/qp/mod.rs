@@ -36,6 +36,7 @@ use super::pd::PdCore;
 use super::peer::{Missing, Outcome, Peer, Wanted};
 use super::policy::Source;
 use super::record::{RECORD_BYTES, Word};
+use super::retain::{Retaining, Retention, Ring};
 use super::srq::SrqCore;
 use super::underlay::Underlay;
 use super::{QPN_SHIFT, RECV, lock_mutex};
@@ -158,6 +159,8 @@ pub(super) struct QpParts {
     pub(super) send_cq: Arc<CqCore>,
     pub(super) recv_cq: Arc<CqCore>,
     pub(super) srq: Option<Arc<SrqCore>>,
+    /// Where what it sends is kept, if it is.
+    pub(super) ring: Option<Arc<Ring>>,
 }
 
 /// A queue pair, as its posters, its pollers and the service thread share it.
@@ -211,6 +214,8 @@ pub(super) struct QpCore {
     /// `None` once the program has destroyed it.
     attachment: Mutex<Option<Attachment>>,
     control: Mutex<Control>,
+    /// What is kept of what it sends: where there is something, it goes the long way for life.
+    pub(super) retaining: Option<Retaining>,
 }
 
 /// A physical request or receive of one element, which stands beside it. Reached through raw
@@ -270,7 +275,13 @@ impl QpCore {
         let send_side = Side::new(SendSide::new(attachment, send_sges), parts.single_threaded);
         let recv_side = Side::new(RecvSide::new(attachment, recv_sges), parts.single_threaded);
         // The short ways are for connected queue pairs, and requests of one element.
-        let odd_sends = parts.qp_type == qp_type::UD || send_sges == 0;
+        let retaining = match (&parts.ring, parts.pd.context.retention()) {
+            (Some(ring), Retention::Payload { from_copy, .. }) => {
+                Some(Retaining::new(ring, *from_copy))
+            }
+            _ => None,
+        };
+        let odd_sends = parts.qp_type == qp_type::UD || send_sges == 0 || retaining.is_some();
         let odd_recvs = srq.is_some() || recv_sges == 0;
         Arc::new_cyclic(|me| QpCore {
             qpn,
@@ -304,6 +315,7 @@ impl QpCore {
             me: me.clone(),
             attachment: Mutex::new(Some(attachment.clone())),
             control: Mutex::default(),
+            retaining,
         })
     }
 
@@ -416,6 +428,36 @@ impl QpCore {
         self.watch.load(Ordering::Relaxed) & watch::DEAD != 0
     }
 
+    /// The process of the job that it has been connected to since it was in RESET, and its queue pair.
+    pub(super) fn met(&self) -> Option<(ProcessId, u32)> {
+        lock_mutex(&self.control).met
+    }
+
+    /// It has met a queue pair of a process of the job, or the connection with that has ended: no device reads
+    /// or writes for it any more.
+    fn meets(&self, new: Option<(ProcessId, u32)>) {
+        let old = std::mem::replace(&mut lock_mutex(&self.control).met, new);
+        if let Some((peer, qpn)) = old {
+            let local = self.local();
+            let number = local.committed.number(local.grant().incarnation.0);
+            self.pd.context.gone.add(peer, qpn, self.qpn, number);
+        }
+        match (&self.retaining, new) {
+            (Some(retaining), Some((peer, qpn))) => retaining.begin(self, peer.0, qpn),
+            (Some(retaining), None) => retaining.end(),
+            (None, _) => {}
+        }
+    }
+
+    /// Messages of the peer that have been delivered since it was connected.
+    pub(super) fn received(&self) -> u64 {
+        if self.srq.is_some() {
+            return self.delivered.load(Ordering::Acquire);
+        }
+        let since = self.recv.retired().wrapping_sub(self.recv_base.load(Ordering::Acquire));
+        since.wrapping_sub(self.unfilled.load(Ordering::Acquire))
+    }
+
     /// The physical number and device, to take them out of the device's table.
     fn detach(&self) -> Option<Attachment> {
         self.stay_for_good();
@@ -439,6 +481,8 @@ pub(super) struct VirtualQp {
     core: Direct<QpCore>,
     send_cq: Arc<CqCore>,
     recv_cq: Arc<CqCore>,
+    /// Registered as long as it may send from there.
+    _ring: Option<Arc<Ring>>,
 }
 
 impl VirtualQp {
@@ -460,7 +504,8 @@ impl VirtualQp {
         local.add_qp(&core);
         parts.pd.context.qp_count.fetch_add(1, Ordering::Relaxed);
         let (send_cq, recv_cq) = (Arc::clone(&parts.send_cq), Arc::clone(&parts.recv_cq));
-        Ok(VirtualQp { core: Direct::new(core), send_cq, recv_cq })
+        let _ring = parts.ring.clone();
+        Ok(VirtualQp { core: Direct::new(core), send_cq, recv_cq, _ring })
     }
 
     pub(super) fn core(&self) -> &Arc<QpCore> {
@@ -475,6 +520,7 @@ impl Drop for VirtualQp {
         context.qp_count.fetch_sub(1, Ordering::Relaxed);
         let attachment = self.core.detach();
         let physical = attachment.map(|it| (it.underlay, it.qp.qp_num()));
+        self.core.meets(None);
         // The physical one is destroyed by now; what it left in the CQs is taken out by them.
         self.send_cq.bury(self.core.arc());
         if !Arc::ptr_eq(&self.send_cq, &self.recv_cq) {

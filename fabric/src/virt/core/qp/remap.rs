@@ -642,14 +642,7 @@ impl QpCore {
             }
             exact || moving.flushed
         };
-        let messages = match &self.srq {
-            Some(_) => self.delivered.load(Ordering::Acquire),
-            None => {
-                let since =
-                    self.recv.retired().wrapping_sub(self.recv_base.load(Ordering::Acquire));
-                since.wrapping_sub(self.unfilled.load(Ordering::Acquire))
-            }
-        };
+        let messages = self.received();
         // The peer acts on these: what comes after them does not count.
         lock_mutex(&self.moving).told = true;
         let (mut psn, mut recorded) = (None, None);

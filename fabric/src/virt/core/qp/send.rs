@@ -1,5 +1,7 @@
 //! The send side: appending, and handing.
 
+mod by_value;
+
 use super::room::Admission;
 use super::{Attachment, Blocked, Ending, PlainWr, QpCore};
 use crate::abi::{self, AtomicWr, RdmaWr, SendWr, Sge, UdWr, qp_type, send_flags, wr_opcode};
@@ -9,6 +11,7 @@ use crate::virt::core::ah::{AhCore, AhPd, Destination};
 use crate::virt::core::direct::Direct;
 use crate::virt::core::lock::{Guard, gate};
 use crate::virt::core::peer::{Missing, Peer, Wanted};
+use crate::virt::core::retain;
 use crate::virt::core::tables::{KeyTable, MAX_KEYS, PeerKeys, key_index};
 use crate::virt::core::underlay::{NO_SUCH_KEY, NO_SUCH_QPN};
 use crate::virt::core::{LOW_31, QUIET};
@@ -417,6 +420,14 @@ impl QpCore {
         let mut ask = false;
         // SAFETY: the caller's list is valid during the call.
         if let Some(wr) = unsafe { list.as_ref() }
+            && Self::is_by_value(wr)
+            // SAFETY: the caller's promise; it is such a one.
+            && let Some(posted) = unsafe { self.post_by_value(list, wr) }
+        {
+            return posted;
+        }
+        // SAFETY: the caller's list is valid during the call.
+        if let Some(wr) = unsafe { list.as_ref() }
             && Self::is_plain(wr)
         {
             let mut side = self.send_side.enter();
@@ -568,6 +579,7 @@ impl QpCore {
             if n > 0 {
                 if let Err((taken, errno)) = side.hand(n) {
                     self.send.mark_handed(first + taken as u64);
+                    self.keep_not(first + taken as u64);
                     self.send.take_back(first + taken as u64);
                     self.send.revoke();
                     return Err(PostError::new(errno, staged[taken]));
@@ -625,24 +637,27 @@ impl QpCore {
     #[inline]
     unsafe fn stage(&self, side: &mut SendSide, at: usize, wr: &SendWr) -> Result<Staged, i32> {
         // SAFETY: the caller's promise.
-        let (seq, entry) = unsafe { self.append(wr) }?;
+        let (seq, entry, copy) = unsafe { self.append(wr) }?;
         let ah = if self.qp_type == qp_type::UD {
             // SAFETY: a datagram's handle is one of ours, and alive during the call.
             unsafe { wr.wr.ud.ah.cast::<AhCore>().as_ref() }
         } else {
             None
         };
+        if let Some(copy) = copy {
+            return Ok(side.lower(self, at, seq, &entry, [copy].into_iter(), ah).map(|()| seq));
+        }
         // SAFETY: the caller's promise.
         let elements = unsafe { elements(wr) };
         Ok(side.lower(self, at, seq, &entry, elements, ah).map(|()| seq))
     }
 
-    /// Appends a request to the window.
+    /// Appends a request to the window; with the element of the copy that it is sent from, where it is.
     ///
     /// # Safety
     /// As [`DeviceQp::post_send`].
     #[inline]
-    unsafe fn append(&self, wr: &SendWr) -> Result<(u64, SendEntry), i32> {
+    unsafe fn append(&self, wr: &SendWr) -> Result<(u64, SendEntry, Option<Element>), i32> {
         let opcode = match Opcode::from_verbs(wr.opcode) {
             Some(Opcode::SendInv) | None => return Err(self.refuse(wr.opcode)),
             Some(opcode) => opcode,
@@ -691,7 +706,17 @@ impl QpCore {
             entry.remote_addr = u64::from(ah.number);
             (entry.rkey, entry.qkey) = (ud.remote_qpn, ud.remote_qkey);
         }
-        let appended = if wr.send_flags & send_flags::INLINE != 0 {
+        let keeps = self.retaining.as_ref().filter(|_| retain::is_kept(opcode));
+        let copy = match keeps {
+            // SAFETY: the caller's promise.
+            Some(retaining) => unsafe {
+                self.keep(retaining, &entry, sges(wr.sg_list, wr.num_sge))
+            },
+            None => None,
+        };
+        let appended = if let Some(copy) = copy {
+            self.send.append(&entry, [copy].into_iter())
+        } else if wr.send_flags & send_flags::INLINE != 0 {
             if matches!(opcode, Opcode::Read) || opcode.is_atomic() {
                 return Err(libc::EINVAL);
             }
@@ -707,11 +732,14 @@ impl QpCore {
             // SAFETY: the caller's promise.
             self.send.append(&entry, unsafe { elements(wr) })
         };
-        match appended {
-            Ok(seq) => Ok((seq, entry)),
-            Err(Refused::Full) => Err(libc::ENOMEM),
-            Err(_) => Err(libc::EINVAL),
+        let refused = match appended {
+            Ok(seq) => return Ok((seq, entry, copy)),
+            Err(refused) => refused,
+        };
+        if let Some(retaining) = keeps {
+            retaining.take_back(1, u64::from(opcode != Opcode::Write));
         }
+        Err(if refused == Refused::Full { libc::ENOMEM } else { libc::EINVAL })
     }
 
     #[cold]
