@@ -86,6 +86,12 @@ def witness_all(c):
 
 
 @case
+def witness_records(c):
+    """The same where nobody looks at packet numbers, and peers record how far they have come."""
+    return witness(c, "last", 8, RELIABLE, more="SOJOURN_EVIDENCE=record")
+
+
+@case
 def witness_unreliable(c):
     """Of what is unreliable each message arrives once at most, intact, while ranks move."""
     # Of one packet each: rxe waits for ever for the rest of a message over UC that has lost one.
@@ -98,14 +104,14 @@ def witness_unreliable(c):
 RELIABLE = "send,send-imm,write,write-imm"
 
 
-def witness(c, who, moves, mix, largest=8192):
-    """The witness between the guests; each of `who` makes so many moves."""
+def witness(c, who, moves, mix, largest=8192, more=""):
+    """The witness between the guests; each of `who` makes so many moves; with more variables."""
     # One queue pair: more would share receives, and those who do cannot follow to rxe1 alone.
     options = f"--qps 1 --max-size {largest} --messages 200 --pause-ms 50 --mix {mix} --json"
     devices = f"--moves {moves} --who {who} --devices rxe1,rxe0"
     program = f"{c.programs.binary('witness')} {options} {devices}"
     # What is found wrong is found long after it went wrong.
-    with Job(c, program, (1, 1), 120, env="SOJOURN_LOG=debug") as running:
+    with Job(c, program, (1, 1), 120, env=f"SOJOURN_LOG=debug {more}") as running:
         log = running.succeed()
     found = re.search(r"^\[0\] (\{.*\})$", log, re.MULTILINE)
     made = len(json.loads(found.group(1))["moves"]) if found else 0

@@ -583,15 +583,27 @@ impl QpCore {
             return true;
         }
         let (retired, handed) = (self.send.retired(), self.send.handed());
-        let (waits, stuck) = {
+        let (proof_out, waits, stuck) = {
             let moving = lock_mutex(&self.moving);
             let since = moving.stopped.map_or(Duration::ZERO, |since| since.elapsed());
-            (moving.proof_out || !moving.replays.is_empty(), since >= DRAIN_PATIENCE)
+            let waits = moving.proof_out || !moving.replays.is_empty();
+            (moving.proof_out, waits, since >= DRAIN_PATIENCE)
         };
         // A SEND without a receive would be waited for in vain: it and what is behind it are decided by
-        // counting. The answer of an atomic, once it was executed, is not.
+        // counting. The answer of an atomic, once it was executed, is not; nor, where the peer's number is
+        // not live, whether a WRITE behind the last record was.
         if stuck {
-            return (retired..handed).all(|seq| !self.send.entry(seq).opcode.is_atomic());
+            let records = self.send_side.visit().record.is_some();
+            let last_back = (retired..handed).rev().find(|seq| self.comes_back(*seq));
+            let mut is_behind = false;
+            return (retired..handed).all(|seq| {
+                let opcode = self.send.entry(seq).opcode;
+                let message = !opcode.is_one_sided() || opcode == Opcode::WriteImm;
+                is_behind |= message && self.comes_back(seq);
+                let will_be_known = proof_out || last_back >= Some(seq);
+                let write = opcode == Opcode::Write && will_be_known && !is_behind;
+                !(opcode.is_atomic() || records && write)
+            });
         }
         !waits
             && (retired..handed).all(|seq| {

@@ -708,6 +708,40 @@ fn records_go_on_over_moves() {
     fabric.assert_no_overrun();
 }
 
+/// Promise 3: where no number tells of them, WRITEs that are slow are waited for as atomics are: longer than
+/// what can be decided by counting. Those behind a message that is waited for in vain are not.
+#[test]
+fn writes_that_are_slow_are_waited_for_where_no_number_tells_of_them() {
+    let cases: [(Evidence, &[char], bool); 5] = [
+        (Evidence::Record, &['w'], false),
+        (Evidence::Record, &['w', 's'], false),
+        (Evidence::Record, &['s', 's'], true),
+        (Evidence::Psn, &['w'], true),
+        (Evidence::Psn, &['a'], false),
+    ];
+    for (evidence, ops, quiet) in cases {
+        let two = two_with(evidence);
+        two.fabric.on_command();
+        post_quietly(&two, ops);
+        let core = core_of(&two.qa);
+        core.stop();
+        assert!(!core.is_quiet(), "{evidence:?}, {ops:?}");
+        std::thread::sleep(Duration::from_millis(110));
+        assert_eq!(core.is_quiet(), quiet, "{evidence:?}, {ops:?}");
+        core.go_on();
+    }
+    let two = two_with(Evidence::Record);
+    two.fabric.on_command();
+    let sge = [two.a.memory.slice(0..8)];
+    for (id, op) in [(0, Op::Send), (1, Op::Write(two.b.memory.remote(8)))] {
+        two.qa.post_send(&SendRequest::new(id, op, &sge)).unwrap();
+    }
+    let core = core_of(&two.qa);
+    core.stop();
+    std::thread::sleep(Duration::from_millis(110));
+    assert!(core.is_quiet());
+}
+
 /// Promise 3: what was recorded of a connection says nothing of the next one.
 #[test]
 fn a_connection_that_begins_anew_has_no_record() {
