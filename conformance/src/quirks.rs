@@ -52,6 +52,8 @@ pub enum Feature {
     GoesOnAfterSqd,
     /// SQ_DRAINED when the send queue has drained in SQD.
     SqDrained,
+    /// Where a WRITE_WITH_IMM of several packets over UC finds no receive, later messages arrive.
+    UcGoesOnAfterCutWrite,
     /// Attribute values beyond the device's limits are refused.
     ChecksAttributeValues,
 }
@@ -176,6 +178,10 @@ const QUIRKS: &[Quirk] = &[
         .raw_only(),
     Quirk::rxe(Feature::ErrorIsSolicited, "rxe from Linux 6.12 on raises no event for a flush")
         .since(6, 12),
+    Quirk::rxe(
+        Feature::UcGoesOnAfterCutWrite,
+        "rxe waits for the last packet of a WRITE over UC that it has dropped, and drops all others",
+    ),
     Quirk::rxe(Feature::ChecksAttributeValues, "rxe stores some attribute values unseen"),
 ];
 

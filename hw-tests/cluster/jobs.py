@@ -11,6 +11,8 @@ from .errors import Failed
 JOB_PORT = 7000
 # Between two looks at what a job has come to.
 LOOK_SECONDS = 0.3
+# Within which a job has ended everywhere once it has ended badly somewhere.
+OTHERS_SECONDS = 15
 
 
 class Job:
@@ -67,7 +69,13 @@ class Job:
 
     def succeed(self):
         """What all ranks wrote, once all have ended well."""
-        return "\n".join(part.succeed() for part in self.parts)
+        try:
+            return "\n".join(part.succeed() for part in self.parts)
+        except Failed as reason:
+            # What the others wrote may say why; they end by themselves once one is gone.
+            others = [part for part in self.parts if part.ended.wait(OTHERS_SECONDS)]
+            texts = "\n".join(part.output.text for part in others if part.output)
+            raise Failed(f"{reason}\nin all guests:\n{texts}") from None
 
 
 # What the ranks in a guest write, in that guest.

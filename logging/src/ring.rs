@@ -20,6 +20,8 @@ struct Producer {
     handed: AtomicU64,
     /// A sequence up to which there is known to be room: spares a look at the consumer's line.
     free_until: AtomicU64,
+    /// A sequence up to which there is, and up to which entries may be handed as well.
+    granted_until: AtomicU64,
 }
 
 #[repr(align(64))]
@@ -44,6 +46,7 @@ impl Counters {
                 appended: AtomicU64::new(0),
                 handed: AtomicU64::new(0),
                 free_until: AtomicU64::new(u64::from(depth)),
+                granted_until: AtomicU64::new(0),
             },
             consumer: Consumer { retired: AtomicU64::new(0) },
             depth: u64::from(depth),
@@ -57,6 +60,7 @@ impl Counters {
         copy.producer.appended.store(self.appended(), Ordering::Relaxed);
         copy.producer.handed.store(self.handed(), Ordering::Relaxed);
         copy.producer.free_until.store(copy_of(&self.producer.free_until), Ordering::Relaxed);
+        copy.producer.granted_until.store(copy_of(&self.producer.granted_until), Ordering::Relaxed);
         copy.consumer.retired.store(self.retired(), Ordering::Relaxed);
         copy
     }
@@ -84,6 +88,26 @@ impl Counters {
         (seq < self.producer.free_until.load(Ordering::Relaxed)).then_some(seq)
     }
 
+    /// Producer: the sequence of the next entry, where it is known that there is room for it, and that it
+    /// may be handed.
+    #[inline]
+    pub(crate) fn claim_granted(&self) -> Option<u64> {
+        let seq = self.producer.appended.load(Ordering::Relaxed);
+        self.is_granted(seq).then_some(seq)
+    }
+
+    /// Producer: whether that entry is known to have room, and may be handed.
+    #[inline]
+    pub(crate) fn is_granted(&self, seq: u64) -> bool {
+        seq < self.producer.granted_until.load(Ordering::Relaxed)
+    }
+
+    /// Producer: entries before `until` may be handed, as far as there is room.
+    pub(crate) fn grant_until(&self, until: u64) {
+        let until = until.min(self.producer.free_until.load(Ordering::Relaxed));
+        self.producer.granted_until.store(until, Ordering::Relaxed);
+    }
+
     /// Producer: the sequence of the next entry, or `None` where the window is full.
     #[inline]
     pub(crate) fn claim(&self) -> Option<u64> {
@@ -92,7 +116,8 @@ impl Counters {
             return known;
         }
         let seq = self.producer.appended.load(Ordering::Relaxed);
-        self.look_for_room(seq).then_some(seq)
+        self.look_for_room();
+        (seq < self.producer.free_until.load(Ordering::Relaxed)).then_some(seq)
     }
 
     /// Producer: entries before this one may be overwritten.
@@ -100,11 +125,11 @@ impl Counters {
         self.producer.free_until.load(Ordering::Relaxed).saturating_sub(self.depth)
     }
 
+    /// Producer: looks how far the consumer has come.
     #[cold]
-    fn look_for_room(&self, seq: u64) -> bool {
+    pub(crate) fn look_for_room(&self) {
         let free_until = self.consumer.retired.load(Ordering::Acquire) + self.depth;
         self.producer.free_until.store(free_until, Ordering::Relaxed);
-        seq < free_until
     }
 
     /// Producer: the entry `seq`, claimed before, is complete.

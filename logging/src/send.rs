@@ -176,12 +176,13 @@ impl SendWindow {
         Ok(seq)
     }
 
-    /// Producer: the next place, for a plain request, where there is known to be one; else
-    /// [`claim_plain`](Self::claim_plain) has to look. Nothing has changed until it is published.
+    /// Producer: the next place, for a plain request, where there is known to be one, and it
+    /// [may be handed](Self::count); else [`claim_plain`](Self::claim_plain) has to look. Nothing has changed
+    /// until it is published.
     #[inline(always)]
     #[must_use]
-    pub fn claim_known(&self) -> Option<PlainSlot<'_>> {
-        let seq = self.counters.claim_known()?;
+    pub fn claim_granted(&self) -> Option<PlainSlot<'_>> {
+        let seq = self.counters.claim_granted()?;
         Some(PlainSlot { slot: self.slot(seq), seq })
     }
 
@@ -192,15 +193,33 @@ impl SendWindow {
         if known.is_some() {
             return known;
         }
-        self.look_for_room()
+        self.look_for_room();
+        self.counters.claim_known()
     }
 
     /// What is about to be overwritten is added up before.
     #[cold]
-    fn look_for_room(&self) -> Option<u64> {
-        let seq = self.counters.claim()?;
+    pub(crate) fn look_for_room(&self) {
+        self.counters.look_for_room();
         self.add_up(self.counters.free_from());
-        Some(seq)
+    }
+
+    /// Producer: whether the request `seq`, the next to be handed, may be: of a long one that says nothing,
+    /// see [`Grant::take`](crate::Grant::take).
+    #[inline]
+    #[must_use]
+    pub fn is_granted(&self, seq: u64) -> bool {
+        self.counters.is_granted(seq)
+    }
+
+    /// Producer: what was granted is counted again. For when a request was not handed after all that was to
+    /// bring a completion.
+    pub fn revoke(&self) {
+        self.counters.grant_until(0);
+    }
+
+    pub(crate) fn grant_until(&self, until: u64) {
+        self.counters.grant_until(until);
     }
 
     /// Producer: the next place, for a plain request; `None` where the window is full.

@@ -18,10 +18,16 @@ pub(super) const CASES: &[Case] = &[
     ),
     two(
         "uc.no_receive",
-        "A SEND or a WRITE_WITH_IMM that finds no receive succeeds for its sender and is dropped, \
-         and later messages arrive (IBTA 9.8.2.2.5)",
+        "A SEND that finds no receive succeeds for its sender and is dropped, and later messages \
+         arrive (IBTA 9.8.2.2.5)",
         no_receive_a,
         no_receive_b,
+    ),
+    two(
+        "uc.write_without_receive",
+        "So does a WRITE_WITH_IMM of several packets (IBTA 9.8.2.2.5)",
+        write_without_receive_a,
+        write_without_receive_b,
     ),
     two(
         "uc.bad_rkey",
@@ -122,13 +128,35 @@ fn marked(side: &mut Side, rig: &Rig, wr_id: u64) -> Verdict {
 
 fn no_receive_a(side: &mut Side) -> Verdict {
     let rig = side.wire(&Plan::uc())?;
-    let size = 2 * rig.mtu();
+    later_arrives_a(side, &rig, Op::Send, wc_opcode::SEND)
+}
+
+fn no_receive_b(side: &mut Side) -> Verdict {
+    let rig = side.wire(&Plan::uc())?;
+    later_arrives_b(side, &rig)
+}
+
+fn write_without_receive_a(side: &mut Side) -> Verdict {
+    side.needs(Feature::UcGoesOnAfterCutWrite)?;
+    let rig = side.wire(&Plan::uc())?;
     let write = Op::WriteImm(rig.remote(32 * 1024), 0);
-    for (wr_id, op, opcode) in [(1, Op::Send, wc_opcode::SEND), (2, write, wc_opcode::RDMA_WRITE)] {
+    later_arrives_a(side, &rig, write, wc_opcode::RDMA_WRITE)
+}
+
+fn write_without_receive_b(side: &mut Side) -> Verdict {
+    side.needs(Feature::UcGoesOnAfterCutWrite)?;
+    let rig = side.wire(&Plan::uc())?;
+    later_arrives_b(side, &rig)
+}
+
+/// Two messages of several packets find no receive; what comes behind them arrives.
+fn later_arrives_a(side: &mut Side, rig: &Rig, op: Op, opcode: u32) -> Verdict {
+    let size = 2 * rig.mtu();
+    for wr_id in 1..=2 {
         rig.post(&SendRequest::new(wr_id, op, &[rig.sge(0..size)]))?;
         rig.sent(side, wr_id, opcode)?;
     }
-    mark(side, &rig, 3)?;
+    mark(side, rig, 3)?;
     side.meet()?;
     rig.mem.write(0, &pattern(4, size));
     rig.post(&SendRequest::new(4, Op::Send, &[rig.sge(0..size)]))?;
@@ -136,10 +164,9 @@ fn no_receive_a(side: &mut Side) -> Verdict {
     side.meet()
 }
 
-fn no_receive_b(side: &mut Side) -> Verdict {
-    let rig = side.wire(&Plan::uc())?;
+fn later_arrives_b(side: &mut Side, rig: &Rig) -> Verdict {
     let size = 2 * rig.mtu();
-    marked(side, &rig, 3)?;
+    marked(side, rig, 3)?;
     rig.post_recv(1, 0..size)?;
     side.nothing(&rig.recvs, Duration::ZERO)?;
     side.meet()?;

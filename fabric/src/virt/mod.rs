@@ -19,7 +19,7 @@ mod api;
 pub mod core;
 mod process;
 
-pub use self::core::{Cause, Evidence, Failover, Phase, Policy, Relocation};
+pub use self::core::{Cause, Evidence, Failover, Outstanding, Phase, Policy, Relocation};
 pub use api::{
     AddressHandle, CompletionChannel, CompletionQueue, ConnectOptions, Context, Data, Datagram,
     Endpoint, MemoryRegion, Op, ProtectionDomain, QpOptions, QueuePair, Remote, SendRequest,

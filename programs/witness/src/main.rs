@@ -40,6 +40,8 @@ mod setup;
 use options::Options;
 use std::process::ExitCode;
 use std::time::Duration;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 /// Exit status of options that make no sense.
 const USAGE: u8 = 2;
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
+    log();
     // A thread that is no more would leave the others waiting.
     std::panic::set_hook(Box::new(|info| {
         eprintln!("witness: {info}");
@@ -74,4 +77,19 @@ fn main() -> ExitCode {
         std::process::exit(1);
     }
     ExitCode::SUCCESS
+}
+
+/// What the library says, as `SOJOURN_LOG` asks for it.
+fn log() {
+    let filter = EnvFilter::builder()
+        .with_default_directive(LevelFilter::ERROR.into())
+        .with_env_var("SOJOURN_LOG")
+        .from_env_lossy();
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_target(false);
+    // A second subscriber in one process is refused; there is only this one.
+    let _ = subscriber.try_init();
 }

@@ -21,9 +21,11 @@ use crate::error::{Error, Result};
 use crate::names::DeviceId;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
+use sojourn_logging::Share;
 use std::any::Any;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError, Weak};
 
 /// A context: names of this process, over a list of devices.
@@ -47,6 +49,8 @@ pub(super) struct VirtualContext {
     pub(super) cqs: Herd<CqCore>,
     pub(super) srqs: Herd<SrqCore>,
     pub(super) qps: Herd<QpCore>,
+    /// Queue pairs that the program holds.
+    pub(super) qp_count: AtomicU64,
     pub(super) ahs: Herd<AhCore>,
     /// Who notices that a path of its queue pairs has failed, where nobody polls.
     pub(super) lookout: Lookout,
@@ -75,6 +79,7 @@ impl VirtualContext {
             cqs: Herd::default(),
             srqs: Herd::default(),
             qps: Herd::default(),
+            qp_count: AtomicU64::new(0),
             ahs: Herd::default(),
             lookout: Lookout::default(),
         });
@@ -89,6 +94,11 @@ impl VirtualContext {
     /// What is done where a path fails.
     pub(super) fn failover(&self) -> &Failover {
         &self.policy.failover
+    }
+
+    /// What one of its queue pairs may have outstanding: as much as any other.
+    pub(super) fn share(&self) -> Share {
+        self.policy.outstanding.share(self.qp_count.load(Ordering::Relaxed))
     }
 
     /// What is told of how far our own queue pairs have come.

@@ -79,8 +79,10 @@ impl Backlog {
         self.came += 1;
     }
 
+    /// Before what its own arrival has put in here since it had `at` entries: a failure comes before what
+    /// it flushes.
     fn insert(&mut self, at: usize, held: Held) {
-        self.held.insert(at.min(self.held.len()), held);
+        self.held.insert(at, held);
         self.came += 1;
     }
 }
@@ -98,6 +100,10 @@ struct Backlog {
     /// Queue pairs all of whose completions go through here, until it is empty and they need it no
     /// longer.
     through: Vec<Weak<QpCore>>,
+    /// Queue pairs that wait until less of theirs is outstanding.
+    waiting: Vec<Weak<QpCore>>,
+    /// The service thread looks after those.
+    ticking: bool,
 }
 
 /// One for each device in use.
@@ -514,6 +520,7 @@ impl CqCore {
         if !lock_mutex(&self.backlog).graves.is_empty() {
             self.empty_graves(on);
         }
+        self.use_room();
         let mut n = 0;
         let mut backlog = lock_mutex(&self.backlog);
         while n < wcs.len()
@@ -527,11 +534,56 @@ impl CqCore {
         if backlog.held.is_empty() {
             backlog.through.retain(|qp| qp.upgrade().is_some_and(|qp| !qp.leave_through()));
         }
-        let more = !backlog.held.is_empty() || !backlog.graves.is_empty() || !on.more.is_empty();
+        let more = !backlog.held.is_empty()
+            || !backlog.graves.is_empty()
+            || !backlog.waiting.is_empty()
+            || !on.more.is_empty();
         if !more {
             self.on.unnote(gate::ATTENTION);
         }
         n
+    }
+
+    /// A queue pair waits until less of its requests is outstanding.
+    pub(super) fn wait_for_room(self: &Arc<Self>, qp: Weak<QpCore>) {
+        let begins = {
+            let mut backlog = lock_mutex(&self.backlog);
+            backlog.waiting.push(qp);
+            !std::mem::replace(&mut backlog.ticking, true)
+        };
+        self.on.note(gate::ATTENTION);
+        if begins {
+            self.keep_going();
+        }
+    }
+
+    /// Those that wait for room hand what they may.
+    fn use_room(&self) {
+        let waiting = std::mem::take(&mut lock_mutex(&self.backlog).waiting);
+        if waiting.is_empty() {
+            return;
+        }
+        let still = |qp: &Weak<QpCore>| qp.upgrade().is_some_and(|qp| !qp.use_room());
+        let still: Vec<_> = waiting.into_iter().filter(still).collect();
+        lock_mutex(&self.backlog).waiting.extend(still);
+    }
+
+    /// The same for a program that does not poll. False where nobody waits any more.
+    pub(super) fn look_for_room(&self) -> bool {
+        self.harvest_now();
+        self.use_room();
+        let mut backlog = lock_mutex(&self.backlog);
+        backlog.ticking = !backlog.waiting.is_empty();
+        backlog.ticking
+    }
+
+    /// Events of its physical CQs may be of what the program does not see.
+    pub(super) fn doubt(&self) {
+        self.doubtful.store(true, Ordering::Release);
+    }
+
+    pub(super) fn local(&self) -> &Arc<Local> {
+        &self.local
     }
 
     /// Lets the entry of a held completion leave its window. False where it has left already.
@@ -560,9 +612,12 @@ impl CqCore {
     fn harvest_one(&self, harvest: &Harvest) {
         let mut wcs = [Wc::default(); HARVEST];
         while let Ok(got @ 1..) = harvest.cq.poll(&mut wcs) {
-            // One by one: some put others into the backlog themselves, in turn.
+            // One by one: some put others into the backlog themselves.
             for wc in &mut wcs[..got as usize] {
-                self.keep(harvest, wc);
+                let at = lock_mutex(&self.backlog).held.len();
+                if self.translate(wc) || self.translate_odd(harvest, wc) {
+                    lock_mutex(&self.backlog).insert(at, Held::gone(*wc));
+                }
             }
             self.on.note(gate::ATTENTION);
         }
@@ -634,21 +689,12 @@ impl CqCore {
 
     fn come_late(&self, harvest: &Harvest, wcs: Vec<Wc>) {
         for mut wc in wcs {
-            if self.keep(harvest, &mut wc) {
-                self.announce(true, wc.status != wc_status::SUCCESS);
+            let at = lock_mutex(&self.backlog).held.len();
+            if self.translate(&mut wc) || self.translate_odd(harvest, &mut wc) {
+                lock_mutex(&self.backlog).insert(at, Held::gone(wc));
+                self.announce(&wc);
             }
         }
-    }
-
-    /// Puts a completion into the backlog, where it is the program's. While nobody else polls.
-    fn keep(&self, harvest: &Harvest, wc: &mut Wc) -> bool {
-        let at = lock_mutex(&self.backlog).held.len();
-        let keeps = self.translate(wc) || self.translate_odd(harvest, wc);
-        if keeps {
-            // What it was the last to stand in the way of has come behind it by now.
-            lock_mutex(&self.backlog).insert(at, Held::gone(*wc));
-        }
-        keeps
     }
 
     /// From now on all send completions of this queue pair go through the backlog.
@@ -673,22 +719,23 @@ impl CqCore {
         let mut backlog = lock_mutex(&self.backlog);
         let before = backlog.held.len();
         completions.for_each(|held| backlog.push(held));
-        // Successful ones of ours are of sends, which nobody solicits.
-        let loud = |held: &Held| held.wc.status != wc_status::SUCCESS;
-        let (any, loud) = (backlog.held.len() > before, backlog.held.range(before..).any(loud));
+        let news = backlog.held.range(before..);
+        // The loudest of them.
+        let news = news.map(|held| held.wc).max_by_key(is_loud);
         drop(backlog);
-        self.announce(any, loud);
+        self.on.note(gate::ATTENTION);
+        if let Some(wc) = news {
+            self.announce(&wc);
+        }
     }
 
-    /// Something is in the backlog; whether something new, and such as is announced to who waits for that
-    /// alone.
-    fn announce(&self, any: bool, loud: bool) {
+    /// The program is told, if it wants to be, that this has come into the backlog.
+    fn announce(&self, wc: &Wc) {
         self.on.note(gate::ATTENTION);
-        let kind = self.armed.load(Ordering::Acquire);
-        let due = match kind {
+        let due = match self.armed.load(Ordering::Acquire) {
             armed::NO => false,
-            armed::SOLICITED => loud,
-            _ => any,
+            armed::SOLICITED => is_loud(wc),
+            _ => true,
         };
         if due
             && self.armed.swap(armed::NO, Ordering::AcqRel) != armed::NO
@@ -856,6 +903,11 @@ impl Load {
             }
         }
     }
+}
+
+/// Counts as solicited. Successful ones of ours are of sends, which nobody solicits.
+fn is_loud(wc: &Wc) -> bool {
+    wc.status != wc_status::SUCCESS
 }
 
 /// Completions that a queue pair's send queue may leave at once.

@@ -57,7 +57,7 @@ mod tests;
 mod translation;
 mod underlay;
 
-pub use policy::{Evidence, Policy};
+pub use policy::{Evidence, Outstanding, Policy};
 pub use remap::{Cause, Failover, Phase, Relocation};
 pub use resolve::{Answer, Resolver};
 #[doc(hidden)]

@@ -2,6 +2,7 @@
 
 use super::remap::Failover;
 use crate::error::{Error, Result};
+use sojourn_logging::Share;
 
 /// What tells how far a responder has come, beside the count of messages that it has delivered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,13 +32,94 @@ impl Evidence {
     }
 }
 
-/// How a context behaves when it moves.
+/// What of a context's requests may be physically outstanding; the rest waits in the windows. A quiesce
+/// waits for what is outstanding, so this bounds its time: by bytes over the line rate, or by requests
+/// over what the device does of them in a second.
+///
+/// A queue pair has an equal share of what its context may have, and never more than its own bound; one
+/// request it may have in any case. A grant that was dealt when there were fewer queue pairs is used up
+/// first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outstanding {
+    /// Bytes of a context. By default 64 MiB: 5.4 ms at 100 Gb/s.
+    pub bytes: u64,
+    /// Requests of a context. By default 65,536: some 6 ms, where a device does 10 million in a second.
+    pub requests: u64,
+    /// Bytes of one queue pair. By default 16 MiB: hundreds of times what is under way between
+    /// two machines of one hall at 400 Gb/s, so that a bandwidth never suffers.
+    pub qp_bytes: u64,
+    /// Requests of one queue pair. By default 16,384: as deep as most devices' queues can be.
+    pub qp_requests: u64,
+}
+
+impl Default for Outstanding {
+    fn default() -> Self {
+        Outstanding { bytes: 64 << 20, requests: 1 << 16, qp_bytes: 16 << 20, qp_requests: 1 << 14 }
+    }
+}
+
+impl Outstanding {
+    /// The environment variable that says it: any of `bytes=64M,requests=65536,qp-bytes=16M,qp-requests=16384`
+    /// (K, M and G are powers of 1024).
+    pub const VARIABLE: &'static str = "SOJOURN_OUTSTANDING";
+
+    /// The share of one of `qps` queue pairs.
+    pub(super) fn share(&self, qps: u64) -> Share {
+        let of = |all: u64, most: u64| (all / qps.max(1)).min(most).max(1);
+        Share {
+            bytes: of(self.bytes, self.qp_bytes),
+            requests: of(self.requests, self.qp_requests),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let mut outstanding = Outstanding::default();
+        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+            let value = part.split_once('=').and_then(|(name, value)| {
+                let field = match name {
+                    "bytes" => &mut outstanding.bytes,
+                    "requests" => &mut outstanding.requests,
+                    "qp-bytes" => &mut outstanding.qp_bytes,
+                    "qp-requests" => &mut outstanding.qp_requests,
+                    _ => return None,
+                };
+                *field = number(value).filter(|value| *value > 0)?;
+                Some(())
+            });
+            if value.is_none() {
+                return Err(Error::invalid(format!(
+                    "{} has {part:?}: want some of bytes=64M,requests=65536,qp-bytes=16M,\
+                     qp-requests=16384, each at least 1",
+                    Self::VARIABLE
+                )));
+            }
+        }
+        Ok(outstanding)
+    }
+}
+
+/// A number, or so many K, M or G.
+fn number(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(['K', 'M', 'G']);
+    let shift = match &text[digits.len()..] {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+/// How a context behaves when it moves, and so that it can.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     /// What is done where a path fails.
     pub failover: Failover,
     /// What is believed of responders. Each side tells what its own device says.
     pub evidence: Evidence,
+    /// What may be physically outstanding.
+    pub outstanding: Outstanding,
 }
 
 impl Policy {
@@ -50,13 +132,42 @@ impl Policy {
             Ok(text) => Evidence::parse(&text)?,
             Err(_) => Evidence::default(),
         };
-        Ok(Policy { failover: Failover::from_env()?, evidence })
+        let outstanding = match std::env::var(Outstanding::VARIABLE) {
+            Ok(text) => Outstanding::parse(&text)?,
+            Err(_) => Outstanding::default(),
+        };
+        Ok(Policy { failover: Failover::from_env()?, evidence, outstanding })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_may_be_outstanding_is_said_by_name() {
+        let all = Outstanding::parse("bytes=2G, requests=7,qp-bytes=3K,qp-requests=1").unwrap();
+        let expected =
+            Outstanding { bytes: 2 << 30, requests: 7, qp_bytes: 3 << 10, qp_requests: 1 };
+        assert_eq!(all, expected);
+        assert_eq!(Outstanding::parse("").unwrap(), Outstanding::default());
+        for wrong in
+            ["bytes", "bytes=", "bytes=0", "bytes=1MM", "bytes=1T", "byte=1", "requests=-1"]
+        {
+            let error = Outstanding::parse(wrong).unwrap_err().to_string();
+            assert!(error.contains(Outstanding::VARIABLE) && error.contains(wrong), "{error}");
+        }
+    }
+
+    #[test]
+    fn shares_are_equal_and_never_nothing() {
+        let policy = Outstanding { bytes: 1000, requests: 10, qp_bytes: 400, qp_requests: 4 };
+        let shares = |qps| (policy.share(qps).bytes, policy.share(qps).requests);
+        assert_eq!(
+            (shares(0), shares(1), shares(4), shares(5000)),
+            ((400, 4), (400, 4), (250, 2), (1, 1))
+        );
+    }
 
     #[test]
     fn the_evidence_is_one_of_two() {

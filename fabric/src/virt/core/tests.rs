@@ -3,6 +3,7 @@
 mod failover;
 mod refusals;
 mod remap;
+mod room;
 
 use super::testing::{Fabric, Job, Port};
 use super::{Core, Evidence, Policy};

@@ -192,6 +192,15 @@ impl QpCore {
         }
         // An unreliable queue pair whose own request failed goes to SQE, and on after that.
         if wc.status != wc_status::SUCCESS && (recv || self.qp_type == qp_type::RC) {
+            if self.send_side.gate() & gate::ERR == 0 {
+                tracing::debug!(
+                    "queue pair {:#x} has failed: {} of a {} (vendor error {:#x})",
+                    self.qpn,
+                    wc_status::name(wc.status),
+                    if recv { "receive" } else { "send" },
+                    wc.vendor_err
+                );
+            }
             self.note_err();
         }
         if watch & watch::ENDING != 0 {

@@ -19,6 +19,7 @@ mod control;
 mod ending;
 mod recv;
 mod remap;
+mod room;
 mod send;
 
 pub(super) use recv::RecvLowering;
@@ -147,6 +148,10 @@ pub(super) struct QpCore {
     recv_base: AtomicU64,
     /// The program has told it to end, or it has failed for good: what fails from then on is no path.
     is_ending: AtomicBool,
+    /// Something in its window waits until less is outstanding, and its send CQ knows.
+    waits_for_room: AtomicBool,
+    /// How far the window had come when that began.
+    full_at: AtomicU64,
     /// Receives that have come back empty since.
     pub(super) unfilled: AtomicU64,
     /// Messages delivered since, where its receives are shared.
@@ -243,6 +248,8 @@ impl QpCore {
             pd: Arc::clone(&parts.pd),
             recv_base: AtomicU64::new(0),
             is_ending: AtomicBool::new(false),
+            waits_for_room: AtomicBool::new(false),
+            full_at: AtomicU64::new(0),
             unfilled: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
             seen: AtomicU64::new(0),
@@ -389,6 +396,7 @@ impl VirtualQp {
             ));
         }
         local.add_qp(&core);
+        parts.pd.context.qp_count.fetch_add(1, Ordering::Relaxed);
         let (send_cq, recv_cq) = (Arc::clone(&parts.send_cq), Arc::clone(&parts.recv_cq));
         Ok(VirtualQp { core: Direct::new(core), send_cq, recv_cq })
     }
@@ -402,6 +410,7 @@ impl Drop for VirtualQp {
     fn drop(&mut self) {
         let context = Arc::clone(&self.core.pd.context);
         let _settled = context.settled();
+        context.qp_count.fetch_sub(1, Ordering::Relaxed);
         let attachment = self.core.detach();
         let physical = attachment.map(|it| (it.underlay, it.qp.qp_num()));
         // The physical one is destroyed by now; what it left in the CQs is taken out by them.

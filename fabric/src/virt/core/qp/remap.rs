@@ -871,6 +871,16 @@ impl QpCore {
         if wc.status == wc_status::SUCCESS {
             return false;
         }
+        let first = moving.withheld.is_empty();
+        if first || wc.status != wc_status::WR_FLUSH_ERR {
+            tracing::debug!(
+                "queue pair {:#x}: {} of a {} (vendor error {:#x}) is withheld",
+                self.qpn,
+                wc_status::name(wc.status),
+                if is_recv(wc) { "receive" } else { "send" },
+                wc.vendor_err
+            );
+        }
         moving.withhold(wc);
         true
     }

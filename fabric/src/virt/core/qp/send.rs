@@ -1,5 +1,6 @@
 //! The send side: appending, and handing.
 
+use super::room::Admission;
 use super::{Attachment, Blocked, Ending, PlainWr, QpCore};
 use crate::abi::{self, AtomicWr, RdmaWr, SendWr, Sge, UdWr, qp_type, send_flags, wr_opcode};
 use crate::device::{DeviceAh, DeviceQp, PostError, PostSend};
@@ -10,7 +11,7 @@ use crate::virt::core::peer::{Missing, Peer, Wanted};
 use crate::virt::core::tables::{KeyTable, MAX_KEYS, PeerKeys, key_index};
 use crate::virt::core::underlay::{NO_SUCH_KEY, NO_SUCH_QPN};
 use crate::virt::core::{LOW_31, QUIET};
-use sojourn_logging::{Element, Opcode, PlainSlot, Refused, Replay, SendEntry};
+use sojourn_logging::{Element, Grant, Opcode, PlainSlot, Refused, Replay, SMALL, SendEntry};
 use std::collections::VecDeque;
 use std::ptr;
 use std::sync::Arc;
@@ -43,6 +44,8 @@ pub(in crate::virt::core) enum Target {
 pub(in crate::virt::core) struct SendSide {
     qp: Option<Direct<dyn DeviceQp>>,
     keys: KeyTable,
+    /// What may be handed before it is counted again.
+    pub(super) grant: Grant,
     pub(super) target: Target,
     /// Where plain requests are put together.
     plain: PlainWr<SendWr>,
@@ -67,6 +70,12 @@ pub(in crate::virt::core) struct SendSide {
 // the call that set it alone.
 unsafe impl Send for SendSide {}
 
+/// What entries of the window wait for.
+enum Wait {
+    Name(Missing),
+    Room,
+}
+
 /// A request in the window: what stands in the way of handing it, if anything.
 type Staged = std::result::Result<u64, Missing>;
 
@@ -85,6 +94,7 @@ impl SendSide {
         SendSide {
             qp: Some(Direct::new(Arc::clone(&attachment.qp))),
             keys: attachment.underlay.keys.clone(),
+            grant: Grant::default(),
             target: Target::Nobody,
             plain,
             posting: ptr::null_mut(),
@@ -361,7 +371,10 @@ impl QpCore {
         if let Some(wr) = unsafe { list.as_ref() }
             && Self::is_plain(wr)
             && let Some(mut side) = self.send_side.enter_bare()
-            && let Some(slot) = self.send.claim_known()
+            && let Some(slot) = self.send.claim_granted()
+            // SAFETY: plain requests have one element.
+            && let length = unsafe { (*wr.sg_list).length }
+            && (length <= SMALL || side.grant.take(length))
         {
             // SAFETY: the caller's promise; it is plain.
             if let Some(posted) = unsafe { self.post_plain(&mut side, slot, list, wr) } {
@@ -389,12 +402,21 @@ impl QpCore {
     /// As [`DeviceQp::post_send`].
     #[inline(never)]
     unsafe fn post_send_entering(&self, list: *mut SendWr) -> PostSend {
+        let mut ask = false;
         // SAFETY: the caller's list is valid during the call.
         if let Some(wr) = unsafe { list.as_ref() }
             && Self::is_plain(wr)
         {
             let mut side = self.send_side.enter();
-            if side.is_clear() {
+            // SAFETY: plain requests have one element.
+            let length = unsafe { (*wr.sg_list).length };
+            let signaled = (wr.send_flags | self.always) & send_flags::SIGNALED != 0;
+            let admitted = match side.is_clear() {
+                true => self.admit(&mut side, self.send.appended(), length.into()),
+                false => Admission::No,
+            };
+            ask = admitted == Admission::WithCompletion && !signaled;
+            if admitted != Admission::No && !ask {
                 let Some(slot) = self.send.claim_plain() else {
                     return Err(PostError::new(libc::ENOMEM, list));
                 };
@@ -405,7 +427,7 @@ impl QpCore {
             }
         }
         // SAFETY: the caller's promise.
-        unsafe { self.post_list(list) }
+        unsafe { self.post_list(list, ask) }
     }
 
     /// Whether a request is one of those that programs post by the million: alone, one element
@@ -475,43 +497,59 @@ impl QpCore {
     #[inline(never)]
     fn refused_plain(&self, side: &SendSide, errno: i32) -> PostSend {
         self.send.take_back(self.send.appended() - 1);
+        self.send.revoke();
         Err(PostError::new(errno, side.posting))
     }
 
-    /// Entries wait for a name from here on.
+    /// Entries wait from here on, for a name or for room.
     #[cold]
-    fn block(&self, side: Guard<'_, SendSide>, missing: Missing) {
+    fn block(&self, side: Guard<'_, SendSide>, why: Wait) {
+        self.send.revoke();
         side.share(gate::BLOCKED);
-        missing.resolve(self);
+        match why {
+            Wait::Name(missing) => missing.resolve(self),
+            Wait::Room => self.wait_for_room(),
+        }
     }
 
-    /// A list, or a request while something is in the way.
+    /// A list, or a request while something is in the way. Where `ask` says so, the first must bring a
+    /// completion.
     ///
     /// # Safety
     /// As [`DeviceQp::post_send`].
     #[inline(never)]
-    unsafe fn post_list(&self, list: *mut SendWr) -> PostSend {
+    unsafe fn post_list(&self, list: *mut SendWr, mut ask: bool) -> PostSend {
         let mut side = self.send_side.enter();
         let mut next = list;
         while side.gate() == 0 && !next.is_null() {
             let first = self.send.appended();
             let mut staged = [ptr::null_mut(); CHAIN];
-            let (mut n, mut refused, mut missing) = (0, None, None);
+            let (mut n, mut refused, mut wait) = (0, None, None);
             while n < CHAIN {
                 // SAFETY: the caller's list is valid during the call.
                 let Some(wr) = (unsafe { next.as_ref() }) else { break };
                 // SAFETY: the caller's promise.
+                let length = unsafe { elements(wr) }.map(|it| u64::from(it.length)).sum();
+                let admitted = self.admit(&mut side, self.send.appended(), length);
+                if admitted == Admission::No {
+                    wait = Some(Wait::Room);
+                    break;
+                }
+                // SAFETY: the caller's promise.
                 match unsafe { self.stage(&mut side, n, wr) } {
                     Ok(Ok(_)) => staged[n] = next,
-                    Ok(Err(name)) => missing = Some(name),
+                    Ok(Err(name)) => wait = Some(Wait::Name(name)),
                     Err(errno) => refused = Some(errno),
                 }
                 if refused.is_some() {
                     break;
                 }
                 next = wr.next;
-                if missing.is_some() {
+                if wait.is_some() {
                     break;
+                }
+                if std::mem::take(&mut ask) || admitted == Admission::WithCompletion {
+                    side.ask_quietly(n);
                 }
                 n += 1;
             }
@@ -519,18 +557,22 @@ impl QpCore {
                 if let Err((taken, errno)) = side.hand(n) {
                     self.send.mark_handed(first + taken as u64);
                     self.send.take_back(first + taken as u64);
+                    self.send.revoke();
                     return Err(PostError::new(errno, staged[taken]));
                 }
                 self.send.mark_handed(first + n as u64);
             }
             if let Some(errno) = refused {
+                self.send.revoke();
                 return Err(PostError::new(errno, next));
             }
-            if let Some(missing) = missing {
+            if let Some(why) = wait {
                 // What follows stays behind it, in order.
                 // SAFETY: the caller's promise.
                 let rest = unsafe { self.append_all(next) };
-                self.block(side, missing);
+                if self.send.handed() < self.send.appended() {
+                    self.block(side, why);
+                }
                 return rest;
             }
         }
@@ -689,7 +731,7 @@ impl QpCore {
                 0 => (self.send.appended() - first).min(CHAIN as u64) as usize,
                 again => again,
             };
-            let (mut n, mut missing) = (0, None);
+            let (mut n, mut missing, mut full) = (0, None, false);
             // Kept until they are handed.
             let mut handles = Vec::new();
             while n < waiting && missing.is_none() {
@@ -698,6 +740,15 @@ impl QpCore {
                     _ => side.replays[n],
                 };
                 let Replay { seq, skip } = replay;
+                // What is handed again was outstanding before.
+                let admitted = match again {
+                    0 => self.admit(side, seq, self.send.length(seq)),
+                    _ => Admission::Yes,
+                };
+                if admitted == Admission::No {
+                    full = true;
+                    break;
+                }
                 let entry = self.send.entry(seq);
                 let elements = (0..entry.elements).map(|i| self.send.element(seq, i.into()));
                 let ah = if self.qp_type == qp_type::UD {
@@ -709,6 +760,8 @@ impl QpCore {
                     Ok(()) => {
                         if again > 0 {
                             side.skip(n, skip);
+                        }
+                        if again > 0 || admitted == Admission::WithCompletion {
                             side.ask_quietly(n);
                         }
                         n += 1;
@@ -735,10 +788,15 @@ impl QpCore {
                 }
             }
             if let Some(missing) = missing {
+                self.send.revoke();
                 return Blocked::By(missing);
             }
             if side.replays.is_empty() && self.send.handed() == self.send.appended() {
                 side.clear(gate::BLOCKED);
+                return Blocked::No;
+            }
+            if full {
+                self.wait_for_room();
                 return Blocked::No;
             }
         }

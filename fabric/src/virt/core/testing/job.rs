@@ -100,6 +100,11 @@ impl Job {
         timers.into_iter().for_each(|timer| timer());
     }
 
+    /// Timers that are running.
+    pub(in super::super) fn timers(&self) -> usize {
+        self.0.lock().unwrap().timers.len()
+    }
+
     /// What `peer` answers a process.
     pub(in super::super) fn ask_as(&self, by: u32, peer: ProcessId, what: &Fetch) -> Answer {
         self.ask(ProcessId(by), peer, what)
