@@ -14,8 +14,10 @@
 //! Called by the shells of the re-map, on any thread. A step that needs all completions to have been
 //! taken says so: the caller harvests, once for many queue pairs.
 
+mod late;
 mod mend;
 
+use self::late::Late;
 use self::mend::{is_of_path, may_be_of_path};
 use super::control::Control;
 use super::ending::{Ending, completion_of};
@@ -53,6 +55,8 @@ pub(super) struct Moving {
     old: Option<(DeviceId, u32)>,
     /// What it reports as failed.
     withheld: Vec<Wc>,
+    /// What it reports as filled at ERR.
+    late: Late,
     /// What the new one reports as failed before the move is over.
     early: Vec<Wc>,
     /// What was withheld of its sends has been given back, and of its receives.
@@ -576,6 +580,7 @@ impl QpCore {
         self.recv_side.visit().set(gate::SUSPENDED);
         lock_mutex(&self.moving).recvs_out = self.recv.retired() < self.recv.handed();
         let Ok(attachment) = self.attachment() else { return };
+        self.expect_lies();
         let err = QpAttr { qp_state: qp_state::ERR, ..QpAttr::default() };
         if let Err(error) = attachment.qp.modify(&err, qp_mask::STATE) {
             tracing::warn!("queue pair {:#x}: to ERR: {error}", self.qpn);
@@ -601,6 +606,11 @@ impl QpCore {
             }
             exact || moving.flushed
         };
+        let psn = match self.pd.context.evidence() {
+            Evidence::Psn => attachment.qp.query(qp_mask::RQ_PSN).ok().map(|attr| attr.rq_psn),
+            Evidence::Counts => None,
+        };
+        self.settle_late(attachment.underlay.id, psn);
         let messages = match &self.srq {
             Some(_) => self.delivered.load(Ordering::Acquire),
             None => {
@@ -611,10 +621,6 @@ impl QpCore {
         };
         // The peer acts on these: what comes after them does not count.
         lock_mutex(&self.moving).told = true;
-        let psn = match self.pd.context.evidence() {
-            Evidence::Psn => attachment.qp.query(qp_mask::RQ_PSN).ok().map(|attr| attr.rq_psn),
-            Evidence::Counts => None,
-        };
         Some(Executed { messages, psn, settled })
     }
 
@@ -869,7 +875,7 @@ impl QpCore {
             return true;
         }
         if wc.status == wc_status::SUCCESS {
-            return false;
+            return moving.late.holds(wc);
         }
         let first = moving.withheld.is_empty();
         if first || wc.status != wc_status::WR_FLUSH_ERR {
