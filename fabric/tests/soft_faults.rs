@@ -287,6 +287,23 @@ fn a_peer_that_is_stopped_while_it_is_dialed_is_waited_for() {
     assert_eq!(status(&end.wait()), "RETRY_EXC_ERR");
 }
 
+/// A message that has come to a shared receive queue is acknowledged, though its queue pair is destroyed before
+/// anybody has looked: a NIC would have done so when it came.
+#[test]
+fn a_message_that_has_come_is_acknowledged_by_a_queue_pair_that_leaves() {
+    let attr = abi::SrqAttr { max_wr: 4, max_sge: 1, srq_limit: 0 };
+    for round in 0..50 {
+        let setup = Setup { srq: Some(attr), memory: 65536, ..Setup::default() };
+        let (a, b) = pair(&setup);
+        post_srq(&**b.srq.as_ref().unwrap(), 2, &mut [b.sge(0, 64)]).unwrap();
+        a.memory.put(0, &[round + 1]);
+        a.send(1, 0, 64);
+        drop(b.qp);
+        assert_eq!((a.wait().status, round), (wc_status::SUCCESS, round));
+        assert_eq!(b.memory.get(0, 1), [round + 1]);
+    }
+}
+
 /// A stopped peer needs not run to be written to; what it must answer waits until it goes on.
 #[test]
 fn a_stopped_peer_is_waited_for() {
