@@ -85,7 +85,7 @@ def conformance_between(c):
 
 
 def conforming(log):
-    """Both layers ran, whole, and nothing failed."""
+    """Both layers ran, whole, nothing failed, and the packet number is live."""
     lines = log.splitlines()
     for layer in ["raw", "virtual"]:
         passed = [line for line in lines if line.startswith(f"ok {layer}/")]
@@ -93,6 +93,8 @@ def conforming(log):
             raise Failed(f"only {len(passed)} cases passed as {layer}:\n{log}")
     if not re.fullmatch(r"\d+ passed, 0 failed, \d+ not applicable", lines[-1]):
         raise Failed(f"not all passed:\n{log}")
+    if not lines[-2].startswith("packet number: live"):
+        raise Failed(f"rxe's packet number is live, and was not found to be:\n{log}")
     return log
 
 

@@ -55,7 +55,7 @@ pub mod stream;
 
 pub use choice::best_device;
 pub use job::Job;
-pub use sojourn_fabric::{Error, Result, abi, device};
+pub use sojourn_fabric::{Error, Result, abi, device, trial};
 
 /// The safe verbs API.
 pub mod verbs {

@@ -243,6 +243,7 @@ fn the_demo_speaks_json() {
 fn devices_lists_soft0() {
     let place = Place::new();
     let text = finish(place.sojourn(["devices", "-v"])).ok();
+    assert!(text.contains("packet number") && text.contains("live"), "{text}");
     assert!(text.contains("soft0\n") && text.contains("InfiniBand"), "{text}");
     let all = json(&finish(place.sojourn(["devices", "--json"])).ok());
     let soft = all.as_array().unwrap().iter().find(|device| device["name"] == "soft0").unwrap();

@@ -46,6 +46,7 @@ fn two_processes_check_the_device_between_them() {
     assert_eq!(found["failed"], 0, "{said}");
     assert!(found["passed"].as_u64().unwrap() > 200, "{said}");
     assert_eq!(found["peer"], format!("tcp:{at}"));
+    assert_eq!(found["packet_number"]["verdict"], "live", "{said}");
     let runs = found["runs"].as_array().unwrap();
     assert_eq!(runs.len(), 2);
     assert!(runs.iter().all(|run| run["stopped"].is_null()), "{said}");

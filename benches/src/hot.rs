@@ -6,7 +6,8 @@ use sojourn_fabric::abi::{QpCap, RdmaWr, RecvWr, SendWr, Sge, Wc, access, send_f
 use sojourn_fabric::device::{DeviceCq, DeviceQp};
 use sojourn_fabric::virt::core::Translation;
 use sojourn_fabric::virt::{
-    CompletionQueue, ConnectOptions, Context, MemoryRegion, Process, QpOptions, QueuePair,
+    CompletionQueue, ConnectOptions, Context, Evidence, MemoryRegion, Policy, Process, QpOptions,
+    QueuePair,
 };
 use std::hint::black_box;
 use std::sync::Arc;
@@ -18,6 +19,8 @@ pub enum Layer {
     Raw,
     /// Virtual ones over it.
     Virtual,
+    /// The same where the peer wants records of how far it has come.
+    Recording,
 }
 
 /// Whether locks are taken.
@@ -89,9 +92,14 @@ impl Stage {
         let device = NullDevice::open()?;
         let (context, process) = match layer {
             Layer::Raw => (Context::over(device), None),
-            Layer::Virtual => {
+            Layer::Virtual | Layer::Recording => {
+                let evidence = match layer {
+                    Layer::Recording => Evidence::Record,
+                    _ => Evidence::Psn,
+                };
                 let process = Process::standalone()?;
-                (process.open_over(device)?, Some(process))
+                let policy = Policy { evidence, ..Policy::default() };
+                (process.open_with(device, policy)?, Some(process))
             }
         };
         let (pd, cq) = match threads {

@@ -6,6 +6,7 @@
 //! | [`hot`] | the hot loops over it, raw and virtual |
 //! | [`memory`] | what queue pairs take of the heap |
 //! | [`moves`] | a context that goes from device to device, with a peer that follows |
+//! | [`retention`] | payloads that are kept until an epoch covers them |
 //! | [`peer`] | a second process to measure against: bare system calls, shared memory, soft verbs |
 
 pub mod hot;
@@ -13,3 +14,4 @@ pub mod memory;
 pub mod moves;
 pub mod null;
 pub mod peer;
+pub mod retention;

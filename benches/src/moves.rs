@@ -10,8 +10,8 @@ use sojourn_fabric::names::directory::{DirectoryServer, ServerConfig};
 use sojourn_fabric::names::env::JobEnvironment;
 use sojourn_fabric::names::{self, JobKey, PrivateDir, ProcessId};
 use sojourn_fabric::virt::{
-    CompletionQueue, ConnectOptions, Context, Endpoint, MemoryRegion, Op, Phase, Process,
-    ProtectionDomain, QpOptions, QueuePair, Remote, SendRequest,
+    CompletionQueue, ConnectOptions, Context, Endpoint, MemoryRegion, Op, Outstanding, Phase,
+    Process, ProtectionDomain, QpOptions, QueuePair, Remote, SendRequest,
 };
 use sojourn_fabric::{Error, Result};
 use std::io::{BufRead, BufReader, Write};
@@ -55,10 +55,18 @@ impl Scale {
         Scale { busy: 0, idle, window: 0, mode: "sync" }
     }
 
-    /// Bytes outstanding while traffic goes.
+    /// Bytes that the program has posted while traffic goes.
+    #[must_use]
+    pub fn posted(&self) -> u64 {
+        self.busy as u64 * u64::from(self.window) * LENGTH as u64
+    }
+
+    /// Those of them that are outstanding: each queue pair's share bounds them.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.busy as u64 * u64::from(self.window) * LENGTH as u64
+        let share = Outstanding::default().share((self.busy + self.idle) as u64);
+        let window = (share.bytes / LENGTH as u64).min(share.requests).max(1);
+        self.busy as u64 * u64::from(self.window).min(window) * LENGTH as u64
     }
 }
 

@@ -49,6 +49,11 @@ impl Job {
 
     /// Another process, in the given part.
     fn start(&self, part: &str, mode: &str, rank: u32) -> Part {
+        self.start_with(part, mode, rank, &[])
+    }
+
+    /// The same, with more of an environment.
+    fn start_with(&self, part: &str, mode: &str, rank: u32, more: &[(&str, &str)]) -> Part {
         let variables = self.environment(rank).variables();
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["part", "--exact", "--ignored", "--nocapture"])
@@ -57,6 +62,7 @@ impl Job {
             // One to fail over to.
             .env("SOJOURN_SOFT_DEVICES", "2")
             .envs(variables.into_iter().filter_map(|(name, value)| Some((name, value?))))
+            .envs(more.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()
@@ -129,6 +135,8 @@ fn part() {
         "echo" => echo(&member),
         "datagrams" => datagrams(&member),
         "victim" => victim(&member),
+        "keep" => keep(&member, false),
+        "keep-on-a-full-disk" => keep(&member, true),
         "writer" => writer(&member),
         "watcher" => watcher(&member),
         "mover" => mover(&member),
@@ -337,6 +345,103 @@ fn datagrams_can_be_answered() {
     assert_eq!(received.byte_len as usize, GRH_BYTES + 4);
     member.part(2);
     other.ends();
+}
+
+/// Bytes of the messages that are kept, which are of that many times the low byte of their number.
+const KEPT: usize = 500;
+/// The ring of who keeps them holds a part of them.
+const RING: &str = "64K";
+
+/// Sends messages which it keeps, overwrites its buffer, and reads them back; then the peer commits an epoch
+/// that covers half of them, and another.
+fn keep(member: &Member, full: bool) {
+    let (qp, end, _) = member.connected(1);
+    if full {
+        // As a disk that has no more than that; no signal comes of it.
+        let limit = libc::rlimit { rlim_cur: 16 << 10, rlim_max: 16 << 10 };
+        // SAFETY: the limit is read during the call.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &limit) }, 0);
+    }
+    for n in 0..MESSAGES {
+        member.memory.write(0, &[n as u8; KEPT]);
+        let sge = [member.memory.slice(0..KEPT)];
+        qp.post_send(&SendRequest::new(1000 + n, Op::Send, &sge)).unwrap();
+        member.next().check().unwrap();
+        member.memory.write(0, &[0xee; KEPT]);
+    }
+    let kept = |from: u64| {
+        let all = member.context.retained().unwrap();
+        assert_eq!((all.len(), all[0].qpn, all[0].peer_qpn), (1, qp.qp_num(), end.qpn));
+        let mut expected = from;
+        for message in all[0].messages_kept() {
+            let message = message.unwrap();
+            assert_eq!(message.number, expected);
+            assert!(message.payload == [expected as u8; KEPT], "message {expected}");
+            expected += 1;
+        }
+        assert_eq!(all[0].records, expected - from);
+        (all[0].gap.clone(), all[0].records, all[0].spilled)
+    };
+    if full {
+        let (gap, records, _) = kept(MESSAGES);
+        assert_eq!(gap.unwrap().numbers.end, MESSAGES);
+        assert_eq!(records, 0, "nothing is kept until the next epoch");
+    } else {
+        let (gap, records, spilled) = kept(0);
+        assert_eq!((gap, records), (None, MESSAGES));
+        assert!(spilled >= MESSAGES * KEPT as u64 - (64 << 10), "{spilled}");
+    }
+    member.process.publish("sent", b"").unwrap();
+    member.process.fetch(ProcessId(1), "half", soon()).unwrap();
+    if !full {
+        assert_eq!(kept(MESSAGES / 2).1, MESSAGES / 2);
+    }
+    member.process.publish("seen", b"").unwrap();
+    member.process.fetch(ProcessId(1), "all", soon()).unwrap();
+    assert_eq!(kept(MESSAGES), (None, 0, 0));
+    member.part(1);
+}
+
+/// Promise: between processes, what is sent is kept until the receiver says over the control service that an
+/// epoch covers it, whatever the program makes of its buffer, and more than memory has room for; on a
+/// full disk it is not, which can be seen, and every message is delivered all the same.
+#[test]
+fn messages_are_kept_until_the_receiver_has_an_epoch() {
+    for part in ["keep", "keep-on-a-full-disk"] {
+        let job = Job::new();
+        let spill = tempfile::tempdir().unwrap();
+        let more = [
+            ("SOJOURN_RETENTION", "payload"),
+            ("SOJOURN_LOG_BYTES", RING),
+            ("SOJOURN_SPILL", spill.path().to_str().unwrap()),
+        ];
+        let mut other = job.start_with(part, "sync", 1, &more);
+        let member = Member::join(&job.environment(0), "sync");
+        let (qp, ..) = member.connected(2);
+        let mut cut = None;
+        for n in 0..MESSAGES {
+            let wc = member.next();
+            wc.check().unwrap();
+            assert_eq!((wc.wr_id, wc.byte_len as usize), (n, KEPT));
+            let mut bytes = [0; KEPT];
+            let from = member.receive(wc.wr_id).addr - member.memory.addr();
+            member.memory.read(from as usize, &mut bytes);
+            assert!(bytes == [n as u8; KEPT], "message {n}");
+            qp.post_recv(n + 64, &[member.receive(n)]).unwrap();
+            if n + 1 == MESSAGES / 2 {
+                cut = Some(member.context.cut().unwrap());
+            }
+        }
+        member.process.fetch(ProcessId(2), "sent", soon()).unwrap();
+        cut.unwrap().commit(soon()).unwrap();
+        member.process.publish("half", b"").unwrap();
+        member.process.fetch(ProcessId(2), "seen", soon()).unwrap();
+        member.context.cut().unwrap().commit(soon()).unwrap();
+        member.process.publish("all", b"").unwrap();
+        member.part(2);
+        other.ends();
+        assert_eq!(std::fs::read_dir(spill.path()).unwrap().count(), 0);
+    }
 }
 
 /// Connects, and waits to be killed.

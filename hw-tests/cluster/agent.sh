@@ -10,7 +10,8 @@
 
 # The number in the device's name depends on what else the machine has.
 exec 3<>"/dev/$(basename /sys/class/virtio-ports/*)"
-export HOME=/root LANG=C.UTF-8
+# The home is the host's, and cannot be written.
+export HOME=/root XDG_CACHE_HOME=/run/cache LANG=C.UTF-8
 # Commands find the host's programs first, the agent busybox's: they start sooner.
 command_path=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/run/busybox
 

@@ -28,8 +28,8 @@
 //! pair at any later time.
 //!
 //! What the peer has executed of the entries that were handed, when a path has ended: [`replay`].
-//! How both ends of a connection go over to other hardware: [`remap`]. All of it in worlds of chance, in
-//! virtual time: [`sim`].
+//! How both ends of a connection go over to other hardware: [`remap`]. What is kept of messages until the
+//! receiver has a committed epoch: [`retain`]. Moves in worlds of chance, in virtual time: [`sim`].
 //!
 //! # Threads
 //!
@@ -44,6 +44,7 @@ mod entry;
 mod recv;
 pub mod remap;
 pub mod replay;
+pub mod retain;
 mod ring;
 mod room;
 mod send;
@@ -53,7 +54,9 @@ mod sync;
 
 pub use entry::{Element, Opcode, RecvEntry, Refused, SendEntry, State};
 pub use recv::{PlainRecvSlot, RecvWindow};
-pub use replay::{Executed, Plan, Replay, ReplayError, Start};
+pub use replay::{
+    Executed, Plan, Replay, ReplayError, Start, packets, record_interval, record_slots,
+};
 pub use room::{Counted, Grant, SMALL, Share};
 pub use send::{PlainSlot, SendWindow};
 pub use shared::SharedRecvWindow;

@@ -1,14 +1,26 @@
 //! What the peer has executed, request by request, when a path has come to an end.
 //!
-//! RC delivers in order, so both ends count, and nothing is added to what goes over the wire. Two
-//! numbers of the responder tell how far it has come, once it executes nothing more (its queue
+//! RC delivers in order, so both ends count, and nothing need be added to what goes over the wire.
+//! Three numbers of the responder tell how far it has come, once it executes nothing more (its queue
 //! pair is in ERR, and what was posted to it has come back):
 //!
 //! - how many *messages* it has delivered since the queue pairs were connected: SENDs, and WRITEs with
 //!   immediate data, each of which takes a receive;
 //! - its expected *packet sequence number*, where the device's is live. A request takes as many
 //!   numbers as it has packets; a READ those of its response; an atomic, and a request of no bytes,
-//!   one (IBTA 9.4, 9.7.2).
+//!   one (IBTA 9.4, 9.7.2);
+//! - its *record*, where that number is not live: a word in its memory, into which the requester writes,
+//!   behind WRITEs that no message follows, how many requests of the connection stand before that very
+//!   write. It is a request of one packet that is not in the window, and RC executes in order: so all
+//!   before it have been executed.
+//!
+//! A record counts from the first request of the connection, through all incarnations, and never less
+//! than the one before. So it needs no number of its incarnation, and no word has to be cleared
+//! between two: an old one that came late (which fencing rules out) would still be true, and only tell
+//! less. It says what was executed, and not what was not: hence it is believed without the barrier, too.
+//! The word begins at 0 with a connection, before its first packet can come.
+//!
+//! How often: [`record_interval`]. A record that a queue pair refuses to take was not made.
 //!
 //! An *incarnation* is the time during which one physical queue pair is attached. It begins with
 //! requests that are done again, in the order of the window, and goes on with the window from the
@@ -22,8 +34,8 @@
 //! | READ | again: its data has not come | again | again |
 //! | atomic | undecided: its result has not come | | again |
 //!
-//! Without a live packet number, WRITEs and atomics behind the last delivered message are undecided.
-//! What is undecided ends with an error, and all that follows is flushed: never a silent guess.
+//! Without a live packet number, WRITEs and atomics behind both the last delivered message and the
+//! record are undecided. What is undecided ends with an error, and all that follows is flushed: never a silent guess.
 //!
 //! Requests whose completion has come are done, and so is everything before them. To add up what was
 //! posted costs nothing when posting: it is done for many requests at once, before their places in
@@ -59,6 +71,30 @@ pub struct Executed {
     /// believed. (Not even where nothing is under way by now: it may have been told while something
     /// was, and is not needed where nothing is.)
     pub settled: bool,
+    /// What its word says: as many requests of the connection have been executed, and maybe more.
+    /// `None` where it keeps none.
+    pub recorded: Option<u64>,
+}
+
+/// WRITEs behind which a record goes: a record costs about as much as a WRITE, so this makes them dearer
+/// by a sixteenth; and as many are undecided, at most, behind the last record that has arrived.
+const RECORD_EVERY: u32 = 16;
+/// Records in each window's length at least: in a short one they come closer together. (If only every
+/// sixteenth WRITE were followed by one, a window of sixteen would be full of undecided ones.)
+const RECORDS_IN_WINDOW: u32 = 4;
+
+/// After so many WRITEs that no message follows goes a record, in a window of that depth. (A little
+/// later where requests are handed in lists, and never sooner.)
+#[must_use]
+pub fn record_interval(depth: u32) -> u32 {
+    RECORD_EVERY.min(depth.div_ceil(RECORDS_IN_WINDOW)).max(1)
+}
+
+/// Most records that may stand in a physical send queue together with the requests of a window of that
+/// depth: one behind each so many of them, and one behind the last that has its completion.
+#[must_use]
+pub fn record_slots(depth: u32) -> u32 {
+    (depth / RECORD_EVERY).max(RECORDS_IN_WINDOW) + 1
 }
 
 /// A request that is done again.
@@ -103,6 +139,14 @@ pub enum ReplayError {
         /// As many can have been executed beyond that.
         most: u64,
     },
+    /// A record of requests, where none of so many was made, or one of so many cannot have come behind
+    /// a message that was not delivered.
+    Record {
+        /// As told.
+        told: u64,
+        /// What can be.
+        most: u64,
+    },
 }
 
 impl fmt::Display for ReplayError {
@@ -118,6 +162,10 @@ impl fmt::Display for ReplayError {
                 "the peer says that it expects packet {told:#x}, {ahead} beyond the last that is \
                  known, where {most} can be"
             ),
+            ReplayError::Record { told, most } => write!(
+                f,
+                "the peer's record says that it has executed {told} requests, where {most} can be"
+            ),
         }
     }
 }
@@ -130,6 +178,10 @@ impl std::error::Error for ReplayError {}
 pub(crate) struct Progress {
     /// There is a peer to be asked.
     connected: bool,
+    /// The first request of the connection.
+    base: u64,
+    /// Requests before this one stand before the last record.
+    recorded: u64,
     start: Start,
     /// Done again at the beginning of this incarnation, each with its packets.
     replays: Vec<(Replay, u64)>,
@@ -152,6 +204,31 @@ pub(crate) fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
     progress.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl Progress {
+    /// The first request that the peer's record does not prove; and a message before that which its
+    /// count lacks, where the count was told before the barrier. (That message was executed, and what
+    /// it was delivered into is forgotten: nobody can have it delivered once.)
+    fn recorded_by(
+        &self,
+        peer: &Executed,
+        undelivered: Option<u64>,
+    ) -> Result<(u64, Option<u64>), ReplayError> {
+        let told = peer.recorded.unwrap_or(0);
+        let most = self.recorded - self.base;
+        if told > most {
+            return Err(ReplayError::Record { told, most });
+        }
+        let upto = self.base + told;
+        let unheard = undelivered.filter(|seq| *seq < upto);
+        match unheard {
+            Some(seq) if peer.settled => {
+                Err(ReplayError::Record { told, most: seq.saturating_sub(self.base) })
+            }
+            unheard => Ok((upto, unheard)),
+        }
+    }
+}
+
 fn is_message(opcode: Opcode) -> bool {
     matches!(opcode, Opcode::Send | Opcode::SendImm | Opcode::SendInv | Opcode::WriteImm)
 }
@@ -167,7 +244,9 @@ const ATOMICS: u32 = 1 << Opcode::CompareSwap as u32 | 1 << Opcode::FetchAdd as 
 /// The smallest path MTU that there is: a start that names less says nothing of sense.
 const MIN_MTU: u32 = 256;
 
-fn packets(opcode: Opcode, bytes: u64, mtu: u32) -> u64 {
+/// Packet sequence numbers that a request takes: of so many bytes, over that path MTU.
+#[must_use]
+pub fn packets(opcode: Opcode, bytes: u64, mtu: u32) -> u64 {
     let mtu = u64::from(mtu.max(MIN_MTU));
     if opcode.is_atomic() { 1 } else { bytes.div_ceil(mtu).max(1) }
 }
@@ -218,11 +297,32 @@ impl SendWindow {
         lock(&self.progress).hidden.push(self.handed());
     }
 
+    /// Producer: what a record says that is posted now, behind all that were handed, none of which
+    /// waits to be handed again.
+    #[must_use]
+    pub fn next_record(&self) -> u64 {
+        self.handed() - lock(&self.progress).base
+    }
+
+    /// Producer: that record was given to the physical queue pair.
+    pub fn note_record(&self) {
+        let mut progress = lock(&self.progress);
+        progress.recorded = self.handed();
+        progress.hidden.push(self.handed());
+    }
+
     /// Producer: the queue pair is connected, and nothing is in its window. Messages count from here.
     pub fn connect(&self, start: Start) {
         let now = self.appended();
-        *lock(&self.progress) =
-            Progress { connected: true, start, from: now, summed: now, ..Progress::default() };
+        *lock(&self.progress) = Progress {
+            connected: true,
+            start,
+            base: now,
+            recorded: now,
+            from: now,
+            summed: now,
+            ..Progress::default()
+        };
     }
 
     /// Producer, while no physical queue pair is attached: another incarnation begins. Its peer
@@ -249,13 +349,15 @@ impl SendWindow {
         // Messages before each request; the last that has been delivered proves what is before it.
         let handed = self.handed();
         let (mut least, mut most) = (progress.messages, progress.messages);
-        let mut proven = first;
+        let (mut counted, mut undelivered) = (first, None);
         for seq in progress.summed..handed {
             if !is_message(self.entry(seq).opcode) {
                 continue;
             }
             if most < peer.messages {
-                proven = proven.max(seq + 1);
+                counted = counted.max(seq + 1);
+            } else {
+                undelivered.get_or_insert(seq);
             }
             most += 1;
             if is_done(seq) {
@@ -265,25 +367,30 @@ impl SendWindow {
         if peer.messages < least || peer.messages > most {
             return Err(ReplayError::Messages { told: peer.messages, least, most });
         }
+        let (recorded, unheard) = progress.recorded_by(peer, undelivered)?;
         let reached = match peer.psn.filter(|_| peer.settled) {
-            Some(psn) => self.reached(&progress, (&posted, total), psn, proven, is_done)?,
+            Some(psn) => self.reached(&progress, (&posted, total), psn, counted, is_done)?,
             None => None,
         };
         let mut plan = Plan {
             executed: progress.executed.iter().copied().filter(|seq| *seq >= first).collect(),
             ..Plan::default()
         };
+        let proven = counted.max(recorded);
         // Nothing behind a message that was not delivered has been executed.
         let mut stuck = false;
         for Posted { seq, skip, first: begin, end } in posted {
             if is_done(seq) {
                 continue;
             }
+            if unheard == Some(seq) {
+                plan.undecided = Some(seq);
+                break;
+            }
             let opcode = self.entry(seq).opcode;
             stuck |= is_message(opcode) && seq >= proven;
-            let by_count = seq < proven;
             let by_packets = reached.map(|reached| reached >= end);
-            if by_count || by_packets == Some(true) {
+            if seq < proven || by_packets == Some(true) {
                 match opcode {
                     Opcode::Read => plan.replays.push(Replay { seq, skip: 0 }),
                     opcode if opcode.is_atomic() => {
@@ -388,12 +495,32 @@ mod tests {
         Opcode::FetchAdd,
     ];
 
+    /// What goes over the wire.
+    #[derive(Clone, Copy)]
+    enum Sent {
+        /// A request, from a byte on.
+        Request(Replay),
+        /// One of ours, of no bytes.
+        Proof,
+        /// A record.
+        Record(u64),
+    }
+
+    /// What is asked of the responder, beside its count.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Source {
+        Psn,
+        Record,
+        Counts,
+    }
+
     /// A responder that executes packet by packet, and remembers all that it has done.
     #[derive(Default)]
     struct Responder {
-        /// What is to come, in this incarnation: which request, and from which byte on; or one of
-        /// ours.
-        wire: Vec<Option<Replay>>,
+        /// What is to come, in this incarnation.
+        wire: Vec<Sent>,
+        /// What the last record said.
+        word: u64,
         next: usize,
         /// Packets of the next one that have been executed.
         within: u64,
@@ -436,20 +563,29 @@ mod tests {
             self.posted.push((opcode, length));
             self.responder.landed.push(vec![0; length as usize]);
             self.responder.times.push(0);
-            self.responder.wire.push(Some(Replay { seq, skip: 0 }));
+            self.responder.wire.push(Sent::Request(Replay { seq, skip: 0 }));
         }
 
         fn hide(&mut self) {
             self.window.hide();
-            self.responder.wire.push(None);
+            self.responder.wire.push(Sent::Proof);
+        }
+
+        fn record(&mut self) {
+            self.responder.wire.push(Sent::Record(self.window.next_record()));
+            self.window.note_record();
         }
 
         /// The responder executes a packet, if there is one.
         fn execute(&mut self) {
             let Some(&next) = self.responder.wire.get(self.responder.next) else { return };
-            let Some(Replay { seq, skip }) = next else {
+            let Sent::Request(Replay { seq, skip }) = next else {
                 let it = &mut self.responder;
                 (it.psn, it.next) = ((it.psn + 1) & (PSNS as u32 - 1), it.next + 1);
+                if let Sent::Record(word) = next {
+                    assert!(word >= it.word, "records never tell less");
+                    it.word = word;
+                }
                 return;
             };
             let (opcode, length) = self.posted[seq as usize];
@@ -477,7 +613,8 @@ mod tests {
             for _ in 0..n {
                 let seq = self.completed;
                 let it = &self.responder;
-                let by_wire = it.wire[..it.next].iter().flatten().any(|done| done.seq == seq);
+                let is_it = |sent: &Sent| matches!(sent, Sent::Request(it) if it.seq == seq);
+                let by_wire = it.wire[..it.next].iter().any(is_it);
                 if !by_wire && !self.executed.contains(&seq) {
                     return;
                 }
@@ -487,10 +624,11 @@ mod tests {
         }
 
         /// The path ends, and another begins. False where something was undecided.
-        fn remap(&mut self, start: Start, with_psn: bool) -> bool {
+        fn remap(&mut self, start: Start, source: Source) -> bool {
             let it = &self.responder;
-            let psn = with_psn.then_some(it.psn);
-            let peer = Executed { messages: it.messages, psn, settled: true };
+            let psn = (source == Source::Psn).then_some(it.psn);
+            let recorded = (source == Source::Record).then_some(it.word);
+            let peer = Executed { messages: it.messages, psn, settled: true, recorded };
             let plan = self.window.judge(&peer, self.completed).unwrap();
             for seq in self.completed..self.window.handed() {
                 let (opcode, _) = self.posted[seq as usize];
@@ -505,14 +643,22 @@ mod tests {
             if let Some(seq) = plan.undecided {
                 let (opcode, _) = self.posted[seq as usize];
                 let writes = matches!(opcode, Opcode::Write | Opcode::WriteImm);
-                assert!(opcode.is_atomic() || (writes && !with_psn), "{opcode:?} is decidable");
+                assert!(
+                    opcode.is_atomic() || (writes && source != Source::Psn),
+                    "{opcode:?} is decidable"
+                );
+                let is_proven = source == Source::Record && seq < it.word;
+                assert!(
+                    opcode.is_atomic() || !is_proven,
+                    "{opcode:?} {seq} stands before a record"
+                );
                 return false;
             }
             self.window.attach(start, &plan);
             self.executed = plan.executed;
             let it = &mut self.responder;
             (it.next, it.within) = (0, 0);
-            it.wire = plan.replays.into_iter().map(Some).collect();
+            it.wire = plan.replays.into_iter().map(Sent::Request).collect();
             (it.psn, self.mtu) = (start.psn, start.mtu);
             true
         }
@@ -524,12 +670,17 @@ mod tests {
         Execute(u8),
         Complete(u64),
         Hide,
-        Remap(Start, bool),
+        Record,
+        Remap(Start, Source),
     }
 
     fn start() -> impl Strategy<Value = Start> {
         let psn = prop_oneof![0..PSNS as u32, PSNS as u32 - 20..PSNS as u32];
         (psn, 0..5u32).prop_map(|(psn, mtu)| Start { psn, mtu: 256 << mtu })
+    }
+
+    fn source() -> impl Strategy<Value = Source> {
+        prop_oneof![6 => Just(Source::Psn), 3 => Just(Source::Record), 1 => Just(Source::Counts)]
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -538,7 +689,8 @@ mod tests {
             8 => (1..20u8).prop_map(Step::Execute),
             4 => (1..6u64).prop_map(Step::Complete),
             1 => Just(Step::Hide),
-            2 => (start(), prop::bool::weighted(0.8)).prop_map(|(s, psn)| Step::Remap(s, psn)),
+            2 => Just(Step::Record),
+            2 => (start(), source()).prop_map(|(start, source)| Step::Remap(start, source)),
         ]
     }
 
@@ -555,7 +707,8 @@ mod tests {
                     Step::Execute(n) => (0..n).for_each(|_| model.execute()),
                     Step::Complete(n) => model.complete(n),
                     Step::Hide => model.hide(),
-                    Step::Remap(start, psn) => decided = model.remap(start, psn),
+                    Step::Record => model.record(),
+                    Step::Remap(start, source) => decided = model.remap(start, source),
                 }
                 if !decided {
                     break;
@@ -617,7 +770,7 @@ mod tests {
             (0..completed).for_each(|_| model.execute());
             model.complete(completed);
             let messages = model.responder.messages;
-            let peer = Executed { messages, psn: Some(5 + told), settled: false };
+            let peer = Executed { messages, psn: Some(5 + told), ..Executed::default() };
             let plan = model.window.judge(&peer, completed).unwrap();
             prop_assert_eq!(&plan.executed, &[]);
             match opcode {
@@ -634,7 +787,8 @@ mod tests {
             let mut model = Model::new(Start { psn: 5, mtu: 1024 });
             model.post(Opcode::Send, 3000);
             model.post(Opcode::Write, 1);
-            let peer = Executed { messages: told, psn: Some(psn), settled: true };
+            let peer =
+                Executed { messages: told, psn: Some(psn), settled: true, recorded: None };
             let judged = model.window.judge(&peer, 0);
             let can_be = match psn {
                 5..=7 => told == 0,
@@ -642,6 +796,63 @@ mod tests {
                 _ => false,
             };
             prop_assert_eq!(judged.is_ok(), can_be);
+        }
+
+        /// Promise 3: a record proves the WRITEs before it, barrier or not, and says nothing of those
+        /// behind it; of an atomic before it only that its answer is lost.
+        #[test]
+        fn a_record_proves_what_stands_before_it(
+            before in 0..6u64, behind in 0..6u64, settled: bool,
+            opcode in prop::sample::select(&[Opcode::Write, Opcode::FetchAdd][..]),
+        ) {
+            let mut model = Model::new(Start { psn: 5, mtu: 1024 });
+            (0..before).for_each(|_| model.post(opcode, 8));
+            model.record();
+            (0..behind).for_each(|_| model.post(opcode, 8));
+            let peer = Executed { recorded: Some(before), settled, ..Executed::default() };
+            let plan = model.window.judge(&peer, 0).unwrap();
+            let undecided = if opcode.is_atomic() { 0 } else { before };
+            prop_assert_eq!(plan.undecided, (undecided < before + behind).then_some(undecided));
+            prop_assert_eq!(plan.executed, (0..undecided).collect::<Vec<_>>());
+            prop_assert_eq!(plan.replays, vec![]);
+        }
+
+        /// Promise: a record of what was not recorded is refused, and so is one behind a message that
+        /// was not delivered. Where the count may be older than the record, that message is undecided.
+        #[test]
+        fn a_record_that_cannot_be_is_refused(told in 0..9u64, messages in 0..=2u64, settled: bool) {
+            let mut model = Model::new(Start { psn: 5, mtu: 1024 });
+            for opcode in [Opcode::Write, Opcode::Send, Opcode::Write, Opcode::Send, Opcode::Write] {
+                model.post(opcode, 8);
+            }
+            model.record();
+            model.post(Opcode::Write, 8);
+            let peer = Executed { messages, psn: None, settled, recorded: Some(told) };
+            let judged = model.window.judge(&peer, 0);
+            // Requests before the first message that was not delivered.
+            let heard = [1, 3, 6][messages as usize];
+            match judged {
+                Err(ReplayError::Record { told: told_too, most }) => {
+                    prop_assert!(told_too == told && told > most);
+                    prop_assert!(told > 5 || (settled && told > heard));
+                }
+                Ok(plan) => {
+                    prop_assert!(told <= 5);
+                    if told > heard {
+                        prop_assert!(!settled);
+                        prop_assert_eq!(plan.undecided, Some(heard));
+                    }
+                }
+                other => prop_assert!(false, "{:?}", other),
+            }
+        }
+
+        /// Promise: a window's records never take more places than are kept for them.
+        #[test]
+        fn records_have_places(depth in 1..5000u32) {
+            let most = depth / record_interval(depth) + 1;
+            prop_assert!(most <= record_slots(depth), "{} in {}", most, depth);
+            prop_assert!(record_slots(depth) >= record_slots(depth - 1));
         }
     }
 }

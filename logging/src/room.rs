@@ -90,13 +90,14 @@ impl SendWindow {
         if requests > 0 && too_many {
             return Counted::Full;
         }
-        let half = share.bytes.saturating_sub(bytes + length) / 2;
-        grant.long = half;
+        // Once this request has completed, no more can be outstanding than was granted with it: small ones
+        // and long ones together must leave a quarter free then, or nothing would be granted any more.
+        let quarter = share.bytes.saturating_sub(bytes + length) / 4;
+        grant.long = quarter;
         grant.is_short = true;
         if bounded {
-            let requests = share.requests.saturating_sub(requests + 1);
-            // The last of them is counted again, and brings a completion.
-            self.grant_until(seq + 1 + requests.min(half / u64::from(SMALL)));
+            let requests = share.requests.saturating_sub(requests + 1) / 2;
+            self.grant_until(seq + 1 + requests.min(quarter / u64::from(SMALL)));
         } else {
             grant.is_short = long;
         }

@@ -63,6 +63,14 @@ impl PlainSlot<'_> {
         self.slot.head.store(pair(low, imm), Ordering::Relaxed);
     }
 
+    /// The same of a request whose payload [is in the window](SendWindow::copy_by_value).
+    #[inline]
+    pub fn request_by_value(&self, wr_id: u64, opcode: u32, flags: u32, imm: u32) {
+        debug_assert!(Opcode::from_verbs(opcode).is_some() && flags < 1 << 16);
+        self.slot.wr_id.store(wr_id, Ordering::Relaxed);
+        self.slot.head.store(pair(opcode | flags << 16, imm), Ordering::Relaxed);
+    }
+
     /// Where in the peer's memory. A SEND has nothing there.
     #[inline]
     pub fn remote(&self, addr: u64, rkey: u32) {
@@ -228,6 +236,20 @@ impl SendWindow {
     pub fn claim_plain(&self) -> Option<PlainSlot<'_>> {
         let seq = self.claim()?;
         Some(PlainSlot { slot: self.slot(seq), seq })
+    }
+
+    /// Producer: copies the payload of a request into its place, which was claimed just now, and returns
+    /// [where it is](Self::inline_addr). `rkey` is that of the remote memory; 0 for a SEND.
+    ///
+    /// # Panics
+    /// Where it is longer than what the window was made for.
+    #[cfg(not(loom))]
+    #[inline]
+    #[must_use]
+    pub fn copy_by_value(&self, plain: &PlainSlot<'_>, rkey: u32, payload: &[u8]) -> u64 {
+        self.copy_in(self.counters.slot(plain.seq), std::iter::once(payload));
+        plain.slot.key.store(pair(rkey, payload.len() as u32), Ordering::Relaxed);
+        self.inline_addr(plain.seq)
     }
 
     /// Producer: adds the request in a place that was claimed just now. It counts as handed, like

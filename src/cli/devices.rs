@@ -1,5 +1,6 @@
 //! `sojourn devices`: what this machine has.
 
+use super::packet_number::PacketNumber;
 use super::{Failure, Outcome};
 use serde::Serialize;
 use sojourn::abi::{self, atomic_cap, link_layer, port_state};
@@ -37,6 +38,7 @@ struct Description {
 struct Opened {
     firmware: String,
     node_guid: String,
+    packet_number: PacketNumber,
     limits: Limits,
     ports: Vec<Port>,
 }
@@ -117,6 +119,7 @@ fn open(context: &dyn DeviceContext) -> sojourn::Result<Opened> {
     Ok(Opened {
         firmware: String::from_utf8_lossy(firmware).into_owned(),
         node_guid: guid.join(":"),
+        packet_number: PacketNumber::new(sojourn::trial::known(context).as_ref()),
         limits: Limits {
             max_qp: attr.max_qp,
             max_qp_wr: attr.max_qp_wr,
@@ -172,6 +175,7 @@ impl Description {
         let Some(opened) = &self.opened else { return text };
         line(2, "firmware", &opened.firmware);
         line(2, "node GUID", &opened.node_guid);
+        line(2, "packet number", &opened.packet_number.text());
         if verbose {
             let limits = &opened.limits;
             line(2, "max_qp", &limits.max_qp);

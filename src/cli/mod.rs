@@ -9,6 +9,7 @@ mod demo;
 mod devices;
 mod failure;
 mod heat;
+mod packet_number;
 mod relocate;
 mod run;
 mod selftest;

@@ -7,18 +7,22 @@ use std::time::Instant;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use sojourn_logging::remap;
 
 use super::session::MAX_MESSAGE;
 use super::types::{
-    Address, Fetch, Grant, Incarnation, KeyRecord, Order, ProcessId, Record, Whereabouts,
+    Address, Fetch, Grant, Incarnation, KeyRecord, Order, PhysicalEnd, ProcessId, Record,
+    Whereabouts,
 };
 
 /// Largest note. Enough for one 32-bit name for each of 8,192 ranks.
 pub const MAX_NOTE: usize = 32 * 1024;
 /// Longest name of a note.
 pub const MAX_NOTE_NAME: usize = 255;
-/// Most queue pairs of which one message says that they have moved: 40 bytes each.
+/// Most queue pairs of which one message says that they have moved: 60 bytes each.
 pub const MAX_MOVED: usize = 512;
+/// Most queue pairs of which one message says what an epoch has consumed: 21 bytes each.
+pub const MAX_COVERS: usize = 1024;
 /// Longest name of a device: the kernel's are below 64 bytes.
 pub const MAX_DEVICE_NAME: usize = 63;
 /// Longest reason why an order was not carried out: a sentence or two.
@@ -36,6 +40,7 @@ pub const MAX_SOCKET_PATH: usize = 107;
 
 // A note in its frame fits in a message; names and numbers take far less than the rest.
 const _: () = assert!(MAX_NOTE + 1024 <= MAX_MESSAGE);
+const _: () = assert!(MAX_COVERS * 21 + 1024 <= MAX_MESSAGE);
 const _: () = {
     // Each name with its length, each number in full.
     let one = 2 * (MAX_DEVICE_NAME + 1) + 20 + MAX_STEPS * (MAX_DEVICE_NAME + 11);
@@ -203,16 +208,56 @@ impl Checked for FromDirectory {
     }
 }
 
+impl Checked for PhysicalEnd {
+    fn check(&self) -> Result<(), &'static str> {
+        match self.word {
+            Some(word) if word.addr == 0 || word.addr % 8 != 0 => {
+                Err("address of a record, which is that of a whole word")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Checked for remap::Request<PhysicalEnd> {
+    fn check(&self) -> Result<(), &'static str> {
+        remap::Request::check(self).map_err(|malformed| malformed.0)?;
+        match self {
+            remap::Request::Prepare { links } => links.iter().try_for_each(|it| it.end.check()),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Checked for remap::Answer<PhysicalEnd> {
+    fn check(&self) -> Result<(), &'static str> {
+        remap::Answer::check(self).map_err(|malformed| malformed.0)?;
+        match self {
+            remap::Answer::Prepared(links) => {
+                links.iter().flatten().try_for_each(|it| it.end.check())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Checked for Fetch {
     fn check(&self) -> Result<(), &'static str> {
         match self {
             Fetch::Note(name) => at_most(name.len(), MAX_NOTE_NAME, "length of a note's name"),
-            Fetch::Remap(_, request) => request.check().map_err(|malformed| malformed.0),
-            Fetch::Moved(qps) => at_most(qps.len(), MAX_MOVED, "number of queue pairs that moved"),
+            Fetch::Remap(_, request) => Checked::check(request),
+            Fetch::Moved(qps) => {
+                at_most(qps.len(), MAX_MOVED, "number of queue pairs that moved")?;
+                qps.iter().try_for_each(|(_, end)| end.check())
+            }
             Fetch::Relocate { device, .. } => {
                 at_most(device.len(), MAX_DEVICE_NAME, "length of a device's name")
             }
-            Fetch::Qpn { .. } | Fetch::Key(_) => Ok(()),
+            Fetch::Committed { covers, .. } => {
+                at_most(covers.len(), MAX_COVERS, "number of queue pairs of an epoch")
+            }
+            Fetch::Qpn { own_end, .. } => own_end.map_or(Ok(()), |end| end.check()),
+            Fetch::Key(_) => Ok(()),
         }
     }
 }
@@ -250,9 +295,10 @@ impl Checked for Peer {
             Peer::Answer { answer: Answer::Record(record), .. } => match record {
                 Record::Key(key) => key.check(),
                 Record::Note(note) => at_most(note.len(), MAX_NOTE, "length of a note"),
-                Record::Remap(answer) => answer.check().map_err(|malformed| malformed.0),
+                Record::Remap(answer) => Checked::check(answer),
                 Record::Order(order) => order.check(),
-                Record::Qpn(_) | Record::Noted => Ok(()),
+                Record::Qpn(record) => record.end.check(),
+                Record::Noted => Ok(()),
             },
             Peer::Answer { .. } => Ok(()),
         }
@@ -265,26 +311,40 @@ mod tests {
 
     use proptest::prelude::*;
     use sojourn_logging::Executed;
-    use sojourn_logging::remap::{self, Accept, Cut, GroupId, MAX_LINKS, Offer, Request};
+    use sojourn_logging::remap::{Accept, Cut, GroupId, MAX_LINKS, Offer, Request};
 
     use super::*;
-    use crate::names::types::{DeviceId, JobId, MachineId, PhysicalEnd, QpnRecord, Relocated};
+    use crate::names::types::{
+        Consumed, Cover, DeviceId, JobId, MachineId, QpnRecord, RecordWord, Relocated,
+    };
 
     fn end() -> impl Strategy<Value = PhysicalEnd> {
-        (any::<u32>(), any::<u16>(), any::<[u8; 16]>(), any::<u32>(), any::<u8>(), any::<u8>())
-            .prop_map(|(device, lid, gid, qpn, mtu, link_layer)| PhysicalEnd {
+        let word = (1..1u64 << 61, any::<u32>());
+        let word = word.prop_map(|(at, rkey)| RecordWord { addr: at * 8, rkey });
+        (
+            any::<[u32; 2]>(),
+            any::<u16>(),
+            any::<[u8; 16]>(),
+            any::<[u8; 2]>(),
+            prop::option::of(word),
+        )
+            .prop_map(|([device, qpn], lid, gid, [mtu, link_layer], word)| PhysicalEnd {
                 device: DeviceId(device),
                 lid,
                 gid,
                 qpn,
                 mtu,
                 link_layer,
+                word,
             })
     }
 
     fn executed() -> impl Strategy<Value = Vec<Executed>> {
-        let one = (any::<u64>(), prop::option::of(any::<u32>()))
-            .prop_map(|(messages, psn)| Executed { messages, psn, ..Executed::default() });
+        let told = (prop::option::of(any::<u32>()), prop::option::of(any::<u64>()));
+        let one =
+            (any::<u64>(), any::<bool>(), told).prop_map(|(messages, settled, (psn, recorded))| {
+                Executed { messages, psn, settled, recorded }
+            });
         prop::collection::vec(one, 0..9)
     }
 
@@ -342,6 +402,16 @@ mod tests {
         ]
     }
 
+    fn cover() -> impl Strategy<Value = Cover> {
+        let consumed = (any::<u64>(), any::<bool>())
+            .prop_map(|(n, gone)| if gone { Consumed::Gone(n) } else { Consumed::Upto(n) });
+        (any::<u32>(), any::<u32>(), consumed).prop_map(|(qpn, by, consumed)| Cover {
+            qpn,
+            by,
+            consumed,
+        })
+    }
+
     fn fetch() -> impl Strategy<Value = Fetch> {
         prop_oneof![
             (any::<u32>(), any::<u32>(), prop::option::of(end()))
@@ -352,6 +422,8 @@ mod tests {
             (any::<u64>(), request()).prop_map(|(id, r)| Fetch::Remap(GroupId(id), r)),
             (any::<u64>(), "[a-z0-9]{0,15}")
                 .prop_map(|(ticket, device)| Fetch::Relocate { ticket, device }),
+            (any::<u64>(), prop::collection::vec(cover(), 0..9))
+                .prop_map(|(serial, covers)| Fetch::Committed { serial, covers }),
         ]
     }
 
@@ -463,6 +535,37 @@ mod tests {
         }
     }
 
+    /// Promise: nobody is made to write where no word can be, by whatever message that place comes.
+    #[test]
+    fn a_record_is_a_whole_word_in_every_message() {
+        let at = |addr| {
+            let end = PhysicalEnd {
+                device: DeviceId(1),
+                lid: 1,
+                gid: [0; 16],
+                qpn: 5,
+                mtu: 3,
+                link_layer: 1,
+                word: Some(RecordWord { addr, rkey: 9 }),
+            };
+            let ask = |what| Peer::Ask { id: 1, wait_ms: 0, what };
+            let tell = |record| Peer::Answer { id: 1, answer: Answer::Record(record) };
+            let offer = Offer { qpn: 1, mover_qpn: 2, incarnation: 1, end, psn: 3 };
+            let accept = Accept { end, psn: 3 };
+            [
+                ask(Fetch::Qpn { qpn: 1, own_qpn: 2, own_end: Some(end) }),
+                ask(Fetch::Moved(vec![(1, end)])),
+                ask(Fetch::Remap(GroupId(1), Request::Prepare { links: vec![offer] })),
+                tell(Record::Qpn(QpnRecord { end, qp_type: 2, incarnation: Incarnation(1) })),
+                tell(Record::Remap(remap::Answer::Prepared(vec![None, Some(accept)]))),
+            ]
+        };
+        assert!(at(4096).iter().all(|peer| decode::<Peer>(&encode(peer)).as_ref() == Ok(peer)));
+        for bad in [0, 4, 4097] {
+            assert!(at(bad).iter().all(|peer| decode::<Peer>(&encode(peer)).is_err()), "{bad}");
+        }
+    }
+
     #[test]
     fn each_limit_holds_at_its_edge() {
         let note = |len| Peer::Answer { id: 1, answer: Answer::Record(Record::Note(vec![0; len])) };
@@ -477,6 +580,14 @@ mod tests {
         let name = |len| Peer::Ask { id: 1, wait_ms: 0, what: Fetch::Note("n".repeat(len)) };
         assert!(decode::<Peer>(&encode(&name(MAX_NOTE_NAME))).is_ok());
         assert!(decode::<Peer>(&encode(&name(MAX_NOTE_NAME + 1))).is_err());
+        let covers = |n| {
+            let cover = Cover { qpn: u32::MAX, by: u32::MAX, consumed: Consumed::Upto(u64::MAX) };
+            let what = Fetch::Committed { serial: u64::MAX, covers: vec![cover; n] };
+            encode(&Peer::Ask { id: u32::MAX, wait_ms: u32::MAX, what })
+        };
+        assert!(covers(MAX_COVERS).len() <= MAX_MESSAGE);
+        assert!(decode::<Peer>(&covers(MAX_COVERS)).is_ok());
+        assert!(decode::<Peer>(&covers(MAX_COVERS + 1)).is_err());
         assert!(decode::<Peer>(&encode(&Peer::Hello { process: ProcessId(0) })).is_err());
         let mut grant = Grant::new(ProcessId(3), Incarnation(1), JobId(5));
         assert!(decode::<FromDirectory>(&encode(&FromDirectory::Granted(grant))).is_ok());

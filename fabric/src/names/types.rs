@@ -119,6 +119,15 @@ pub struct Whereabouts {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct DeviceId(pub u32);
 
+/// The word into which the peer of a queue pair records how far it has come, as that reaches it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RecordWord {
+    /// Its address: a multiple of 8.
+    pub addr: u64,
+    /// Physical key of the memory, on the queue pair's device.
+    pub rkey: u32,
+}
+
 /// A physical queue pair, as a peer must know it to reach it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PhysicalEnd {
@@ -134,6 +143,8 @@ pub struct PhysicalEnd {
     pub mtu: u8,
     /// `IBV_LINK_LAYER_*` of the port.
     pub link_layer: u8,
+    /// Where its record is kept, if one is wanted.
+    pub word: Option<RecordWord>,
 }
 
 /// Who asks for a queue pair, as the owner of that queue pair is told.
@@ -197,6 +208,34 @@ pub enum Fetch {
         /// The device's name.
         device: String,
     },
+    /// The asker has committed an epoch: what that has consumed of what the asked process has sent.
+    Committed {
+        /// Grows with each such message of the asker, in its later lives too.
+        serial: u64,
+        /// At most [`MAX_COVERS`](super::MAX_COVERS).
+        covers: Vec<Cover>,
+    },
+}
+
+/// What an epoch has consumed of one connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Cover {
+    /// The queue pair of the process that is told.
+    pub qpn: u32,
+    /// The queue pair of the process that tells.
+    pub by: u32,
+    /// How much.
+    pub consumed: Consumed,
+}
+
+/// How much an epoch has consumed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Consumed {
+    /// So many messages since the queue pairs were connected.
+    Upto(u64),
+    /// The queue pair that consumed is gone, and needs nothing any more. The number grows with each such
+    /// queue pair of the process that tells, in its later lives too.
+    Gone(u64),
 }
 
 /// How an order to go to another device goes.
@@ -245,6 +284,9 @@ impl fmt::Display for Fetch {
             }
             Fetch::Relocate { device, .. } => write!(f, "going to {device}"),
             Fetch::Moved(qps) => write!(f, "note of {} queue pairs that have moved", qps.len()),
+            Fetch::Committed { covers, .. } => {
+                write!(f, "note of an epoch that covers {} queue pairs", covers.len())
+            }
         }
     }
 }
@@ -260,7 +302,7 @@ pub enum Record {
     Note(Vec<u8>),
     /// To [`Fetch::Remap`].
     Remap(remap::Answer<PhysicalEnd>),
-    /// To [`Fetch::Moved`].
+    /// To [`Fetch::Moved`] and [`Fetch::Committed`].
     Noted,
     /// To [`Fetch::Relocate`].
     Order(Order),
@@ -275,7 +317,7 @@ impl Record {
                 | (Record::Key(_), Fetch::Key(_))
                 | (Record::Note(_), Fetch::Note(_))
                 | (Record::Remap(_), Fetch::Remap(..))
-                | (Record::Noted, Fetch::Moved(_))
+                | (Record::Noted, Fetch::Moved(_) | Fetch::Committed { .. })
                 | (Record::Order(_), Fetch::Relocate { .. })
         )
     }

@@ -19,10 +19,14 @@ mod api;
 pub mod core;
 mod process;
 
-pub use self::core::{Cause, Evidence, Failover, Outstanding, Phase, Policy, Relocation};
+pub use self::core::{
+    Cause, Cut, Evidence, Failover, Gap, Message, Outstanding, Phase, Policy, Relocation,
+    RetainedConnection, RetainedMessage, RetainedMessages, Retention, Spill,
+};
 pub use api::{
     AddressHandle, CompletionChannel, CompletionQueue, ConnectOptions, Context, Data, Datagram,
     Endpoint, MemoryRegion, Op, ProtectionDomain, QpOptions, QueuePair, Remote, SendRequest,
     SharedReceiveQueue,
 };
 pub use process::Process;
+pub use sojourn_logging::Share;

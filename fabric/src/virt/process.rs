@@ -85,7 +85,15 @@ impl Process {
     /// `EMFILE` where no file descriptor is left, `EINVAL` where an environment variable of
     /// [`Policy`] makes no sense.
     pub fn open_over(&self, device: Arc<dyn DeviceContext>) -> Result<Context> {
-        Ok(Context::over(self.core.open_over(device, Policy::from_env()?)?))
+        self.open_with(device, Policy::from_env()?)
+    }
+
+    /// The same with a policy of the caller's, whatever the environment says.
+    ///
+    /// # Errors
+    /// `EMFILE` where no file descriptor is left.
+    pub fn open_with(&self, device: Arc<dyn DeviceContext>, policy: Policy) -> Result<Context> {
+        Ok(Context::over(self.core.open_over(device, policy)?))
     }
 
     /// Leaves a note under a name, for other processes of the job to fetch.

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use sojourn_fabric::names::directory::{Answer, Client, Directory, DirectoryServer, ServerConfig};
 use sojourn_fabric::names::{
-    Address, Asker, DeviceId, Endpoint, Error, Fetch, Incarnation, JobKey, KeyRecord, Order, Owner,
-    PhysicalEnd, PrivateDir, ProcessId, QpnRecord, Record, Service, ServiceConfig, Whereabouts,
+    Address, Asker, Cover, DeviceId, Endpoint, Error, Fetch, Incarnation, JobKey, KeyRecord, Order,
+    Owner, PhysicalEnd, PrivateDir, ProcessId, QpnRecord, Record, Service, ServiceConfig,
+    Whereabouts,
 };
 use sojourn_logging::remap::{Answer as RemapAnswer, GroupId, Request};
 
@@ -51,6 +52,7 @@ pub(crate) fn end(n: u32) -> PhysicalEnd {
         qpn: n,
         mtu: 3,
         link_layer: 1,
+        word: None,
     }
 }
 
@@ -81,6 +83,8 @@ impl Owner for Tables {
     }
 
     fn moved(&self, _asker: ProcessId, _qpn: u32, _end: &PhysicalEnd) {}
+
+    fn committed(&self, _asker: ProcessId, _serial: u64, _covers: &[Cover]) {}
 
     fn relocate(&self, _ticket: u64, _device: &str) -> Order {
         Order::UnderWay

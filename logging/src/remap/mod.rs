@@ -72,7 +72,8 @@
 //! # What a driver does at one end
 //!
 //! - *Stop*: sends are only appended from here on. Behind a tail of WRITEs that no completion would prove it
-//!   hands a request of its own that does ([`crate::SendWindow::hide`]), but not while requests of an
+//!   hands a request of its own that does ([`crate::SendWindow::hide`]; to a peer that keeps a record it
+//!   is one, signalled: [`crate::SendWindow::next_record`]), but not while requests of an
 //!   earlier plan still wait to be handed: it would count as behind them. Errors of the old queue
 //!   pair are withheld from the program: *go on* gives them back, *leave* forgets them.
 //! - *Take down*: takes all completions, then ERR (never RESET: what is out would vanish). Receives are
@@ -81,6 +82,12 @@
 //!   error, or with [`Executed::settled`] false. [`Executed::messages`] counts receives that were filled,
 //!   since the queue pairs were first connected; receives that came back in error do not count. Once the
 //!   numbers are told, whatever the old queue pair reports is forgotten: the peer acts on the numbers.
+//!   A side whose device has no live packet number tells none, but what stands in its word
+//!   ([`Executed::recorded`]), read after the count of messages.
+//! - *Record*: a peer that keeps a record says where its word lies when the connection begins, and for each
+//!   new end in the offer or the answer to it: the word itself stays. Behind every so many WRITEs that no
+//!   message follows ([`crate::record_interval`]) goes a record into it: eight bytes, little-endian, inline,
+//!   not signalled, and never while requests of an earlier plan wait to be handed.
 //! - *Attach*: posts all receives that were not consumed to the new queue pair (the mover does so before it
 //!   asks for [`Request::Switch`]); judges ([`crate::SendWindow::judge`]); hands what the plan says, then
 //!   what was appended meanwhile, all signalled; makes the completions of what was executed, each in its
@@ -93,6 +100,7 @@
 //!
 //! [`Executed::settled`]: crate::Executed::settled
 //! [`Executed::messages`]: crate::Executed::messages
+//! [`Executed::recorded`]: crate::Executed::recorded
 //!
 //! # Why it is safe
 //!

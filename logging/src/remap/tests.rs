@@ -32,7 +32,7 @@ fn accept(end: u32) -> Option<Accept<u32>> {
 }
 
 fn executed(messages: u64) -> Executed {
-    Executed { messages, psn: Some(messages as u32), settled: true }
+    Executed { messages, psn: Some(messages as u32), settled: true, recorded: None }
 }
 
 fn switched(messages: u64, cuts: Vec<Cut>) -> Answer<u32> {

@@ -63,6 +63,10 @@ broken! {
     AlwaysFinished,
     /// Hands what was cut though its mover, who may not know, is not heard of.
     CutHandedAfterAll,
+    /// Records a WRITE before it is handed.
+    RecordFirst,
+    /// Takes WRITEs behind the last record for not executed.
+    BeyondRecordReplayed,
     /// Keeps a group whose mover offers the same links anew.
     StaleKept,
 }

@@ -4,16 +4,16 @@
 //! replay.
 
 use super::broken::Broken;
-use super::device::{Cqe, Message, Status, Wqe};
+use super::device::{Cqe, Message, Source, Status, Whose, Wqe};
 use super::kinds::Kind;
 use super::late::Late;
 use super::ledger::{SendWc, imm, recv_id, wr_id};
 use super::queue::{Event, Time};
-use super::script::{INLINE, SIGNALED, answers};
+use super::script::{INLINE, SIGNALED, answers, takes_receive};
 use super::world::World;
 use crate::entry::{Element, Opcode, SendEntry};
 use crate::recv::RecvWindow;
-use crate::replay::Replay;
+use crate::replay::{Replay, record_interval};
 use crate::send::SendWindow;
 use std::collections::VecDeque;
 use std::hash::{Hash, Hasher};
@@ -72,6 +72,11 @@ pub(super) struct End {
     /// Bytes that the next receive of a WRITE with immediate data lacks.
     pub(super) mend: u32,
     pub(super) incarnation: u32,
+    /// WRITEs behind the last record and the last message.
+    unrecorded: u32,
+    record_interval: u32,
+    /// Into which its peer records.
+    pub(super) word: u64,
     pub(super) backlog: VecDeque<Wc>,
     pub(super) recvs_wanted: u64,
     /// Of the moves, how many it has gone through.
@@ -105,6 +110,9 @@ impl End {
             delivered: 0,
             mend: 0,
             incarnation: 0,
+            unrecorded: 0,
+            record_interval: record_interval(depth),
+            word: 0,
             backlog: VecDeque::new(),
             recvs_wanted,
             moves: 0,
@@ -138,8 +146,27 @@ impl End {
         (self.failed, self.blocked, &self.again, self.withhold, &self.withheld).hash(state);
         (self.last_recv, self.recv_back, self.proof_out, self.told).hash(state);
         (&self.executed, &self.replays, self.delivered, self.mend).hash(state);
-        (self.incarnation, &self.backlog).hash(state);
+        (self.incarnation, &self.backlog, self.unrecorded, self.word).hash(state);
         (self.recv_flushed, &self.late).hash(state);
+    }
+}
+
+/// A request of ours behind that of this sequence.
+fn hidden(seq: u64, whose: Whose) -> Wqe {
+    Wqe {
+        seq,
+        whose,
+        opcode: Opcode::Write,
+        flags: 0,
+        skip: 0,
+        length: 0,
+        cell: 0,
+        imm: 0,
+        inline_good: None,
+        first: 0,
+        packets: 0,
+        got: 0,
+        result: None,
     }
 }
 
@@ -276,8 +303,38 @@ impl World {
                 None => end.send.mark_handed(seq + 1),
             }
             let qp = end.qp;
+            let is_due = self.is_record_due(e, wqe.opcode);
+            let too_soon = self.is(Broken::RecordFirst);
+            if is_due && too_soon {
+                self.record(e);
+            }
             self.post_send(qp, wqe);
+            if is_due && !too_soon {
+                self.record(e);
+            }
         }
+    }
+
+    /// Whether a record is to follow this request, which is being handed.
+    fn is_record_due(&mut self, e: usize, opcode: Opcode) -> bool {
+        let end = &mut self.ends[e];
+        match opcode {
+            Opcode::Write => end.unrecorded += 1,
+            opcode if takes_receive(opcode) => end.unrecorded = 0,
+            _ => {}
+        }
+        // Behind what waits to be handed again it would be counted, and is not.
+        let in_place = end.again.is_empty();
+        self.quirks.source == Source::Record && in_place && end.unrecorded >= end.record_interval
+    }
+
+    fn record(&mut self, e: usize) {
+        let end = &mut self.ends[e];
+        let recorded = end.send.next_record();
+        end.send.note_record();
+        end.unrecorded = 0;
+        let (qp, seq) = (end.qp, end.send.handed() - 1);
+        self.post_send(qp, hidden(seq, Whose::Record(recorded)));
     }
 
     /// The physical form of an entry, from what the window holds.
@@ -306,7 +363,7 @@ impl World {
         let skip = if self.is(Broken::CutFromTheStart) { 0 } else { skip };
         Wqe {
             seq,
-            hidden: false,
+            whose: Whose::Program,
             opcode: entry.opcode,
             flags,
             skip,
@@ -325,27 +382,19 @@ impl World {
     pub(super) fn prove(&mut self, e: usize, counts: bool) {
         let end = &mut self.ends[e];
         end.proof_out = true;
-        if counts {
+        let mut recorded = None;
+        if counts && self.quirks.source == Source::Record {
+            recorded = Some(end.send.next_record());
+            end.send.note_record();
+        } else if counts {
             end.send.hide();
+        }
+        if counts {
             self.reach(Kind::Proof);
         }
         let end = &self.ends[e];
         let (qp, seq) = (end.qp, end.send.handed().wrapping_sub(1));
-        let wqe = Wqe {
-            seq,
-            hidden: true,
-            opcode: Opcode::Write,
-            flags: SIGNALED,
-            skip: 0,
-            length: 0,
-            cell: 0,
-            imm: 0,
-            inline_good: None,
-            first: 0,
-            packets: 0,
-            got: 0,
-            result: None,
-        };
+        let wqe = Wqe { flags: SIGNALED, ..hidden(seq, Whose::Proof(recorded)) };
         self.post_send(qp, wqe);
     }
 
@@ -371,8 +420,10 @@ impl World {
         let end = &mut self.ends[e];
         let withhold = end.withhold == Some(from);
         match cqe {
-            Cqe::Send { seq, hidden: true, status, .. } => {
-                end.proof_out = false;
+            Cqe::Send {
+                seq, whose: whose @ (Whose::Proof(_) | Whose::Record(_)), status, ..
+            } => {
+                end.proof_out &= !matches!(whose, Whose::Proof(_));
                 if status == Status::Success {
                     if seq >= end.send.retired() {
                         end.send.retire(seq);

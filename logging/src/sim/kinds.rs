@@ -71,6 +71,8 @@ kinds! {
     FalseSuccess,
     /// The number of a device was not live.
     NoPsn,
+    /// A record decided what no count did.
+    RecordProved,
     /// A number passed 2²⁴.
     PsnWrapped,
     /// A message between processes was lost before the commit point.

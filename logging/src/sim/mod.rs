@@ -26,8 +26,9 @@
 //! later ones. Peers refuse. Both ends of a link move at once, one after the other, and again while an
 //! earlier move is still remembered. Processes die, movers and followers, before and after the commit
 //! point; devices die under them. Queue pairs at ERR execute one packet more before the barrier, give
-//! nothing back, give back receives as filled that are not, or have no live number. [`Kind`] lists all of it; a run over many seeds that has not
-//! met one of them fails.
+//! nothing back, give back receives as filled that are not, or have no live number (responders then keep
+//! records, or there are counts alone). [`Kind`] lists all of it; a run over many seeds that has not met
+//! one of them fails.
 //!
 //! # What is checked, at every step
 //!

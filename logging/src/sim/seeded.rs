@@ -1,7 +1,7 @@
 //! Runs by seed: worlds of chance, with faults of chance.
 
 use super::broken::Broken;
-use super::device::Quirks;
+use super::device::{Quirks, Source};
 use super::kinds::Kinds;
 use super::queue::{Event, Time};
 use super::rng::Rng;
@@ -110,7 +110,7 @@ fn world_of(seed: u64) -> World {
     let habits = &mut world.quirks;
     // By a chance of its own, so that other worlds are what they were.
     if !habits.exact && Rng::new(!seed).permille(LIARS) {
-        (habits.lies, habits.edge, habits.live_psn) = (true, false, true);
+        (habits.lies, habits.edge, habits.source) = (true, false, Source::Psn);
     }
     world.connect_all();
     world
@@ -126,7 +126,11 @@ fn chance(world: &mut World) {
     world.quirks = Quirks {
         exact,
         edge: rng.permille(700),
-        live_psn: !rng.permille(120),
+        source: match rng.below(100) {
+            0..12 => Source::Counts,
+            12..35 => Source::Record,
+            _ => Source::Psn,
+        },
         no_flush: sometimes(rng, 60, &[100, 500, 1000]),
         loss: sometimes(rng, 200, &[5, 30, 80]),
         lies: false,

@@ -14,7 +14,7 @@
 //! so that there is neither a dead end nor a circle without a way out.
 
 use super::broken::Broken;
-use super::device::Quirks;
+use super::device::{Quirks, Source};
 use super::queue::{Channel, Event, Time};
 use super::rng::Rng;
 use super::script::Wr;
@@ -79,6 +79,8 @@ pub struct Small {
     pub mover: usize,
     /// What goes wrong.
     pub fault: Fault,
+    /// Responders keep a record, and their numbers are not live.
+    pub records: bool,
     /// With a shell that is broken on purpose.
     pub broken: Option<Broken>,
 }
@@ -246,7 +248,8 @@ impl Small {
         let mut world = World::new(2, vec![link], Rng::new(0));
         world.exhaustive = true;
         world.broken = self.broken;
-        world.quirks = Quirks { edge: true, live_psn: true, ..Quirks::default() };
+        let source = if self.records { Source::Record } else { Source::Psn };
+        world.quirks = Quirks { edge: true, source, ..Quirks::default() };
         world.mover_limits = MOVER;
         world.follower_limits = FOLLOWER;
         world.connect_all();
@@ -348,7 +351,7 @@ impl Small {
         ];
         let world = |at: &[usize], spare, mover, fault| {
             let requests = at.iter().map(|at| EACH[*at]).collect();
-            Small { requests, back: Vec::new(), spare, mover, fault, broken: None }
+            Small { requests, back: Vec::new(), spare, mover, fault, records: false, broken: None }
         };
         let mut all = Vec::new();
         for mover in 0..2 {

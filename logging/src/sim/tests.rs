@@ -71,7 +71,7 @@ fn every_broken_shell_is_caught() {
 
 fn small(requests: &[(Opcode, bool)], mover: usize, fault: Fault) -> Small {
     let (requests, back) = (requests.to_vec(), Vec::new());
-    Small { requests, back, spare: true, mover, fault, broken: None }
+    Small { requests, back, spare: true, mover, fault, records: false, broken: None }
 }
 
 /// Promises 1 to 5, and that the end can be reached, over everything that can happen in small worlds.
@@ -100,6 +100,25 @@ fn promises_hold_whatever_happens_in_small_worlds() {
     println!("{states} states");
 }
 
+/// The same where responders keep records: whatever arrived is known, or an error tells that nobody knows.
+#[test]
+fn promises_hold_with_records_in_small_worlds() {
+    let worlds: [(&[(Opcode, bool)], Fault); 3] = [
+        (&[(Opcode::Write, false), (Opcode::Write, false)], Fault::None),
+        (&[(Opcode::Write, true), (Opcode::Send, false)], Fault::None),
+        (&[(Opcode::Write, false)], Fault::DeviceDies),
+    ];
+    for (requests, fault) in worlds {
+        for mover in 0..2 {
+            let explored = Small { records: true, ..small(requests, mover, fault) }.explore();
+            if let Some(what) = explored.violation {
+                panic!("{what}");
+            }
+            assert!(explored.ends > 0);
+        }
+    }
+}
+
 /// Small worlds are large enough to catch what is broken.
 #[test]
 fn broken_shells_are_caught_in_small_worlds() {
@@ -114,6 +133,11 @@ fn broken_shells_are_caught_in_small_worlds() {
     ];
     for (broken, requests) in cases {
         let explored = Small { broken: Some(broken), ..small(requests, 0, Fault::None) }.explore();
+        assert!(explored.violation.is_some(), "{broken:?} was not caught");
+    }
+    for broken in [Broken::RecordFirst, Broken::BeyondRecordReplayed] {
+        let recorded = Small { records: true, ..small(&[(Opcode::Write, false)], 0, Fault::None) };
+        let explored = Small { broken: Some(broken), ..recorded }.explore();
         assert!(explored.violation.is_some(), "{broken:?} was not caught");
     }
 }

@@ -4,7 +4,7 @@
 //! judgement.
 
 use super::broken::Broken;
-use super::device::{QpState, Status};
+use super::device::{QpState, Source, Status};
 use super::end::{Fresh, Wc};
 use super::kinds::Kind;
 use super::late::Late;
@@ -128,7 +128,8 @@ impl World {
         let end = &self.ends[e];
         let flushed_too = self.is(Broken::FlushedCounted);
         let messages = if flushed_too { end.recv.retired() } else { end.delivered };
-        Some(Executed { messages, psn, settled })
+        let recorded = (self.quirks.source == Source::Record).then_some(self.ends[e].word);
+        Some(Executed { messages, psn, settled, recorded })
     }
 
     /// All ends of a group have been asked: what comes later from the old queue pairs is forgotten.
@@ -234,8 +235,15 @@ impl World {
         }
         let told =
             if self.is(Broken::NumberIgnored) { Executed { psn: None, ..told } } else { told };
+        let without = end.send.judge(&Executed { recorded: None, ..told }, retired);
         let mut plan = match end.send.judge(&told, retired) {
-            Ok(plan) => plan,
+            Ok(plan) => {
+                let undecided = |plan: &Plan| plan.undecided.unwrap_or(u64::MAX);
+                if without.is_ok_and(|without| undecided(&without) < undecided(&plan)) {
+                    self.reach(Kind::RecordProved);
+                }
+                plan
+            }
             Err(error) => {
                 self.note(|| format!("end {e}: {error}"));
                 if !self.ends[e].failed && self.ledger.0[e].excuse.is_none() {
@@ -246,7 +254,8 @@ impl World {
         };
         let goes_on = self.is(Broken::AtomicsReplayed)
             && plan.undecided.is_some_and(|seq| self.ends[e].send.entry(seq).opcode.is_atomic());
-        let as_not_executed = self.is(Broken::NumberIgnored) || goes_on;
+        let as_not_executed =
+            self.is(Broken::NumberIgnored) || self.is(Broken::BeyondRecordReplayed) || goes_on;
         if let Some(first) = plan.undecided.filter(|_| as_not_executed) {
             plan.replays.extend((first..handed).map(|seq| Replay { seq, skip: 0 }));
             plan.undecided = None;
@@ -268,6 +277,8 @@ impl World {
         if opcode.is_atomic() {
             self.reach(Kind::AtomicUndecided);
             self.excuse(e, "an atomic's result was lost");
+        } else if is_write(opcode) && peer.recorded.is_some_and(|recorded| seq < recorded) {
+            self.violate(format!("promise 3: {opcode:?} {seq} of end {e} was recorded: {peer:?}"));
         } else if no_number {
             self.reach(Kind::WriteUndecided);
             self.excuse(e, "there was no number to tell of a WRITE");

@@ -91,7 +91,7 @@ impl World {
             now: 0,
             queue: Queue::default(),
             rng,
-            quirks: Quirks { exact: true, live_psn: true, ..Quirks::default() },
+            quirks: Quirks { exact: true, ..Quirks::default() },
             faults: Faults::default(),
             horizon: 0,
             pace: 1,

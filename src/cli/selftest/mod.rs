@@ -24,7 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// another, the two sides of a case run on both.
 ///
 /// A line for each case: ok; n/a with the reason, where the device lacks what it is about; FAIL
-/// with what was found. The status is 1 where a case fails.
+/// with what was found. The status is 1 where a case fails. In the end the device's packet number is
+/// tried, and the verdict remembered for the jobs of this user.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SelftestArgs {
     /// The device to check
@@ -104,8 +105,15 @@ fn all(
         let stopped = summary.stopped.is_some();
         report.layer(layer, summary);
         if stopped {
-            break;
+            return Ok(report);
         }
+    }
+    // A job then need not try it any more. Whether it is live fails nothing: a re-map asks.
+    if args.only.is_none() {
+        let tried = sojourn::device::open(device)
+            .and_then(|device| sojourn::trial::try_anew(&device))
+            .inspect_err(|error| tracing::warn!("{error}"));
+        report.packet_number(tried.ok().as_ref());
     }
     Ok(report)
 }

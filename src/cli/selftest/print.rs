@@ -1,7 +1,9 @@
 //! What a selftest prints: a line for each case as it ends and the count, or JSON.
 
+use crate::cli::packet_number::PacketNumber;
 use crate::cli::{Failure, Outcome, print};
 use serde::Serialize;
+use sojourn::trial::Known;
 use sojourn_conformance::{self as conformance, Case, Layer, Summary};
 
 /// What has been found so far.
@@ -14,6 +16,8 @@ pub(super) struct Report {
     passed: usize,
     failed: usize,
     not_applicable: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    packet_number: Option<PacketNumber>,
     #[serde(skip)]
     json: bool,
 }
@@ -29,7 +33,9 @@ impl Report {
     pub(super) fn new(device: &str, peer: Option<String>, json: bool) -> Self {
         let (passed, failed, not_applicable) = (0, 0, 0);
         let runs = Vec::new();
-        Report { device: device.into(), peer, runs, passed, failed, not_applicable, json }
+        let packet_number = None;
+        let device = device.into();
+        Report { device, peer, runs, passed, failed, not_applicable, packet_number, json }
     }
 
     /// A case has ended.
@@ -55,11 +61,19 @@ impl Report {
         self.runs.push(Run { layer: layer.as_str(), summary });
     }
 
+    /// Its packet number was tried.
+    pub(super) fn packet_number(&mut self, known: Option<&Known>) {
+        self.packet_number = Some(PacketNumber::new(known));
+    }
+
     /// Prints the rest; an error where something failed.
     pub(super) fn finish(self) -> Outcome {
         if self.json {
             print(&json(&self)?)?;
         } else {
+            if let Some(number) = &self.packet_number {
+                print(&format!("packet number: {}\n", number.text()))?;
+            }
             print(&format!(
                 "{} passed, {} failed, {} not applicable\n",
                 self.passed, self.failed, self.not_applicable

@@ -41,10 +41,33 @@ pub(crate) fn measure(report: &mut Report) -> Result<(), Box<dyn std::error::Err
             report.line(&name, "cyc", ours, reference, goal(verb, threads));
         }
     }
+    records(report)?;
     for length in [64, PAYLOAD] {
         inline(report, length)?;
     }
     names(report);
+    Ok(())
+}
+
+/// What records cost per WRITE: the long way, and a sixteenth of another request.
+fn records(report: &mut Report) -> Result<(), Box<dyn std::error::Error>> {
+    let name = "cycles: WRITE 64 B, with records over without";
+    if !report.wants(name) {
+        return Ok(());
+    }
+    let time = |stage: &mut Stage| {
+        let start = cycles();
+        stage.run(Verb::Write, BATCH);
+        Ok::<_, sojourn_fabric::Error>((cycles() - start) as f64 / BATCH as f64)
+    };
+    let (mut ours, mut reference) = (f64::INFINITY, f64::INFINITY);
+    for _ in 0..STAGES {
+        let mut recording = Stage::new(Layer::Recording, Threads::One)?;
+        let mut plain = Stage::new(Layer::Virtual, Threads::One)?;
+        let best = best_in_turns(ROUNDS, || time(&mut recording), || time(&mut plain))?;
+        (ours, reference) = (ours.min(best.0), reference.min(best.1));
+    }
+    report.line(name, "cyc", ours, reference, Goal::None);
     Ok(())
 }
 

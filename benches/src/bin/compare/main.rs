@@ -14,6 +14,7 @@ mod memory;
 mod programs;
 mod relocation;
 mod report;
+mod retention;
 mod soft;
 
 use report::Report;
@@ -32,11 +33,12 @@ fn run() -> Result<bool, Box<dyn std::error::Error>> {
     }
     let mut report = Report::new(std::env::args().skip(1).collect());
     report.header();
-    let parts: [Measure; 6] = [
+    let parts: [Measure; 7] = [
         hot::measure,
         callgrind::measure,
         memory::measure,
         soft::measure,
+        retention::measure,
         relocation::measure,
         programs::measure,
     ];

@@ -84,13 +84,13 @@ fn moves(pair: &mut Pair, rounds: usize) -> Result<Vec<Moved>> {
 }
 
 /// How long quiesces took, and how long the same took where the program stopped posting by itself:
-/// what is outstanding divided by the rate that the device really has. A quiesce that takes longer than the
+/// what was posted divided by the rate that the device really has. A quiesce that takes longer than the
 /// machine waits (`MoverLimits::drain`) ends there: what is still out is counted, and done again.
 fn quiesce(scale: &Scale) -> Result<(Vec<f64>, f64)> {
     let mut pair = Pair::start(scale)?;
     pair.relocate()?;
     let (mut ours, mut drains) = (Vec::new(), Vec::new());
-    let rounds = if scale.bytes() >= MUCH { FEW_QUIESCES } else { QUIESCES };
+    let rounds = if scale.posted() >= MUCH { FEW_QUIESCES } else { QUIESCES };
     for _ in 0..rounds {
         drains.push(ms(pair.drain()?));
         ours.push(ms(pair.relocate()?.phase("quiesce")));
@@ -115,18 +115,21 @@ fn quiesces(report: &mut Report) -> Result<()> {
     ] {
         let name = format!("quiesce: {what}");
         if report.wants(&name) {
-            let (ours, reference) = quiesce(&scale)?;
+            let (ours, all) = quiesce(&scale)?;
+            // At the rate at which the device got through all that the program had posted.
+            let reference = all * scale.bytes() as f64 / scale.posted() as f64;
             // Where the wait is cut, it says nothing of how what was out got through.
             let cut = reference > CUT;
             let goal = Goal::AtMost(SLACK * reference + EACH * scale.busy as f64);
             let goal = if cut { Goal::None } else { goal };
             report.line(&name, "ms", median(ours.clone()), reference, goal);
             let mib = scale.bytes() as f64 / f64::from(1 << 20);
+            let posted = scale.posted() as f64 / f64::from(1 << 20);
             let gbps = if scale.mode == FAST { 100.0 } else { 2.0 };
             let nominal = scale.bytes() as f64 * 8.0 / (gbps * 1e6);
             let cut = if cut { "; cut, the rest done again" } else { "" };
             report.note(format!(
-                "{}; {mib} MiB outstanding, {nominal:.2} ms at a true {gbps} Gb/s{cut}",
+                "{}; {mib} of {posted} MiB outstanding, {nominal:.2} ms at a true {gbps} Gb/s{cut}",
                 spread(&ours)
             ));
         }

@@ -169,6 +169,10 @@ impl Answers {
                 qps.iter().for_each(|(qpn, end)| self.owner.moved(asker, *qpn, end));
                 Some(Record::Noted)
             }
+            Fetch::Committed { serial, covers } => {
+                self.owner.committed(asker, *serial, covers);
+                Some(Record::Noted)
+            }
             Fetch::Relocate { ticket, device } => {
                 Some(Record::Order(self.owner.relocate(*ticket, device)))
             }

@@ -28,7 +28,7 @@ use super::links::HANDSHAKE_TIME;
 use super::message::{MAX_NOTE, MAX_NOTE_NAME};
 use super::poller::{Poller, Ready, Wake};
 use super::types::{
-    Asker, Fetch, Grant, KeyRecord, Order, PhysicalEnd, ProcessId, QpnRecord, Record,
+    Asker, Cover, Fetch, Grant, KeyRecord, Order, PhysicalEnd, ProcessId, QpnRecord, Record,
 };
 
 mod answer;
@@ -60,6 +60,8 @@ pub trait Owner: Send + Sync {
     ) -> remap::Answer<PhysicalEnd>;
     /// A queue pair of `asker` for datagrams stands for `end` from now on.
     fn moved(&self, asker: ProcessId, qpn: u32, end: &PhysicalEnd);
+    /// `asker` has committed an epoch that has consumed this. It may be told again.
+    fn committed(&self, asker: ProcessId, serial: u64, covers: &[Cover]);
     /// All contexts are to go to that device. It is asked again, with the same ticket, how that goes.
     fn relocate(&self, ticket: u64, device: &str) -> Order;
 }

@@ -7,7 +7,8 @@ use crate::device::{
     AsyncEvent, CqInit, DeviceAh, DeviceContext, DevicePd, PdInit, QpInit, SrqInit,
 };
 use crate::error::{Error, Result};
-use crate::virt::core::Relocation;
+use crate::names::ProcessId;
+use crate::virt::core::{Cut, Relocation, RetainedConnection};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -78,6 +79,34 @@ impl Context {
     /// `EOPNOTSUPP` where this context is not one of virtual verbs.
     pub fn relocations(&self) -> Result<Vec<Relocation>> {
         crate::virt::core::relocations(&self.dev)
+    }
+
+    /// What every queue pair of this context has consumed so far, for an epoch that is being taken: the
+    /// program posts and polls nothing meanwhile, and its memory is the same moment's.
+    /// [`Cut::commit`] tells the peers when the epoch is committed, and they let go of the messages
+    /// that they have kept for it ([`Retention::Payload`](crate::virt::Retention)).
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` where this context is not one of virtual verbs.
+    pub fn cut(&self) -> Result<Cut> {
+        crate::virt::core::cut(&self.dev)
+    }
+
+    /// What is kept of messages that were sent, connection by connection; those of destroyed queue pairs
+    /// too, until a committed epoch of the peer has told of it.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` where this context is not one of virtual verbs.
+    pub fn retained(&self) -> Result<Vec<RetainedConnection>> {
+        crate::virt::core::retained(&self.dev)
+    }
+
+    /// A process has left the job for good, and will not be replayed: what was sent to it is let go.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` where this context is not one of virtual verbs.
+    pub fn forget_peer(&self, peer: ProcessId) -> Result<()> {
+        crate::virt::core::forget_peer(&self.dev, peer)
     }
 
     /// The device's limits.

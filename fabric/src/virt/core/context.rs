@@ -7,12 +7,13 @@ use super::local::{Herd, Local, read, write};
 use super::lock_mutex;
 use super::mr::VirtualMr;
 use super::pd::{PdCore, VirtualPd};
-use super::policy::{Evidence, Policy};
-use super::qp::{HIDDEN_SENDS, QpCore};
+use super::policy::{Evidence, MayTry, Policy};
+use super::qp::{QpCore, most_sends};
 use super::remap::{Broken, FIRST_PORT, Failover, Lookout, Relocation};
+use super::retain::{Gone, Retention, Store};
 use super::srq::SrqCore;
 use super::underlay::Underlay;
-use crate::abi::{self, DeviceAttr, Gid, PortAttr, event_type, port_state};
+use crate::abi::{self, DeviceAttr, Gid, PortAttr, event_type, port_state, qp_type};
 use crate::device::{
     AsyncEvent, CqInit, DeviceChannel, DeviceContext, DeviceCq, DevicePd, EventElement, Kind,
     PdInit,
@@ -38,6 +39,11 @@ pub(super) struct VirtualContext {
     underlays: RwLock<Vec<Arc<Underlay>>>,
     events: Epoll,
     policy: Policy,
+    /// Logs of messages: those of its protection domains, and of such as are gone, as long as something is
+    /// kept there.
+    stores: Mutex<Vec<Arc<Store>>>,
+    /// Queue pairs that are gone, and of which no epoch has told so far.
+    pub(super) gone: Gone,
     /// The last moves.
     moves: Mutex<VecDeque<Relocation>>,
     me: Weak<VirtualContext>,
@@ -64,12 +70,15 @@ impl VirtualContext {
     ) -> Result<Arc<dyn DeviceContext>> {
         let what = format!("opening virtual verbs over {}", device.name());
         let events = readable_with(&[device.async_fd()], &what)?;
+        let source = policy.evidence.of(&device, MayTry::Yes);
         let context = Arc::new_cyclic(|me| VirtualContext {
             name: device.name().to_owned(),
             local: Arc::clone(local),
-            underlays: RwLock::new(vec![local.add_device(device)]),
+            underlays: RwLock::new(vec![local.add_device(device, source)]),
             events,
             policy,
+            stores: Mutex::default(),
+            gone: Gone::default(),
             moves: Mutex::default(),
             me: me.clone(),
             settled: RwLock::default(),
@@ -101,9 +110,26 @@ impl VirtualContext {
         self.policy.outstanding.share(self.qp_count.load(Ordering::Relaxed))
     }
 
-    /// What is told of how far our own queue pairs have come.
+    /// What is believed of devices.
     pub(super) fn evidence(&self) -> Evidence {
         self.policy.evidence
+    }
+
+    /// What is kept of messages.
+    pub(super) fn retention(&self) -> &Retention {
+        &self.policy.retention
+    }
+
+    /// Remembers a log of messages.
+    pub(super) fn add_store(&self, store: &Arc<Store>) {
+        let mut stores = lock_mutex(&self.stores);
+        stores.retain(|store| Arc::strong_count(store) > 1 || !store.is_empty());
+        stores.push(Arc::clone(store));
+    }
+
+    /// The logs of messages.
+    pub(super) fn stores(&self) -> Vec<Arc<Store>> {
+        lock_mutex(&self.stores).clone()
     }
 
     /// Sees to it that everything goes to another device, where the port is down and that may be. True
@@ -242,7 +268,7 @@ impl DeviceContext for VirtualContext {
     fn query_device(&self) -> Result<DeviceAttr> {
         let mut attr = self.device().query_device()?;
         let at_most = |value: &mut i32, limit: u32| *value = (*value).min(limit as i32);
-        attr.max_qp_wr = attr.max_qp_wr.saturating_sub(HIDDEN_SENDS as i32);
+        attr.max_qp_wr = most_sends(qp_type::RC, attr.max_qp_wr.max(0) as u32) as i32;
         at_most(&mut attr.max_qp, super::tables::MAX_QPS);
         at_most(&mut attr.max_mr, super::tables::MAX_KEYS);
         at_most(&mut attr.max_sge, u32::from(u8::MAX));
@@ -292,7 +318,7 @@ impl DeviceContext for VirtualContext {
         let _settled = self.settled();
         let pd = PdCore::new(Arc::clone(&self), init.single_threaded)?;
         self.pds.add(&pd);
-        Ok(Arc::new(VirtualPd(pd)))
+        Ok(Arc::new(VirtualPd::new(pd)))
     }
 
     fn create_channel(self: Arc<Self>) -> Result<Arc<dyn DeviceChannel>> {

@@ -12,11 +12,11 @@ use super::channel::ChannelCore;
 use super::direct::Direct;
 use super::local::{Local, QpTable};
 use super::lock::{Side, gate};
-use super::qp::{HIDDEN_SENDS, QpCore, watch};
+use super::qp::{QpCore, physical_sends, watch};
 use super::srq::SrqCore;
 use super::underlay::Underlay;
 use super::{
-    KIND_SHIFT, LOW_31, MARKER, PROOF, QPN_SHIFT, QUIET, RECV, SHARED, arrived, lock_mutex,
+    KIND_SHIFT, LOW_31, MARKER, PROOF, QPN_SHIFT, QUIET, RECORD, RECV, SHARED, arrived, lock_mutex,
 };
 use crate::abi::{self, Wc, qp_type, wc_status};
 use crate::device::{CqInit, DeviceCq, Polled};
@@ -82,7 +82,7 @@ impl Backlog {
     /// Before what its own arrival has put in here since it had `at` entries: a failure comes before what
     /// it flushes.
     fn insert(&mut self, at: usize, held: Held) {
-        self.held.insert(at, held);
+        self.held.insert(at.min(self.held.len()), held);
         self.came += 1;
     }
 }
@@ -394,6 +394,9 @@ impl CqCore {
         if qp.withholds(harvest.underlay.id, wc) {
             return false;
         }
+        if !recv {
+            qp.blame(wc);
+        }
         if !recv && qp.watch.load(Ordering::Relaxed) & watch::THROUGH != 0 {
             self.pass_through(qp, wc, true);
             return false;
@@ -463,6 +466,15 @@ impl CqCore {
             }
             return false;
         }
+        if id >> KIND_SHIFT == RECORD >> KIND_SHIFT {
+            // SAFETY: we hold this CQ, alone.
+            if let Some(qp) = unsafe { self.qps.get(number) }
+                && !qp.withholds(harvest.underlay.id, wc)
+            {
+                qp.record_came_back(wc);
+            }
+            return false;
+        }
         if id >> KIND_SHIFT != SHARED >> KIND_SHIFT {
             return false;
         }
@@ -502,6 +514,7 @@ impl CqCore {
         if qp.withholds(harvest.underlay.id, wc) {
             return false;
         }
+        qp.blame(wc);
         let low = (wc.wr_id & LOW_31) as u32;
         let asked = wc.status != wc_status::SUCCESS;
         if qp.watch.load(Ordering::Relaxed) & watch::THROUGH != 0 {
@@ -614,10 +627,7 @@ impl CqCore {
         while let Ok(got @ 1..) = harvest.cq.poll(&mut wcs) {
             // One by one: some put others into the backlog themselves.
             for wc in &mut wcs[..got as usize] {
-                let at = lock_mutex(&self.backlog).held.len();
-                if self.translate(wc) || self.translate_odd(harvest, wc) {
-                    lock_mutex(&self.backlog).insert(at, Held::gone(*wc));
-                }
+                self.keep(harvest, wc);
             }
             self.on.note(gate::ATTENTION);
         }
@@ -689,12 +699,21 @@ impl CqCore {
 
     fn come_late(&self, harvest: &Harvest, wcs: Vec<Wc>) {
         for mut wc in wcs {
-            let at = lock_mutex(&self.backlog).held.len();
-            if self.translate(&mut wc) || self.translate_odd(harvest, &mut wc) {
-                lock_mutex(&self.backlog).insert(at, Held::gone(wc));
-                self.announce(&wc);
+            if self.keep(harvest, &mut wc) {
+                self.announce(true, wc.status != wc_status::SUCCESS);
             }
         }
+    }
+
+    /// Puts a completion into the backlog, where it is the program's. While nobody else polls.
+    fn keep(&self, harvest: &Harvest, wc: &mut Wc) -> bool {
+        let at = lock_mutex(&self.backlog).held.len();
+        let keeps = self.translate(wc) || self.translate_odd(harvest, wc);
+        if keeps {
+            // What it was the last to stand in the way of has come behind it by now.
+            lock_mutex(&self.backlog).insert(at, Held::gone(*wc));
+        }
+        keeps
     }
 
     /// From now on all send completions of this queue pair go through the backlog.
@@ -719,23 +738,22 @@ impl CqCore {
         let mut backlog = lock_mutex(&self.backlog);
         let before = backlog.held.len();
         completions.for_each(|held| backlog.push(held));
-        let news = backlog.held.range(before..);
-        // The loudest of them.
-        let news = news.map(|held| held.wc).max_by_key(is_loud);
+        // Successful ones of ours are of sends, which nobody solicits.
+        let loud = |held: &Held| held.wc.status != wc_status::SUCCESS;
+        let (any, loud) = (backlog.held.len() > before, backlog.held.range(before..).any(loud));
         drop(backlog);
-        self.on.note(gate::ATTENTION);
-        if let Some(wc) = news {
-            self.announce(&wc);
-        }
+        self.announce(any, loud);
     }
 
-    /// The program is told, if it wants to be, that this has come into the backlog.
-    fn announce(&self, wc: &Wc) {
+    /// Something is in the backlog; whether something new, and such as is announced to who waits for that
+    /// alone.
+    fn announce(&self, any: bool, loud: bool) {
         self.on.note(gate::ATTENTION);
-        let due = match self.armed.load(Ordering::Acquire) {
+        let kind = self.armed.load(Ordering::Acquire);
+        let due = match kind {
             armed::NO => false,
-            armed::SOLICITED => is_loud(wc),
-            _ => true,
+            armed::SOLICITED => loud,
+            _ => any,
         };
         if due
             && self.armed.swap(armed::NO, Ordering::AcqRel) != armed::NO
@@ -905,14 +923,9 @@ impl Load {
     }
 }
 
-/// Counts as solicited. Successful ones of ours are of sends, which nobody solicits.
-fn is_loud(wc: &Wc) -> bool {
-    wc.status != wc_status::SUCCESS
-}
-
 /// Completions that a queue pair's send queue may leave at once.
-pub(super) fn sends(cap: &abi::QpCap) -> u64 {
-    u64::from(cap.max_send_wr) + u64::from(HIDDEN_SENDS)
+pub(super) fn sends(qp_type: u32, cap: &abi::QpCap) -> u64 {
+    u64::from(physical_sends(qp_type, cap.max_send_wr))
 }
 
 /// A connected queue pair's completions name its peer as the program knows it.

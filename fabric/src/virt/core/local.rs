@@ -9,9 +9,11 @@ use super::cq::CqCore;
 use super::deal::Dealer;
 use super::lock_mutex;
 use super::peer::Peer;
+use super::policy::Source;
 use super::qp::QpCore;
 use super::remap::{Orders, Remaps, Rescue};
 use super::resolve::Resolver;
+use super::retain::Committed;
 use super::reverse::ReverseTable;
 use super::srq::SrqCore;
 use super::tables::{MAX_KEYS, MAX_QPS, qpn_index};
@@ -19,11 +21,12 @@ use super::underlay::Underlay;
 use crate::device::DeviceContext;
 use crate::error::{Error, Result};
 use crate::names::{
-    Asker, DeviceId, Gid, Grant, Incarnation, KeyRecord, MAX_LID, Order, PhysicalEnd, ProcessId,
-    QpnRecord,
+    Asker, Cover, DeviceId, Gid, Grant, Incarnation, KeyRecord, MAX_LID, Order, PhysicalEnd,
+    ProcessId, QpnRecord,
 };
 use sojourn_logging::remap::{Answer, GroupId, Request};
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak};
@@ -36,6 +39,8 @@ const FIRST_KEY: u32 = 1;
 /// A region as this process knows it.
 #[derive(Clone)]
 pub(super) struct Region {
+    /// The protection domain that it belongs to.
+    pub(super) owner: usize,
     /// Its first byte in our address space.
     pub(super) base: usize,
     /// What requests call its first byte: the same, or 0.
@@ -44,6 +49,31 @@ pub(super) struct Region {
     pub(super) length: u64,
     /// Physical rkey on each device.
     pub(super) rkeys: Vec<(DeviceId, u32)>,
+}
+
+/// Regions by key.
+pub(super) type Regions = HashMap<u32, Region, BuildHasherDefault<KeyHasher>>;
+
+/// Of keys that this process deals itself, one after the other: nobody chooses them so that they collide.
+#[derive(Default)]
+pub(super) struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u32(u32::from(*byte)));
+    }
+
+    #[inline]
+    fn write_u32(&mut self, key: u32) {
+        // Any odd number whose bits are well mixed: the table looks at the upper ones too.
+        const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+        self.0 = (self.0 ^ u64::from(key)).wrapping_mul(SPREAD);
+    }
+
+    #[inline]
+    fn finish(&self) -> u64 {
+        self.0 ^ self.0 >> 32
+    }
 }
 
 /// Things that are somewhere, held weakly.
@@ -118,7 +148,7 @@ pub(super) struct Local {
     keys: Mutex<Dealer>,
     /// Queue pairs by number, for those who do not poll.
     numbers: RwLock<HashMap<u32, Weak<QpCore>>>,
-    regions: RwLock<HashMap<u32, Region>>,
+    regions: RwLock<Regions>,
     peers: Mutex<HashMap<ProcessId, Arc<Peer>>>,
     next_device: AtomicU32,
     /// Address handles, shared receive queues and CQs by number.
@@ -135,6 +165,8 @@ pub(super) struct Local {
     pub(super) orders: Orders,
     /// Who is called where a path fails.
     pub(super) rescue: Rescue,
+    /// Epochs, of peers and of our own.
+    pub(super) committed: Committed,
 }
 
 impl Local {
@@ -159,6 +191,7 @@ impl Local {
             contexts: Herd::default(),
             orders: Orders::default(),
             rescue: Rescue::default(),
+            committed: Committed::default(),
         })
     }
 
@@ -179,9 +212,13 @@ impl Local {
 
     /// Numbers an opened device: every opening has a number of its own, for life, so that a key that
     /// somebody remembers of an earlier one never means something of this.
-    pub(super) fn add_device(&self, device: Arc<dyn DeviceContext>) -> Arc<Underlay> {
+    pub(super) fn add_device(
+        &self,
+        device: Arc<dyn DeviceContext>,
+        source: Source,
+    ) -> Arc<Underlay> {
         let id = DeviceId(self.next_device.fetch_add(1, Ordering::Relaxed));
-        Arc::new(Underlay::new(id, device))
+        Arc::new(Underlay::new(id, device, source))
     }
 
     /// The peer of that number: made when it is first named.
@@ -284,13 +321,20 @@ impl Local {
     }
 
     /// The regions, which stay registered while this is held.
-    pub(super) fn regions(&self) -> RwLockReadGuard<'_, HashMap<u32, Region>> {
+    pub(super) fn regions(&self) -> RwLockReadGuard<'_, Regions> {
         read(&self.regions)
     }
 
     /// Datagrams from `end` come from queue pair `qpn` of `process`.
     pub(super) fn learn_sender(&self, end: &PhysicalEnd, qpn: u32, process: ProcessId) {
         self.senders.learn(end, qpn, process, process.gid(self.grant().job).0);
+    }
+
+    /// A process has committed an epoch that has consumed this of what we have sent to it.
+    pub(super) fn hear_committed(&self, peer: ProcessId, serial: u64, covers: &[Cover]) {
+        let contexts = self.contexts.alive();
+        let stores: Vec<_> = contexts.iter().flat_map(|context| context.stores()).collect();
+        self.committed.hear(peer, serial, covers, &stores);
     }
 
     /// Where our queue pair `qpn` is to be reached.
@@ -330,6 +374,10 @@ impl crate::names::Owner for Local {
 
     fn moved(&self, asker: ProcessId, qpn: u32, end: &PhysicalEnd) {
         self.peer(asker).learn_qpn(qpn, end);
+    }
+
+    fn committed(&self, asker: ProcessId, serial: u64, covers: &[Cover]) {
+        self.hear_committed(asker, serial, covers);
     }
 
     fn relocate(&self, ticket: u64, device: &str) -> Order {

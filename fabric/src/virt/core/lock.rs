@@ -68,8 +68,8 @@ pub(super) mod gate {
     /// Thread-safe, for life: so that one look at the gate tells all that stands in the way of
     /// entering without the lock.
     pub(super) const LOCKED: u32 = 16;
-    /// Its requests never are of the kind that the short way is for, for life.
-    pub(super) const ODD: u32 = 32;
+    /// Its requests never are of the kind that the short way is for, or are more than that: for life.
+    pub(in super::super) const ODD: u32 = 32;
     /// What says nothing of the moment.
     pub(super) const FOR_LIFE: u32 = LOCKED | ODD;
     /// The upper half counts those who are about to enter though the side is its user's alone.
@@ -147,10 +147,7 @@ impl<T> Side<T> {
     /// Enters without the lock, unless one of these bits is set.
     #[inline]
     fn enter_if(&self, none_of: u32) -> bool {
-        // Where there is a lock for life, nobody says anything.
-        if self.gate.load(Ordering::Relaxed) & none_of != 0 {
-            return false;
-        }
+        // Where there is a lock for life it says nothing, and nobody asks.
         self.inside.store(true, Ordering::Relaxed);
         // The processor may swap the two; the visitor's membarrier is against that.
         compiler_fence(Ordering::SeqCst);

@@ -12,8 +12,10 @@
 //! | `cq`, `channel` | a backlog in front of physical CQs; events |
 //! | `srq`, `ah`, `mr`, `pd`, `context` | the other objects, each with its physical side |
 //! | `underlay` | a device in use |
+//! | `record` | words into which peers record how far they have come |
 //! | `policy` | what a context is told when it is opened |
 //! | `remap` | going over to another device, and following a peer that does |
+//! | `retain` | what is kept of messages until the receiver has a committed epoch |
 //! | `arrived`, `grh`, `reverse` | who sent a datagram |
 //! | `tables`, `translation`, `deal` | name tables, measuring them, dealing names |
 //! | `lock`, `direct` | locks of the data path; device objects at hand |
@@ -45,8 +47,10 @@ mod pd;
 mod peer;
 mod policy;
 mod qp;
+mod record;
 mod remap;
 mod resolve;
+mod retain;
 mod reverse;
 mod srq;
 mod tables;
@@ -60,12 +64,15 @@ mod underlay;
 pub use policy::{Evidence, Outstanding, Policy};
 pub use remap::{Cause, Failover, Phase, Relocation};
 pub use resolve::{Answer, Resolver};
+pub use retain::{
+    Cut, Gap, Message, RetainedConnection, RetainedMessage, RetainedMessages, Retention, Spill,
+};
 #[doc(hidden)]
 pub use translation::Translation;
 
 use crate::device::DeviceContext;
 use crate::error::{Error, Result};
-use crate::names::Owner;
+use crate::names::{Owner, ProcessId};
 use std::any::Any;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -83,6 +90,8 @@ const SHARED: u64 = 2 << KIND_SHIFT;
 const QUIET: u64 = 3 << KIND_SHIFT;
 /// Kind: a request of ours behind the program's, which proves them by its completion.
 const PROOF: u64 = 4 << KIND_SHIFT;
+/// Kind: a record, which is not signalled, and so comes back where it fails alone.
+const RECORD: u64 = 5 << KIND_SHIFT;
 
 /// A process's virtual names, under all of its contexts.
 #[derive(Clone)]
@@ -145,6 +154,31 @@ pub fn relocations(context: &Arc<dyn DeviceContext>) -> Result<Vec<Relocation>> 
     Ok(virtual_context(context)?.moves())
 }
 
+/// What every queue pair of a virtual context has consumed so far: see [`Context::cut`](super::Context::cut).
+///
+/// # Errors
+/// `EOPNOTSUPP` where `context` is not one of virtual verbs.
+pub fn cut(context: &Arc<dyn DeviceContext>) -> Result<Cut> {
+    Ok(retain::cut_of(virtual_context(context)?))
+}
+
+/// What a virtual context keeps of what it has sent: see [`Context::retained`](super::Context::retained).
+///
+/// # Errors
+/// `EOPNOTSUPP` where `context` is not one of virtual verbs.
+pub fn retained(context: &Arc<dyn DeviceContext>) -> Result<Vec<RetainedConnection>> {
+    Ok(retain::retained_of(&*virtual_context(context)?))
+}
+
+/// A process has left the job for good: nothing that a virtual context has sent to it is needed any more.
+///
+/// # Errors
+/// `EOPNOTSUPP` where `context` is not one of virtual verbs.
+pub fn forget_peer(context: &Arc<dyn DeviceContext>, peer: ProcessId) -> Result<()> {
+    virtual_context(context)?.stores().iter().for_each(|store| store.forget_peer(peer.0));
+    Ok(())
+}
+
 /// Moves that a context remembers.
 pub const MAX_MOVES_KEPT: usize = 64;
 
@@ -152,7 +186,7 @@ fn virtual_context(context: &Arc<dyn DeviceContext>) -> Result<Arc<context::Virt
     let name = context.name().to_owned();
     let context: Arc<dyn Any + Send + Sync> = Arc::clone(context) as _;
     context.downcast::<context::VirtualContext>().map_err(|_| {
-        Error::unsupported(format!("{name} was opened without virtual verbs: it cannot move"))
+        Error::unsupported(format!("{name} was opened without virtual verbs, which this needs"))
     })
 }
 

@@ -47,8 +47,9 @@ impl VirtualMr {
         let local = pd.context.local();
         let key = local.deal_key()?;
         let start = if flags & access::ZERO_BASED != 0 { 0 } else { addr as u64 };
+        let owner = PdCore::identity(pd);
         let region =
-            Region { base: addr as usize, start, length: length as u64, rkeys: Vec::new() };
+            Region { owner, base: addr as usize, start, length: length as u64, rkeys: Vec::new() };
         local.add_region(key, region);
         let on = Mutex::default();
         // Dropped, and so deregistered, where a device does not want it.

@@ -4,8 +4,11 @@ use super::ah::{AhCore, VirtualAh};
 use super::context::VirtualContext;
 use super::cq::{CqCore, VirtualCq, sends};
 use super::local::{read, write};
+use super::lock_mutex;
 use super::mr::VirtualMr;
-use super::qp::{Attachment, HIDDEN_SENDS, PhysicalParts, QpParts, VirtualQp};
+use super::qp::{Attachment, PhysicalParts, QpParts, VirtualQp, most_sends, physical_sends};
+use super::record::Records;
+use super::retain::{Retention, Ring};
 use super::srq::{SrqCore, VirtualSrq};
 use super::underlay::Underlay;
 use crate::abi::{self, QpCap, qp_type};
@@ -16,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::names::DeviceId;
 use std::any::Any;
 use std::ffi::c_void;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
 /// A device, and the domain on it.
 type OnDevice = (Arc<Underlay>, Arc<dyn DevicePd>);
@@ -27,15 +30,23 @@ pub(super) struct PdCore {
     single_threaded: bool,
     /// The physical one on each device in use.
     on: RwLock<Vec<OnDevice>>,
+    /// Words of its queue pairs.
+    pub(super) records: Records,
 }
 
 impl PdCore {
     pub(super) fn new(context: Arc<VirtualContext>, single_threaded: bool) -> Result<Arc<Self>> {
-        let pd = PdCore { context, single_threaded, on: RwLock::default() };
+        let (on, records) = (RwLock::default(), Records::default());
+        let pd = PdCore { context, single_threaded, on, records };
         for underlay in pd.context.underlays() {
             pd.extend(&underlay)?;
         }
         Ok(Arc::new(pd))
+    }
+
+    /// What tells it apart from others as long as it is there.
+    pub(super) fn identity(pd: &Arc<Self>) -> usize {
+        Arc::as_ptr(pd) as usize
     }
 
     /// Is on that device, too.
@@ -49,6 +60,7 @@ impl PdCore {
 
     /// Is not on that device any more.
     pub(super) fn retract(&self, device: DeviceId) {
+        self.records.retract(device);
         write(&self.on).retain(|(underlay, _)| underlay.id != device);
     }
 
@@ -65,11 +77,38 @@ impl PdCore {
 }
 
 /// The protection domain that a program holds.
-pub(super) struct VirtualPd(pub(super) Arc<PdCore>);
+pub(super) struct VirtualPd(pub(super) Arc<PdCore>, Mutex<Option<Arc<Ring>>>);
+
+impl VirtualPd {
+    pub(super) fn new(core: Arc<PdCore>) -> Self {
+        VirtualPd(core, Mutex::default())
+    }
+
+    /// The message log of its reliable queue pairs, where there is to be one: made for the first.
+    fn ring(&self) -> Result<Option<Arc<Ring>>> {
+        let context = &self.0.context;
+        let retention = context.retention();
+        if *retention == Retention::Descriptor {
+            return Ok(None);
+        }
+        let mut ring = lock_mutex(&self.1);
+        if ring.is_none() {
+            let new = Ring::new(&self.0, retention)?;
+            context.add_store(&new.store);
+            *ring = Some(Arc::new(new));
+        }
+        Ok(ring.clone())
+    }
+}
 
 /// The sizes that a physical queue pair must have on a device; an error that names the limit where
 /// one is beyond the device's.
-pub(super) fn physical_cap(underlay: &Underlay, cap: &QpCap, srq: bool) -> Result<QpCap> {
+pub(super) fn physical_cap(
+    underlay: &Underlay,
+    qp_type: u32,
+    cap: &QpCap,
+    srq: bool,
+) -> Result<QpCap> {
     let attr = underlay.device.query_device()?;
     let name = underlay.device.name();
     let check = |what: &str, wanted: u32, limit: u32| {
@@ -80,7 +119,7 @@ pub(super) fn physical_cap(underlay: &Underlay, cap: &QpCap, srq: bool) -> Resul
             "a queue pair with {what} of {wanted}: virtual verbs over {name} have {limit} at most"
         )))
     };
-    let wrs = (attr.max_qp_wr.max(0) as u32).saturating_sub(HIDDEN_SENDS);
+    let wrs = most_sends(qp_type, attr.max_qp_wr.max(0) as u32);
     let sges = (attr.max_sge.max(0) as u32).min(u32::from(u8::MAX));
     check("max_send_wr", cap.max_send_wr, wrs)?;
     check("max_send_sge", cap.max_send_sge, sges)?;
@@ -88,7 +127,7 @@ pub(super) fn physical_cap(underlay: &Underlay, cap: &QpCap, srq: bool) -> Resul
         check("max_recv_wr", cap.max_recv_wr, wrs)?;
         check("max_recv_sge", cap.max_recv_sge, sges)?;
     }
-    Ok(QpCap { max_send_wr: cap.max_send_wr + HIDDEN_SENDS, ..*cap })
+    Ok(QpCap { max_send_wr: physical_sends(qp_type, cap.max_send_wr), ..*cap })
 }
 
 /// The virtual object behind a trait object, or an error that says whose it is not.
@@ -172,10 +211,11 @@ impl DevicePd for VirtualPd {
         if srq.is_some() {
             (cap.max_recv_wr, cap.max_recv_sge) = (0, 0);
         }
+        let ring = if init.qp_type == qp_type::RC { self.ring()? } else { None };
         let underlay = context.underlay();
-        let physical_cap = physical_cap(&underlay, &cap, srq.is_some())?;
+        let physical_cap = physical_cap(&underlay, init.qp_type, &cap, srq.is_some())?;
         let room = Room::reserve([
-            (Arc::clone(&send_cq), sends(&cap), None),
+            (Arc::clone(&send_cq), sends(init.qp_type, &cap), None),
             (Arc::clone(&recv_cq), u64::from(cap.max_recv_wr), srq.clone()),
         ])?;
         let attachment = Attachment::create(
@@ -199,6 +239,7 @@ impl DevicePd for VirtualPd {
             send_cq,
             recv_cq,
             srq,
+            ring,
         })?;
         context.qps.add(qp.core());
         context.lookout.begin(context);

@@ -1,34 +1,94 @@
 //! What a context is told when it is opened.
 
 use super::remap::Failover;
+use super::retain::Retention;
+use crate::device::DeviceContext;
 use crate::error::{Error, Result};
+use crate::trial::{self, Known, Verdict};
 use sojourn_logging::Share;
+use std::sync::Arc;
 
 /// What tells how far a responder has come, beside the count of messages that it has delivered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Evidence {
+    /// The packet number on devices where it is live, which is [tried](crate::trial) once for each kind of
+    /// them; a record on others.
+    #[default]
+    Auto,
     /// Its expected packet sequence number, as `ibv_query_qp` returns it: to be used where that is
     /// live (on soft and on rxe it is).
-    #[default]
     Psn,
-    /// Nothing: for devices that return a copy of software (irdma), or that place packets out of order
-    /// (adaptive routing), where the number is only a lower bound. WRITEs and atomics that no message
-    /// follows are undecided then where a move finds them under way, and end with errors.
+    /// A record: a word in our memory into which peers write how far they have come, behind every few
+    /// WRITEs. For devices that return a copy of software (irdma), or that place packets out of order
+    /// (adaptive routing), where the number is only a lower bound. WRITEs behind the last record, and
+    /// atomics, are undecided where a path fails under them, and end with errors.
+    Record,
+    /// Nothing: WRITEs and atomics that no message follows are undecided where a path fails under them.
     Counts,
 }
 
 impl Evidence {
-    /// The environment variable that says it: `psn` (where it is not set, too), or `counts`.
+    /// The environment variable that says it: `auto` (where it is not set, too), `psn`, `record`, or
+    /// `counts`.
     pub const VARIABLE: &'static str = "SOJOURN_EVIDENCE";
 
     fn parse(text: &str) -> Result<Self> {
         match text {
-            "" | "psn" => Ok(Evidence::Psn),
+            "" | "auto" => Ok(Evidence::Auto),
+            "psn" => Ok(Evidence::Psn),
+            "record" => Ok(Evidence::Record),
             "counts" => Ok(Evidence::Counts),
-            other => {
-                Err(Error::invalid(format!("{} is {other:?}: want psn or counts", Self::VARIABLE)))
-            }
+            other => Err(Error::invalid(format!(
+                "{} is {other:?}: want auto, psn, record or counts",
+                Self::VARIABLE
+            ))),
         }
+    }
+}
+
+/// What is believed of one device. Said once, when it is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// Its packet number.
+    Psn,
+    /// Records.
+    Record,
+    /// Nothing.
+    Counts,
+}
+
+impl Source {
+    /// By what is known of a device.
+    fn of(known: Option<&Known>) -> Self {
+        match known {
+            Some(known) if known.verdict == Verdict::Live => Source::Psn,
+            _ => Source::Record,
+        }
+    }
+}
+
+/// Whether a device of which nothing is known may be tried, which takes its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MayTry {
+    /// Nobody waits but who opens it.
+    Yes,
+    /// Peers do, or the service thread would. Records are right on every device.
+    No,
+}
+
+impl Evidence {
+    /// What is believed of that device.
+    pub(super) fn of(self, device: &Arc<dyn DeviceContext>, may_try: MayTry) -> Source {
+        let known = match (self, may_try) {
+            (Evidence::Psn, _) => return Source::Psn,
+            (Evidence::Record, _) => return Source::Record,
+            (Evidence::Counts, _) => return Source::Counts,
+            (Evidence::Auto, MayTry::No) => trial::known(&**device),
+            (Evidence::Auto, MayTry::Yes) => trial::find_out(device)
+                .inspect_err(|error| tracing::warn!("{error}; peers record how far they come"))
+                .ok(),
+        };
+        Source::of(known.as_ref())
     }
 }
 
@@ -64,7 +124,8 @@ impl Outstanding {
     pub const VARIABLE: &'static str = "SOJOURN_OUTSTANDING";
 
     /// The share of one of `qps` queue pairs.
-    pub(super) fn share(&self, qps: u64) -> Share {
+    #[must_use]
+    pub fn share(&self, qps: u64) -> Share {
         let of = |all: u64, most: u64| (all / qps.max(1)).min(most).max(1);
         Share {
             bytes: of(self.bytes, self.qp_bytes),
@@ -99,7 +160,7 @@ impl Outstanding {
 }
 
 /// A number, or so many K, M or G.
-fn number(text: &str) -> Option<u64> {
+pub(super) fn number(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches(['K', 'M', 'G']);
     let shift = match &text[digits.len()..] {
         "" => 0,
@@ -120,6 +181,8 @@ pub struct Policy {
     pub evidence: Evidence,
     /// What may be physically outstanding.
     pub outstanding: Outstanding,
+    /// What is kept of messages that are sent.
+    pub retention: Retention,
 }
 
 impl Policy {
@@ -136,13 +199,30 @@ impl Policy {
             Ok(text) => Outstanding::parse(&text)?,
             Err(_) => Outstanding::default(),
         };
-        Ok(Policy { failover: Failover::from_env()?, evidence, outstanding })
+        let (failover, retention) = (Failover::from_env()?, Retention::from_env()?);
+        Ok(Policy { failover, evidence, outstanding, retention })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::soft;
+
+    #[test]
+    fn a_packet_number_is_believed_where_it_is_known_to_be_live() {
+        let known = |verdict| Known { verdict, tried: Some(1) };
+        let not_live = Verdict::NotLive { case: "SEND".into(), expected: 1, found: Some(0) };
+        assert_eq!(Source::of(Some(&known(Verdict::Live))), Source::Psn);
+        assert_eq!(Source::of(Some(&known(not_live))), Source::Record);
+        assert_eq!(Source::of(None), Source::Record);
+        let soft = soft::open_with("soft0", soft::Options::default()).unwrap();
+        for may_try in [MayTry::Yes, MayTry::No] {
+            assert_eq!(Evidence::Auto.of(&soft, may_try), Source::Psn);
+            assert_eq!(Evidence::Record.of(&soft, may_try), Source::Record);
+            assert_eq!(Evidence::Counts.of(&soft, may_try), Source::Counts);
+        }
+    }
 
     #[test]
     fn what_may_be_outstanding_is_said_by_name() {
@@ -170,9 +250,11 @@ mod tests {
     }
 
     #[test]
-    fn the_evidence_is_one_of_two() {
-        assert_eq!(Evidence::parse("").unwrap(), Evidence::Psn);
+    fn the_evidence_is_one_of_those_that_there_are() {
+        assert_eq!(Evidence::parse("").unwrap(), Evidence::Auto);
+        assert_eq!(Evidence::parse("psn").unwrap(), Evidence::Psn);
         assert_eq!(Evidence::parse("counts").unwrap(), Evidence::Counts);
+        assert_eq!(Evidence::parse("record").unwrap(), Evidence::Record);
         let error = Evidence::parse("guess").unwrap_err().to_string();
         assert!(error.contains(Evidence::VARIABLE) && error.contains("guess"), "{error}");
     }

@@ -196,7 +196,7 @@ mod tests {
 
     fn end(qpn: u32, lid: u16, host: u8) -> PhysicalEnd {
         let (device, mtu, link_layer) = (DeviceId(0), 5, 1);
-        PhysicalEnd { device, lid, gid: [host; 16], qpn, mtu, link_layer }
+        PhysicalEnd { device, lid, gid: [host; 16], qpn, mtu, link_layer, word: None }
     }
 
     fn virtual_gid(process: u32) -> [u8; 16] {

@@ -1,5 +1,6 @@
 //! A device under virtual verbs: opened, with the table of our keys on it and its ports' addresses.
 
+use super::policy::Source;
 use super::tables::{DeviceQpns, KeyTable};
 use crate::abi;
 use crate::device::{DeviceContext, Kind};
@@ -48,12 +49,14 @@ pub(super) struct Underlay {
     pub(super) qpns: DeviceQpns,
     /// At ERR it may give back receives as filled that are not.
     lies: bool,
+    /// What tells here how far a queue pair has come.
+    pub(super) source: Source,
     /// Held by each physical queue pair.
     users: Arc<()>,
 }
 
 impl Underlay {
-    pub(super) fn new(id: DeviceId, device: Arc<dyn DeviceContext>) -> Self {
+    pub(super) fn new(id: DeviceId, device: Arc<dyn DeviceContext>, source: Source) -> Self {
         let vendor = device.query_device().map_or(0, |attr| attr.vendor_id);
         Underlay {
             id,
@@ -61,6 +64,7 @@ impl Underlay {
             device,
             keys: KeyTable::new(),
             qpns: DeviceQpns::new(),
+            source,
             users: Arc::default(),
         }
     }
@@ -91,6 +95,7 @@ impl Underlay {
             qpn,
             mtu: attr.active_mtu as u8,
             link_layer: attr.link_layer,
+            word: None,
         })
     }
 

@@ -39,14 +39,53 @@ pub(super) struct Quirks {
     pub(super) exact: bool,
     /// One packet may be executed after ERR.
     pub(super) edge: bool,
-    /// The responder's number is live.
-    pub(super) live_psn: bool,
     /// Those that are taken down give back all receives as filled.
     pub(super) lies: bool,
+    /// What tells how far a responder has come, beside the count of messages.
+    pub(super) source: Source,
     /// Some queue pairs at ERR never give back what was posted, of a thousand.
     pub(super) no_flush: u32,
     /// Packets and answers that are lost, of a thousand.
     pub(super) loss: u32,
+}
+
+/// What tells how far a responder has come, beside the count of messages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Source {
+    /// Its packet number, which is live.
+    #[default]
+    Psn,
+    /// Its record.
+    Record,
+    /// Nothing.
+    Counts,
+}
+
+/// Whose a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Whose {
+    /// The program's.
+    Program,
+    /// The shell's: it proves a tail by its completion, and by what it records.
+    Proof(Option<u64>),
+    /// The shell's: it records.
+    Record(u64),
+}
+
+impl Whose {
+    /// The program does not know of it.
+    fn is_hidden(self) -> bool {
+        self != Whose::Program
+    }
+
+    /// What it writes into the peer's word.
+    fn recorded(self) -> Option<u64> {
+        match self {
+            Whose::Program => None,
+            Whose::Proof(recorded) => recorded,
+            Whose::Record(recorded) => Some(recorded),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -70,8 +109,7 @@ pub(super) enum Status {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Wqe {
     pub(super) seq: u64,
-    /// One of the shell's, which the program does not know.
-    pub(super) hidden: bool,
+    pub(super) whose: Whose,
     pub(super) opcode: Opcode,
     pub(super) flags: u16,
     /// Leading bytes that are left out.
@@ -96,7 +134,7 @@ pub(super) struct Packet {
     pub(super) to: usize,
     index: u64,
     seq: u64,
-    hidden: bool,
+    whose: Whose,
     opcode: Opcode,
     /// Its bytes in the request.
     begin: u32,
@@ -139,7 +177,7 @@ pub(super) struct Message {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Cqe {
-    Send { seq: u64, hidden: bool, status: Status, result: Option<u64> },
+    Send { seq: u64, whose: Whose, status: Status, result: Option<u64> },
     Recv { seq: u64, message: Option<Message> },
 }
 
@@ -240,7 +278,7 @@ impl World {
         let it = &self.qps[qp];
         let wrapped = u64::from(it.peer_psn) + it.expected > PSN_MASK;
         let psn = ((u64::from(it.peer_psn) + it.expected) & PSN_MASK) as u32;
-        if it.dead || !self.quirks.live_psn {
+        if it.dead || self.quirks.source != Source::Psn {
             self.reach(Kind::NoPsn);
             return None;
         }
@@ -331,7 +369,7 @@ impl World {
                 to: peer,
                 index: it.next,
                 seq: wqe.seq,
-                hidden: wqe.hidden,
+                whose: wqe.whose,
                 opcode: wqe.opcode,
                 begin,
                 end,
@@ -342,7 +380,7 @@ impl World {
                 packets: wqe.packets,
                 cell: wqe.cell,
                 imm: wqe.imm,
-                good: good || wqe.hidden,
+                good: good || wqe.whose.is_hidden(),
             };
             let step = if single { wqe.packets } else { 1 };
             let at = self.arrival(it.packets_by);
@@ -424,8 +462,8 @@ impl World {
             let Some(wqe) = it.sq.pop_front() else { return };
             it.next = it.next.max(wqe.first + wqe.packets);
             if wqe.flags & SIGNALED != 0 {
-                let Wqe { seq, hidden, result, .. } = wqe;
-                self.complete(qp, Cqe::Send { seq, hidden, status: Status::Success, result });
+                let Wqe { seq, whose, result, .. } = wqe;
+                self.complete(qp, Cqe::Send { seq, whose, status: Status::Success, result });
             }
         }
     }
@@ -457,9 +495,9 @@ impl World {
 
     fn exceed_retries(&mut self, qp: usize) {
         if let Some(wqe) = self.qps[qp].sq.pop_front() {
-            let Wqe { seq, hidden, .. } = wqe;
+            let Wqe { seq, whose, .. } = wqe;
             let status = Status::RetryExceeded;
-            self.complete(qp, Cqe::Send { seq, hidden, status, result: None });
+            self.complete(qp, Cqe::Send { seq, whose, status, result: None });
         }
         self.modify_err(qp);
     }
@@ -515,6 +553,6 @@ impl World {
 }
 
 fn flushed(wqe: &Wqe) -> Cqe {
-    let Wqe { seq, hidden, .. } = *wqe;
-    Cqe::Send { seq, hidden, status: Status::Flushed, result: None }
+    let Wqe { seq, whose, .. } = *wqe;
+    Cqe::Send { seq, whose, status: Status::Flushed, result: None }
 }

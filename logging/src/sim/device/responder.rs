@@ -82,7 +82,11 @@ impl World {
         let sender = self.qps[packet.from].end;
         let numbers = if answers(packet.opcode) { packet.packets } else { 1 };
         self.qps[qp].expected += numbers;
-        if packet.hidden {
+        if packet.whose.is_hidden() {
+            if let Some(recorded) = packet.whose.recorded() {
+                let end = self.qps[qp].end;
+                self.ends[end].word = recorded;
+            }
             return self.respond(qp, Answer::Ack(self.qps[qp].expected));
         }
         let index = packet.index;

@@ -48,6 +48,11 @@ impl Place {
         Place { dir, more: Vec::new() }
     }
 
+    /// The directory.
+    pub(crate) fn path(&self) -> std::path::PathBuf {
+        self.dir.path().to_owned()
+    }
+
     /// Sets a variable of the environment.
     pub(crate) fn set(&mut self, name: &str, value: &str) {
         self.more.push((name.to_owned(), value.to_owned()));

@@ -4,7 +4,7 @@ use super::send::Target;
 use super::{Attachment, QpCore};
 use crate::abi::{self, AhAttr, QpAttr, qp_mask, qp_state, qp_type};
 use crate::error::{Error, Result};
-use crate::names::{self, Fetch, PhysicalEnd, ProcessId, Record};
+use crate::names::{self, Fetch, PhysicalEnd, ProcessId, Record, RecordWord};
 use crate::virt::core::lock_mutex;
 use crate::virt::core::underlay::{NO_SUCH_QPN, Underlay};
 use crate::virt::process::refused;
@@ -30,6 +30,8 @@ pub(super) struct Control {
     pub(super) own_psn: Option<u32>,
     /// The path MTU on the device, in bytes.
     mtu: u32,
+    /// The process of the job that it has been connected to since it was in RESET, and its queue pair.
+    pub(super) met: Option<(ProcessId, u32)>,
 }
 
 impl Control {
@@ -70,6 +72,8 @@ pub(super) struct Connection {
     pub(super) mtu: u32,
     /// LID in completions.
     lid: u16,
+    /// Where the peer wants records.
+    pub(super) word: Option<RecordWord>,
 }
 
 impl QpCore {
@@ -128,6 +132,12 @@ impl QpCore {
         {
             physical.sq_psn = psn;
         }
+        if state == Some(qp_state::RTR)
+            && let Some(word) = self.word.get()
+        {
+            // Before anything of the peer's can come.
+            word.clear();
+        }
         attachment.qp.modify(&physical, mask)?;
         {
             let mut control = lock_mutex(&self.control);
@@ -155,12 +165,21 @@ impl QpCore {
         if let Some((found, dest)) = connection {
             let remote = u64::from(found.lid) << 32 | u64::from(dest);
             self.remote.store(remote, Ordering::Release);
-            self.send_side.enter().target = found.target;
+            if state == Some(qp_state::RTR)
+                && self.qp_type == qp_type::RC
+                && let Target::Peer(peer, _) = &found.target
+            {
+                self.meets(Some((peer.process, dest)));
+            }
+            let mut side = self.send_side.enter();
+            self.record_to(&mut side, found.word);
+            side.target = found.target;
         }
         match state {
             Some(qp_state::ERR) => self.note_err(),
             Some(qp_state::RESET) => {
                 self.reset();
+                self.meets(None);
                 self.is_ending.store(false, Ordering::Release);
             }
             _ => {}
@@ -232,6 +251,7 @@ impl QpCore {
                 dest_qp_num: dest,
                 mtu: abi::mtu::MTU_4096,
                 lid: wanted.dlid,
+                word: None,
             });
         };
         let own = underlay.end(wanted.port_num, attachment.qp.qp_num())?;
@@ -243,7 +263,7 @@ impl QpCore {
                      as if nobody answered",
                     self.qpn
                 );
-                PhysicalEnd { qpn: NO_SUCH_QPN, ..own }
+                PhysicalEnd { qpn: NO_SUCH_QPN, word: None, ..own }
             }
         };
         self.connection_to(underlay, &wanted, process, &own, &end)
@@ -266,6 +286,7 @@ impl QpCore {
             dest_qp_num: end.qpn,
             mtu: u32::from(end.mtu.min(own.mtu)),
             lid: process.lid().0,
+            word: end.word,
         })
     }
 

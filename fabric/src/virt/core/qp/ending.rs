@@ -61,6 +61,7 @@ impl QpCore {
         side.replays.clear();
         self.watch.fetch_or(watch::ENDING, Ordering::Release);
         self.recv_side.note(gate::ERR);
+        let status = self.blamed(status);
         let handed = self.send.handed();
         if !(side.ending.through && side.ending.first == handed) {
             side.ending = Ending { first: handed, status, through: false, flushed: handed };
@@ -284,6 +285,7 @@ impl QpCore {
         }
         side.ending = Ending::default();
         side.replays.clear();
+        self.blame.store(wc_status::SUCCESS, Ordering::Relaxed);
         side.clear(gate::BLOCKED | gate::SUSPENDED | gate::FAILED | gate::ERR);
         drop(side);
         self.forget_replays();

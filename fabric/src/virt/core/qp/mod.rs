@@ -7,6 +7,7 @@
 //! | `ending` | completing ourselves what is not handed any more: after ERR, or when a peer is lost |
 //! | `control` | `modify` and `query`, where addresses are resolved |
 //! | `remap` | suspend, attach, replay; `mend`, in it: paths that fail around that |
+//! | `recording` | records into the peer's word, where its packet number is not live |
 //!
 //! # Threads
 //!
@@ -17,6 +18,7 @@
 
 mod control;
 mod ending;
+mod recording;
 mod recv;
 mod remap;
 mod room;
@@ -32,26 +34,50 @@ use super::local::Local;
 use super::lock::Side;
 use super::pd::PdCore;
 use super::peer::{Missing, Outcome, Peer, Wanted};
+use super::policy::Source;
+use super::record::{RECORD_BYTES, Word};
+use super::retain::{Retaining, Retention, Ring};
 use super::srq::SrqCore;
 use super::underlay::Underlay;
 use super::{QPN_SHIFT, RECV, lock_mutex};
 use crate::abi::{self, QpAttr, QpCap, Sge, qp_type, send_flags};
 use crate::device::{DevicePd, DeviceQp, DeviceSrq, PostRecv, PostSend, QpInit};
 use crate::error::{Error, Result};
-use crate::names::{PhysicalEnd, ProcessId};
+use crate::names::{DeviceId, PhysicalEnd, ProcessId, RecordWord};
 use control::Control;
 use ending::Ending;
 use recv::RecvSide;
 use send::SendSide;
-use sojourn_logging::{RecvWindow, SendWindow};
+use sojourn_logging::{RecvWindow, SendWindow, record_slots};
 use std::collections::HashSet;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, Weak};
 
 /// Slots of the physical send queue that are ours: for the marker behind which nothing of the
 /// program's is outstanding any more, and for the proof of a tail that is not signalled.
-pub(super) const HIDDEN_SENDS: u32 = 2;
+const HIDDEN_SENDS: u32 = 2;
+
+/// Slots of the physical send queue that a virtual one of that depth takes. Reliable ones have room for
+/// records, whatever their peer wants today: it may go to another device tomorrow.
+pub(super) fn physical_sends(qp_type: u32, depth: u32) -> u32 {
+    let records = if qp_type == qp_type::RC { record_slots(depth) } else { 0 };
+    depth.saturating_add(HIDDEN_SENDS + records)
+}
+
+/// The deepest virtual send queue that fits into a physical one.
+pub(super) fn most_sends(qp_type: u32, limit: u32) -> u32 {
+    let (mut low, mut high) = (0, limit);
+    while low < high {
+        let middle = high - (high - low) / 2;
+        if physical_sends(qp_type, middle) <= limit {
+            low = middle;
+        } else {
+            high = middle - 1;
+        }
+    }
+    low
+}
 
 /// Bits of `QpCore::watch`: reasons for a poller to look closer.
 pub(super) mod watch {
@@ -97,7 +123,7 @@ impl Attachment {
         let missing = || Error::invalid("a queue pair and its CQs must be of the same context");
         let cq = |cq: &CqCore| cq.physical_on(underlay.id).ok_or_else(missing);
         let pd = pd.physical_on(underlay.id).ok_or_else(missing)?;
-        let qp = Arc::clone(&pd).create_qp(&QpInit {
+        let mut init = QpInit {
             qp_type: parts.qp_type,
             cap: parts.cap,
             // Every request says itself whether it is signalled.
@@ -105,6 +131,18 @@ impl Attachment {
             send_cq: cq(parts.send_cq)?,
             recv_cq: cq(parts.recv_cq)?,
             srq: parts.srq.clone(),
+        };
+        let inline = parts.cap.max_inline_data;
+        if parts.qp_type == qp_type::RC {
+            init.cap.max_inline_data = inline.max(RECORD_BYTES);
+        }
+        let qp = Arc::clone(&pd).create_qp(&init).or_else(|error| {
+            // A device that has no inline data, say. Its peers then get no records.
+            if init.cap.max_inline_data == inline {
+                return Err(error);
+            }
+            init.cap.max_inline_data = inline;
+            Arc::clone(&pd).create_qp(&init)
         })?;
         Ok(Attachment { underlay: Arc::clone(underlay), pd, qp, _use: underlay.user() })
     }
@@ -121,6 +159,8 @@ pub(super) struct QpParts {
     pub(super) send_cq: Arc<CqCore>,
     pub(super) recv_cq: Arc<CqCore>,
     pub(super) srq: Option<Arc<SrqCore>>,
+    /// Where what it sends is kept, if it is.
+    pub(super) ring: Option<Arc<Ring>>,
 }
 
 /// A queue pair, as its posters, its pollers and the service thread share it.
@@ -144,6 +184,10 @@ pub(super) struct QpCore {
     cap: QpCap,
     pub(super) srq: Option<Arc<SrqCore>>,
     pub(super) pd: Arc<PdCore>,
+    /// Into which its peer records, where that is wanted on a device that it is or was on.
+    word: OnceLock<Word>,
+    /// A record has failed with that status, and no request of the program's has been told so.
+    blame: AtomicU32,
     /// Receives that were consumed before it was connected.
     recv_base: AtomicU64,
     /// The program has told it to end, or it has failed for good: what fails from then on is no path.
@@ -170,6 +214,8 @@ pub(super) struct QpCore {
     /// `None` once the program has destroyed it.
     attachment: Mutex<Option<Attachment>>,
     control: Mutex<Control>,
+    /// What is kept of what it sends: where there is something, it goes the long way for life.
+    pub(super) retaining: Option<Retaining>,
 }
 
 /// A physical request or receive of one element, which stands beside it. Reached through raw
@@ -229,7 +275,13 @@ impl QpCore {
         let send_side = Side::new(SendSide::new(attachment, send_sges), parts.single_threaded);
         let recv_side = Side::new(RecvSide::new(attachment, recv_sges), parts.single_threaded);
         // The short ways are for connected queue pairs, and requests of one element.
-        let odd_sends = parts.qp_type == qp_type::UD || send_sges == 0;
+        let retaining = match (&parts.ring, parts.pd.context.retention()) {
+            (Some(ring), Retention::Payload { from_copy, .. }) => {
+                Some(Retaining::new(ring, *from_copy))
+            }
+            _ => None,
+        };
+        let odd_sends = parts.qp_type == qp_type::UD || send_sges == 0 || retaining.is_some();
         let odd_recvs = srq.is_some() || recv_sges == 0;
         Arc::new_cyclic(|me| QpCore {
             qpn,
@@ -246,6 +298,8 @@ impl QpCore {
             cap,
             srq,
             pd: Arc::clone(&parts.pd),
+            word: OnceLock::new(),
+            blame: AtomicU32::new(abi::wc_status::SUCCESS),
             recv_base: AtomicU64::new(0),
             is_ending: AtomicBool::new(false),
             waits_for_room: AtomicBool::new(false),
@@ -261,6 +315,7 @@ impl QpCore {
             me: me.clone(),
             attachment: Mutex::new(Some(attachment.clone())),
             control: Mutex::default(),
+            retaining,
         })
     }
 
@@ -288,6 +343,23 @@ impl QpCore {
         lock_mutex(&self.known_to).iter().copied().collect()
     }
 
+    /// Its peer can record on the device of that physical queue pair, where the packet number there is
+    /// not live.
+    fn keep_word(&self, on: &Attachment) -> Result<()> {
+        if self.qp_type != qp_type::RC || on.underlay.source != Source::Record {
+            return Ok(());
+        }
+        let word = self.word.get_or_init(|| self.pd.records.take());
+        word.keep_on(on.underlay.id, &on.pd).map_err(|error| {
+            error.context(format_args!("a word for the records of queue pair {:#x}", self.qpn))
+        })
+    }
+
+    /// Where the peer records, on that device.
+    fn word_on(&self, device: DeviceId) -> Option<RecordWord> {
+        self.word.get()?.on(device)
+    }
+
     /// Its CQs, as long as they are there.
     pub(super) fn cqs(&self) -> impl Iterator<Item = Arc<CqCore>> {
         [self.send_cq.upgrade(), self.recv_cq.upgrade()].into_iter().flatten()
@@ -302,13 +374,14 @@ impl QpCore {
             (Arc::clone(&attachment.underlay), attachment.qp.qp_num())
         };
         let port = lock_mutex(&self.control).port();
-        underlay.end(port, number).ok()
+        let end = underlay.end(port, number).ok()?;
+        Some(PhysicalEnd { word: self.word_on(underlay.id), ..end })
     }
 
     /// Tells what the completions of this queue pair took of `cq`.
     pub(super) fn unload(&self, cq: &CqCore, tell: &mut dyn FnMut(u64, Option<&SrqCore>)) {
         if std::ptr::eq(self.send_cq.as_ptr(), cq) {
-            tell(super::cq::sends(&self.cap), None);
+            tell(super::cq::sends(self.qp_type, &self.cap), None);
         }
         if std::ptr::eq(self.recv_cq.as_ptr(), cq) {
             tell(u64::from(self.cap.max_recv_wr), self.srq.as_deref());
@@ -355,6 +428,36 @@ impl QpCore {
         self.watch.load(Ordering::Relaxed) & watch::DEAD != 0
     }
 
+    /// The process of the job that it has been connected to since it was in RESET, and its queue pair.
+    pub(super) fn met(&self) -> Option<(ProcessId, u32)> {
+        lock_mutex(&self.control).met
+    }
+
+    /// It has met a queue pair of a process of the job, or the connection with that has ended: no device reads
+    /// or writes for it any more.
+    fn meets(&self, new: Option<(ProcessId, u32)>) {
+        let old = std::mem::replace(&mut lock_mutex(&self.control).met, new);
+        if let Some((peer, qpn)) = old {
+            let local = self.local();
+            let number = local.committed.number(local.grant().incarnation.0);
+            self.pd.context.gone.add(peer, qpn, self.qpn, number);
+        }
+        match (&self.retaining, new) {
+            (Some(retaining), Some((peer, qpn))) => retaining.begin(self, peer.0, qpn),
+            (Some(retaining), None) => retaining.end(),
+            (None, _) => {}
+        }
+    }
+
+    /// Messages of the peer that have been delivered since it was connected.
+    pub(super) fn received(&self) -> u64 {
+        if self.srq.is_some() {
+            return self.delivered.load(Ordering::Acquire);
+        }
+        let since = self.recv.retired().wrapping_sub(self.recv_base.load(Ordering::Acquire));
+        since.wrapping_sub(self.unfilled.load(Ordering::Acquire))
+    }
+
     /// The physical number and device, to take them out of the device's table.
     fn detach(&self) -> Option<Attachment> {
         self.stay_for_good();
@@ -378,6 +481,8 @@ pub(super) struct VirtualQp {
     core: Direct<QpCore>,
     send_cq: Arc<CqCore>,
     recv_cq: Arc<CqCore>,
+    /// Registered as long as it may send from there.
+    _ring: Option<Arc<Ring>>,
 }
 
 impl VirtualQp {
@@ -388,6 +493,7 @@ impl VirtualQp {
         let qpn = local.deal_qpn()?;
         let core = QpCore::new(parts, qpn);
         let attachment = &parts.attachment;
+        core.keep_word(attachment)?;
         let physical = attachment.qp.qp_num();
         if !attachment.underlay.qpns.set(physical as usize, physical, qpn) {
             return Err(Error::new(
@@ -398,7 +504,8 @@ impl VirtualQp {
         local.add_qp(&core);
         parts.pd.context.qp_count.fetch_add(1, Ordering::Relaxed);
         let (send_cq, recv_cq) = (Arc::clone(&parts.send_cq), Arc::clone(&parts.recv_cq));
-        Ok(VirtualQp { core: Direct::new(core), send_cq, recv_cq })
+        let _ring = parts.ring.clone();
+        Ok(VirtualQp { core: Direct::new(core), send_cq, recv_cq, _ring })
     }
 
     pub(super) fn core(&self) -> &Arc<QpCore> {
@@ -413,6 +520,7 @@ impl Drop for VirtualQp {
         context.qp_count.fetch_sub(1, Ordering::Relaxed);
         let attachment = self.core.detach();
         let physical = attachment.map(|it| (it.underlay, it.qp.qp_num()));
+        self.core.meets(None);
         // The physical one is destroyed by now; what it left in the CQs is taken out by them.
         self.send_cq.bury(self.core.arc());
         if !Arc::ptr_eq(&self.send_cq, &self.recv_cq) {

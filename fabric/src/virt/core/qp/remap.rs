@@ -21,6 +21,7 @@ use self::late::Late;
 use self::mend::{is_of_path, may_be_of_path};
 use super::control::Control;
 use super::ending::{Ending, completion_of};
+use super::recording::{point_at, record_sge};
 use super::send::{SendSide, Target};
 use super::{Attachment, Blocked, PhysicalParts, QpCore, watch};
 use crate::abi::{
@@ -29,12 +30,13 @@ use crate::abi::{
 };
 use crate::device::{DeviceSrq, Kind};
 use crate::error::{Error, Result};
-use crate::names::{DeviceId, PhysicalEnd, ProcessId};
+use crate::names::{DeviceId, PhysicalEnd, ProcessId, RecordWord};
 use crate::virt::core::cq::Held;
 use crate::virt::core::lock::{Guard, gate};
 use crate::virt::core::pd::physical_cap;
 use crate::virt::core::peer::Missing;
-use crate::virt::core::policy::Evidence;
+use crate::virt::core::policy::Source;
+use crate::virt::core::record::Word;
 use crate::virt::core::underlay::{NO_SUCH_KEY, NO_SUCH_QPN, Underlay};
 use crate::virt::core::{KIND_SHIFT, LOW_31, PROOF, RECV, SHARED, lock_mutex};
 use sojourn_logging::{Executed, Opcode, Plan, Start};
@@ -96,6 +98,8 @@ pub(in crate::virt::core) struct Fresh {
     /// Path MTU in bytes, once connected.
     mtu: u32,
     target: Option<Target>,
+    /// Where the peer wants records.
+    word: Option<RecordWord>,
     /// Of the connection: one more than that which is attached, or as the peer says who offers it.
     pub(in crate::virt::core) incarnation: u32,
     /// The state that it is to have.
@@ -300,13 +304,13 @@ impl QpCore {
         // On another device the CQs have been made large enough.
         let doubled = self.device() == Some(underlay.id);
         if doubled {
-            send_cq.reserve(crate::virt::core::cq::sends(&self.cap), None)?;
+            send_cq.reserve(crate::virt::core::cq::sends(self.qp_type, &self.cap), None)?;
             if let Err(error) = recv_cq.reserve(u64::from(self.cap.max_recv_wr), None) {
-                send_cq.release(crate::virt::core::cq::sends(&self.cap), None);
+                send_cq.release(crate::virt::core::cq::sends(self.qp_type, &self.cap), None);
                 return Err(error);
             }
         }
-        let made = physical_cap(underlay, &self.cap, srq.is_some()).and_then(|cap| {
+        let made = physical_cap(underlay, self.qp_type, &self.cap, srq.is_some()).and_then(|cap| {
             let parts = PhysicalParts {
                 qp_type: self.qp_type,
                 cap,
@@ -314,8 +318,11 @@ impl QpCore {
                 recv_cq: &recv_cq,
                 srq,
             };
-            let made = Attachment::create(&self.pd, underlay, &parts);
-            made.map_err(|error| error.context(format_args!("another queue pair {:#x}", self.qpn)))
+            let another =
+                |error: Error| error.context(format_args!("another queue pair {:#x}", self.qpn));
+            let attachment = Attachment::create(&self.pd, underlay, &parts).map_err(another)?;
+            self.keep_word(&attachment).map_err(another)?;
+            Ok(attachment)
         });
         let attachment = match made {
             Ok(attachment) => attachment,
@@ -337,7 +344,16 @@ impl QpCore {
         let number = attachment.qp.qp_num();
         let psn = random_psn();
         let incarnation = lock_mutex(&self.moving).incarnation + 1;
-        let fresh = Fresh { attachment, psn, mtu: 0, target: None, incarnation, state, doubled };
+        let fresh = Fresh {
+            attachment,
+            psn,
+            mtu: 0,
+            target: None,
+            word: None,
+            incarnation,
+            state,
+            doubled,
+        };
         let _ = underlay.qpns.set(number as usize, number, self.qpn);
         if !matches!(state, qp_state::RESET | qp_state::ERR)
             && let Err(error) = self.init_fresh(&fresh)
@@ -401,7 +417,9 @@ impl QpCore {
     /// How peers reach the new physical queue pair.
     pub(in crate::virt::core) fn end_of(&self, fresh: &Fresh) -> Result<PhysicalEnd> {
         let port = lock_mutex(&self.control).port();
-        fresh.attachment.underlay.end(port, fresh.attachment.qp.qp_num())
+        let underlay = &fresh.attachment.underlay;
+        let end = underlay.end(port, fresh.attachment.qp.qp_num())?;
+        Ok(PhysicalEnd { word: self.word_on(underlay.id), ..end })
     }
 
     /// Connects the new physical queue pair to that end of `process`, whose first packet has that
@@ -413,7 +431,8 @@ impl QpCore {
         end: Option<(PhysicalEnd, u32)>,
     ) -> Result<()> {
         let own = self.end_of(fresh)?;
-        let (end, peer_psn) = end.unwrap_or((PhysicalEnd { qpn: NO_SUCH_QPN, ..own }, 0));
+        let (end, peer_psn) =
+            end.unwrap_or((PhysicalEnd { qpn: NO_SUCH_QPN, word: None, ..own }, 0));
         let attr = {
             let control = lock_mutex(&self.control);
             let mut attr = control.attr;
@@ -437,7 +456,7 @@ impl QpCore {
         }
         self.ready(fresh, &rtr, mask)?;
         fresh.mtu = abi::mtu_bytes(rtr.path_mtu).unwrap_or(0);
-        fresh.target = Some(found.target);
+        (fresh.target, fresh.word) = (Some(found.target), found.word);
         Ok(())
     }
 
@@ -459,7 +478,7 @@ impl QpCore {
     fn release_room(&self, doubled: bool) {
         if doubled {
             if let Some(cq) = self.send_cq.upgrade() {
-                cq.release(crate::virt::core::cq::sends(&self.cap), None);
+                cq.release(crate::virt::core::cq::sends(self.qp_type, &self.cap), None);
             }
             if let Some(cq) = self.recv_cq.upgrade() {
                 cq.release(u64::from(self.cap.max_recv_wr), None);
@@ -523,16 +542,26 @@ impl QpCore {
         wr.opcode = wr_opcode::RDMA_WRITE;
         wr.send_flags = send_flags::SIGNALED;
         wr.wr.rdma = abi::RdmaWr { remote_addr: 0, rkey: NO_SUCH_KEY };
+        // To a peer that wants records it is one.
+        let recorded = side.record.filter(|_| counts);
+        let number = self.send.next_record().to_le_bytes();
+        let mut sge = record_sge(&number);
+        if let Some(word) = recorded {
+            point_at(&mut wr, word, &mut sge);
+        }
         if self.qp_type == qp_type::UD {
             wr.opcode = wr_opcode::SEND;
             wr.wr.ud = side.lost_datagram(0);
         }
         let Some(qp) = side.physical() else { return };
-        // SAFETY: one request without elements; a datagram's handle is the side's own.
+        // SAFETY: one request without elements, or with one of bytes that are copied during the call; a
+        // datagram's handle is the side's own.
         if unsafe { qp.post_send(&raw mut wr) }.is_ok() {
             lock_mutex(&self.moving).proof_out = true;
-            if counts {
-                self.send.hide();
+            match recorded {
+                Some(_) => self.send.note_record(),
+                None if counts => self.send.hide(),
+                None => {}
             }
         }
     }
@@ -606,22 +635,26 @@ impl QpCore {
             }
             exact || moving.flushed
         };
-        let psn = match self.pd.context.evidence() {
-            Evidence::Psn => attachment.qp.query(qp_mask::RQ_PSN).ok().map(|attr| attr.rq_psn),
-            Evidence::Counts => None,
-        };
-        self.settle_late(attachment.underlay.id, psn);
-        let messages = match &self.srq {
-            Some(_) => self.delivered.load(Ordering::Acquire),
-            None => {
-                let since =
-                    self.recv.retired().wrapping_sub(self.recv_base.load(Ordering::Acquire));
-                since.wrapping_sub(self.unfilled.load(Ordering::Acquire))
-            }
-        };
+        let number = || attachment.qp.query(qp_mask::RQ_PSN).ok().map(|attr| attr.rq_psn);
+        let source = attachment.underlay.source;
+        let (mut psn, mut recorded) = (None, None);
+        // What is held back of the count depends on the number.
+        let lies = source == Source::Psn && attachment.underlay.may_lie_at_err();
+        if lies {
+            psn = number();
+            self.settle_late(attachment.underlay.id, psn);
+        }
+        let messages = self.received();
         // The peer acts on these: what comes after them does not count.
         lock_mutex(&self.moving).told = true;
-        Some(Executed { messages, psn, settled })
+        match source {
+            Source::Psn if lies => {}
+            Source::Psn => psn = number(),
+            // After the count: what was recorded behind a message that the count lacks shows then.
+            Source::Record => recorded = self.word.get().map(Word::recorded),
+            Source::Counts => {}
+        }
+        Some(Executed { messages, psn, settled, recorded })
     }
 
     /// Hands all receives to the new physical queue pair.
@@ -655,7 +688,7 @@ impl QpCore {
         if at_err {
             return (self.attach_at_err(fresh), None);
         }
-        let Fresh { attachment, psn, mtu, target, incarnation, state, doubled } = fresh;
+        let Fresh { attachment, psn, mtu, target, word, incarnation, state, doubled } = fresh;
         lock_mutex(&self.moving).incarnation = incarnation;
         let reliable = self.qp_type == qp_type::RC;
         let send_cq = self.send_cq.upgrade();
@@ -672,6 +705,7 @@ impl QpCore {
                 }),
             };
             side.go_over(&attachment, target.clone());
+            self.record_to(&mut side, word);
             if side.gate() & gate::FAILED != 0 {
                 // It ends already, and goes on with that.
                 side.clear(gate::SUSPENDED);
@@ -877,8 +911,7 @@ impl QpCore {
         if wc.status == wc_status::SUCCESS {
             return moving.late.holds(wc);
         }
-        let first = moving.withheld.is_empty();
-        if first || wc.status != wc_status::WR_FLUSH_ERR {
+        if moving.withheld.is_empty() || wc.status != wc_status::WR_FLUSH_ERR {
             tracing::debug!(
                 "queue pair {:#x}: {} of a {} (vendor error {:#x}) is withheld",
                 self.qpn,

@@ -1,13 +1,17 @@
 //! The send side: appending, and handing.
 
+mod by_value;
+
 use super::room::Admission;
 use super::{Attachment, Blocked, Ending, PlainWr, QpCore};
 use crate::abi::{self, AtomicWr, RdmaWr, SendWr, Sge, UdWr, qp_type, send_flags, wr_opcode};
 use crate::device::{DeviceAh, DeviceQp, PostError, PostSend};
+use crate::names::RecordWord;
 use crate::virt::core::ah::{AhCore, AhPd, Destination};
 use crate::virt::core::direct::Direct;
 use crate::virt::core::lock::{Guard, gate};
 use crate::virt::core::peer::{Missing, Peer, Wanted};
+use crate::virt::core::retain;
 use crate::virt::core::tables::{KeyTable, MAX_KEYS, PeerKeys, key_index};
 use crate::virt::core::underlay::{NO_SUCH_KEY, NO_SUCH_QPN};
 use crate::virt::core::{LOW_31, QUIET};
@@ -64,6 +68,10 @@ pub(in crate::virt::core) struct SendSide {
     pub(super) ending: Ending,
     /// Requests of an earlier path, to be handed again before anything else.
     pub(super) replays: VecDeque<Replay>,
+    /// Where the peer wants records.
+    pub(super) record: Option<RecordWord>,
+    /// WRITEs behind the last record and the last message.
+    pub(super) unrecorded: u32,
 }
 
 // SAFETY: the pointers are to this struct's own boxes, and null otherwise; `posting` is looked at by
@@ -107,6 +115,8 @@ impl SendSide {
             on,
             ending: Ending::default(),
             replays: VecDeque::new(),
+            record: None,
+            unrecorded: 0,
         }
     }
 
@@ -335,6 +345,11 @@ impl SendSide {
         UdWr { ah, remote_qpn: NO_SUCH_QPN, remote_qkey }
     }
 
+    /// Opcodes of the first `n` physical requests.
+    pub(super) fn opcodes(&self, n: usize) -> impl Iterator<Item = u32> + '_ {
+        self.wrs[..n].iter().map(|wr| wr.opcode)
+    }
+
     /// Hands the first `n` physical requests. With an error: how many of them were taken.
     #[inline]
     fn hand(&mut self, n: usize) -> Result<(), (usize, i32)> {
@@ -403,6 +418,14 @@ impl QpCore {
     #[inline(never)]
     unsafe fn post_send_entering(&self, list: *mut SendWr) -> PostSend {
         let mut ask = false;
+        // SAFETY: the caller's list is valid during the call.
+        if let Some(wr) = unsafe { list.as_ref() }
+            && Self::is_by_value(wr)
+            // SAFETY: the caller's promise; it is such a one.
+            && let Some(posted) = unsafe { self.post_by_value(list, wr) }
+        {
+            return posted;
+        }
         // SAFETY: the caller's list is valid during the call.
         if let Some(wr) = unsafe { list.as_ref() }
             && Self::is_plain(wr)
@@ -556,11 +579,13 @@ impl QpCore {
             if n > 0 {
                 if let Err((taken, errno)) = side.hand(n) {
                     self.send.mark_handed(first + taken as u64);
+                    self.keep_not(first + taken as u64);
                     self.send.take_back(first + taken as u64);
                     self.send.revoke();
                     return Err(PostError::new(errno, staged[taken]));
                 }
                 self.send.mark_handed(first + n as u64);
+                self.record_behind(&mut side, n);
             }
             if let Some(errno) = refused {
                 self.send.revoke();
@@ -612,24 +637,27 @@ impl QpCore {
     #[inline]
     unsafe fn stage(&self, side: &mut SendSide, at: usize, wr: &SendWr) -> Result<Staged, i32> {
         // SAFETY: the caller's promise.
-        let (seq, entry) = unsafe { self.append(wr) }?;
+        let (seq, entry, copy) = unsafe { self.append(wr) }?;
         let ah = if self.qp_type == qp_type::UD {
             // SAFETY: a datagram's handle is one of ours, and alive during the call.
             unsafe { wr.wr.ud.ah.cast::<AhCore>().as_ref() }
         } else {
             None
         };
+        if let Some(copy) = copy {
+            return Ok(side.lower(self, at, seq, &entry, [copy].into_iter(), ah).map(|()| seq));
+        }
         // SAFETY: the caller's promise.
         let elements = unsafe { elements(wr) };
         Ok(side.lower(self, at, seq, &entry, elements, ah).map(|()| seq))
     }
 
-    /// Appends a request to the window.
+    /// Appends a request to the window; with the element of the copy that it is sent from, where it is.
     ///
     /// # Safety
     /// As [`DeviceQp::post_send`].
     #[inline]
-    unsafe fn append(&self, wr: &SendWr) -> Result<(u64, SendEntry), i32> {
+    unsafe fn append(&self, wr: &SendWr) -> Result<(u64, SendEntry, Option<Element>), i32> {
         let opcode = match Opcode::from_verbs(wr.opcode) {
             Some(Opcode::SendInv) | None => return Err(self.refuse(wr.opcode)),
             Some(opcode) => opcode,
@@ -678,7 +706,17 @@ impl QpCore {
             entry.remote_addr = u64::from(ah.number);
             (entry.rkey, entry.qkey) = (ud.remote_qpn, ud.remote_qkey);
         }
-        let appended = if wr.send_flags & send_flags::INLINE != 0 {
+        let keeps = self.retaining.as_ref().filter(|_| retain::is_kept(opcode));
+        let copy = match keeps {
+            // SAFETY: the caller's promise.
+            Some(retaining) => unsafe {
+                self.keep(retaining, &entry, sges(wr.sg_list, wr.num_sge))
+            },
+            None => None,
+        };
+        let appended = if let Some(copy) = copy {
+            self.send.append(&entry, [copy].into_iter())
+        } else if wr.send_flags & send_flags::INLINE != 0 {
             if matches!(opcode, Opcode::Read) || opcode.is_atomic() {
                 return Err(libc::EINVAL);
             }
@@ -694,11 +732,14 @@ impl QpCore {
             // SAFETY: the caller's promise.
             self.send.append(&entry, unsafe { elements(wr) })
         };
-        match appended {
-            Ok(seq) => Ok((seq, entry)),
-            Err(Refused::Full) => Err(libc::ENOMEM),
-            Err(_) => Err(libc::EINVAL),
+        let refused = match appended {
+            Ok(seq) => return Ok((seq, entry, copy)),
+            Err(refused) => refused,
+        };
+        if let Some(retaining) = keeps {
+            retaining.take_back(1, u64::from(opcode != Opcode::Write));
         }
+        Err(if refused == Refused::Full { libc::ENOMEM } else { libc::EINVAL })
     }
 
     #[cold]
@@ -777,6 +818,7 @@ impl QpCore {
                     0 => self.send.mark_handed(first + taken as u64),
                     _ => drop(side.replays.drain(..taken)),
                 }
+                self.record_behind(side, taken);
                 if let Err((_, errno)) = handed {
                     tracing::error!(
                         "queue pair {:#x}: the device refused a request that had waited: {}",

@@ -7,6 +7,7 @@ use crate::names::{PhysicalEnd, ProcessId};
 use crate::virt::core::context::VirtualContext;
 use crate::virt::core::local::Local;
 use crate::virt::core::lock_mutex;
+use crate::virt::core::policy::MayTry;
 use crate::virt::core::qp::{Fresh, Leaving, QpCore};
 use crate::virt::core::underlay::Underlay;
 use sojourn_logging::Executed;
@@ -415,7 +416,8 @@ fn device_towards(
     devices.sort_by_key(|device| device.kind() == Kind::Soft);
     for device in devices {
         let Ok(opened) = device.open() else { continue };
-        let underlay = context.local().add_device(opened);
+        let source = context.evidence().of(&opened, MayTry::No);
+        let underlay = context.local().add_device(opened, source);
         if reaches(&underlay) {
             let extended = site::extend(context, &underlay);
             return match extended {

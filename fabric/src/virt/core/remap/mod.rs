@@ -48,7 +48,7 @@ fn cqs_of<'a>(qps: impl Iterator<Item = &'a Arc<QpCore>>) -> Vec<Arc<CqCore>> {
 }
 
 /// The program's signals are for its own threads.
-fn block_signals() {
+pub(super) fn block_signals() {
     use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None);
 }

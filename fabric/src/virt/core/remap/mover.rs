@@ -18,6 +18,7 @@ use crate::virt::core::context::VirtualContext;
 use crate::virt::core::cq::CqCore;
 use crate::virt::core::local::Local;
 use crate::virt::core::lock_mutex;
+use crate::virt::core::policy::{MayTry, Source};
 use crate::virt::core::qp::{Fresh, Leaving, QpCore};
 use crate::virt::core::srq::SrqCore;
 use crate::virt::core::underlay::Underlay;
@@ -132,10 +133,13 @@ pub(in crate::virt::core) fn relocate(
 ) -> Result<Relocation> {
     let until = Instant::now() + PATIENCE;
     let to = device.name().to_owned();
+    // Before anybody waits for this move. What has failed already is not to wait for a trial.
+    let may_try = if cause == Cause::Asked { MayTry::Yes } else { MayTry::No };
+    let source = context.evidence().of(device, may_try);
     context.local().remaps.contend();
     let (mut rest, mut retries) = (FIRST_REST, 0);
     loop {
-        let busy = match attempt(context, device, cause, until) {
+        let busy = match attempt(context, device, source, cause, until) {
             Ok(done) => return Ok(Relocation { retries, ..done }),
             Err(Short::Failed(error)) => return Err(error.context(format!("moving to {to}"))),
             Err(Short::Busy(error)) => error,
@@ -160,6 +164,7 @@ fn by_lot(rest: Duration) -> Duration {
 fn attempt(
     context: &Arc<VirtualContext>,
     device: &Arc<dyn DeviceContext>,
+    source: Source,
     cause: Cause,
     until: Instant,
 ) -> std::result::Result<Relocation, Short> {
@@ -179,7 +184,7 @@ fn attempt(
         }
     };
     let surveyed = survey(context)?;
-    let to = local.add_device(Arc::clone(device));
+    let to = local.add_device(Arc::clone(device), source);
     check_limits(context, &surveyed, &to)?;
     let old: Vec<DeviceId> = context.underlays().iter().map(|underlay| underlay.id).collect();
     let from = context.underlay().device.name().to_owned();

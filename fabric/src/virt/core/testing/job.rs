@@ -150,6 +150,10 @@ impl Job {
                 qps.iter().for_each(|(qpn, end)| owner.moved(by, *qpn, end));
                 Some(Record::Noted)
             }
+            Fetch::Committed { serial, covers } => {
+                owner.committed(by, *serial, covers);
+                Some(Record::Noted)
+            }
             Fetch::Relocate { ticket, device } => {
                 Some(Record::Order(owner.relocate(*ticket, device)))
             }

@@ -9,8 +9,13 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Two processes whose contexts may go to the soft device, and three messages of the first under way.
 fn three_under_way() -> Two {
+    three_under_way_with(Evidence::Psn)
+}
+
+fn three_under_way_with(evidence: Evidence) -> Two {
     let (job, fabric) = (Job::default(), Fabric::default());
-    let policy = Policy { failover: Failover::To(vec!["soft0".to_owned()]), ..Policy::default() };
+    let failover = Failover::To(vec!["soft0".to_owned()]);
+    let policy = Policy { failover, evidence, ..Policy::default() };
     // Of a network from which nothing reaches the soft device: the peer has to go there, too.
     let process = |n: u8| Process::with(&job, &fabric, n.into(), Port::ethernet(n), &policy);
     let (a, b) = (process(1), process(2));
@@ -101,6 +106,31 @@ fn a_path_of_which_only_a_proof_tells_that_it_has_failed_is_mended() {
     assert!(went_to_soft(&two.a));
 }
 
+/// The same where a record is the first to find that out, and nothing of the program's is under way.
+#[test]
+fn a_path_of_which_only_a_record_tells_that_it_has_failed_is_mended() {
+    let two = three_under_way_with(Evidence::Record);
+    let sge = [two.a.memory.slice(0..4)];
+    two.fabric.at_once();
+    assert_eq!((ids(&two.a.drain()), ids(&two.b.drain())), (successes(0..3), successes(0..3)));
+    let write = |id| SendRequest::new(id, Op::Write(two.b.memory.remote(1024)), &sge);
+    two.qa.post_send(&write(9)).unwrap();
+    assert_eq!(ids(&two.a.drain()), successes(9..10));
+    two.fabric.on_command();
+    let more = u64::from(sojourn_logging::record_interval(two.qa.cap().max_send_wr)) - 1;
+    (0..more - 1).for_each(|id| two.qa.post_send(&write(id).unsignaled()).unwrap());
+    two.qa.post_send(&write(more)).unwrap();
+    two.fabric.step(more as usize);
+    assert_eq!(ids(&two.a.drain()), successes(more..more + 1));
+    // The record.
+    assert_eq!(two.fabric.outstanding(), 1);
+    two.fabric.cut_off(Port::ethernet(1));
+    assert!(two.a.drain().is_empty());
+    two.qa.post_send(&SendRequest::new(3, Op::Send, &sge)).unwrap();
+    assert_eq!(poll_for(&two, 1), (successes(3..4), successes(3..4)));
+    assert!(went_to_soft(&two.a));
+}
+
 /// Promises 1 and 2: a path that fails before the move to it is over is mended once that is.
 #[test]
 fn a_new_path_that_fails_before_the_move_is_over_is_mended() {
@@ -168,7 +198,8 @@ fn a_failure_that_nobody_polls_for_is_mended() {
 #[test]
 fn completions_that_nobody_polls_for_are_not_hoarded() {
     let (job, fabric) = (Job::default(), Fabric::default());
-    let policy = Policy { failover: Failover::To(vec!["soft0".to_owned()]), ..Policy::default() };
+    let failover = Failover::To(vec!["soft0".to_owned()]);
+    let policy = Policy { failover, evidence: Evidence::Psn, ..Policy::default() };
     let process =
         |n: u16| Process::with(&job, &fabric, n.into(), Port::infiniband(n + 100), &policy);
     let (a, b) = (process(1), process(2));

@@ -503,7 +503,8 @@ fn a_flush_before_the_take_down_is_a_barrier() {
 #[test]
 fn what_is_not_the_fault_of_a_path_fails() {
     let (job, fabric) = (Job::default(), Fabric::default());
-    let policy = Policy { failover: Failover::To(vec!["soft0".to_owned()]), ..Policy::default() };
+    let failover = Failover::To(vec!["soft0".to_owned()]);
+    let policy = Policy { failover, ..Policy::default() };
     let process =
         |n: u16| Process::with(&job, &fabric, n.into(), Port::infiniband(n + 100), &policy);
     let (a, b) = (process(1), process(2));
@@ -569,61 +570,243 @@ fn what_a_follower_has_left_is_destroyed_though_its_service_stops() {
     drop(qb);
 }
 
-/// Promise 3: without a packet number the count of messages decides what it can, and no more: what a
-/// delivered message proves is done, messages that were not delivered are done again, and a WRITE or an
-/// atomic of which nobody can tell ends with an error, and all behind it.
+/// Two processes whose devices tell so much, and a queue pair of each with a send queue so short that a
+/// record follows each WRITE, where there are records.
+fn two_with(evidence: Evidence) -> Two {
+    let (job, fabric) = (Job::default(), Fabric::default());
+    let policy = Policy { evidence, ..Policy::default() };
+    let a = Process::with(&job, &fabric, 1, Port::infiniband(101), &policy);
+    let b = Process::with(&job, &fabric, 2, Port::infiniband(102), &policy);
+    let short = |process: &Process| {
+        let options = QpOptions::rc(&process.cq);
+        let cap = QpCap { max_send_wr: 4, ..options.cap };
+        process.pd.create_qp(&QpOptions { cap, ..options }).unwrap()
+    };
+    let (qa, qb) = (short(&a), short(&b));
+    connect(&qa, &qb);
+    // So that keys are known.
+    let sge = [a.memory.slice(0..4)];
+    qa.post_send(&SendRequest::new(9, Op::Write(b.memory.remote(0)), &sge)).unwrap();
+    assert_eq!(a.drain().len(), 1);
+    Two { job, fabric, a, b, qa, qb }
+}
+
+/// Posts these requests, of which the device tells nothing but of the last: `s` a SEND, `w` a WRITE, `r` a
+/// READ, `a` an atomic.
+fn post_quietly(two: &Two, ops: &[char]) {
+    let sge = [two.a.memory.slice(0..8)];
+    for (id, op) in ops.iter().enumerate() {
+        let op = match op {
+            's' => Op::Send,
+            'w' => Op::Write(two.b.memory.remote(8)),
+            'r' => Op::Read(two.b.memory.remote(16)),
+            _ => Op::FetchAdd(two.b.memory.remote(2048), 1),
+        };
+        let request = SendRequest::new(id as u64, op, &sge);
+        let quiet = id + 1 < ops.len() && !matches!(op, Op::Read(_) | Op::FetchAdd(..));
+        two.qa.post_send(&if quiet { request.unsignaled() } else { request }).unwrap();
+    }
+}
+
+/// Promise 3: each source decides what it can, and no more. What a delivered message or a record proves is
+/// done, messages that were not delivered are done again, and a WRITE or an atomic of which nobody can
+/// tell ends with an error, and all behind it. A packet number tells of everything.
 #[test]
-fn counts_alone_decide_what_they_can() {
-    // (what is posted, how many are executed, how many complete with success)
-    let cases: [(&[char], usize, usize); 5] = [
-        (&['s', 's', 's'], 1, 3),
-        (&['w', 's', 's'], 2, 3),
-        (&['s', 'w', 's'], 3, 3),
-        (&['s', 'w', 'w'], 1, 1),
-        (&['s', 'r', 's'], 1, 3),
+fn each_source_decides_what_it_can() {
+    type Succeed = [usize; 3];
+    const SOURCES: [Evidence; 3] = [Evidence::Psn, Evidence::Record, Evidence::Counts];
+    // What is posted, how many are executed, and how many complete with success by each source.
+    let cases: [(&[char], usize, Succeed); 9] = [
+        (&['s', 's', 's'], 1, [3, 3, 3]),
+        (&['w', 's', 's'], 2, [3, 3, 3]),
+        (&['s', 'w', 's'], 3, [3, 3, 3]),
+        (&['s', 'w', 'w'], 1, [3, 1, 1]),
+        (&['s', 'r', 's'], 1, [3, 3, 3]),
+        (&['w', 's', 'w'], 1, [3, 3, 0]),
+        (&['w', 'w', 'w'], 2, [3, 2, 0]),
+        (&['w', 'w', 's'], 2, [3, 3, 0]),
+        (&['w', 'a', 's'], 1, [3, 1, 0]),
     ];
     for (ops, executed, succeed) in cases {
-        let (job, fabric) = (Job::default(), Fabric::default());
-        let policy = Policy { evidence: Evidence::Counts, ..Policy::default() };
-        let port = |n: u16| Port::infiniband(n);
-        let a = Process::with(&job, &fabric, 1, port(101), &policy);
-        let b = Process::with(&job, &fabric, 2, port(102), &policy);
-        let (qa, qb) = (a.qp(), b.qp());
-        connect(&qa, &qb);
-        let sge = [a.memory.slice(0..4)];
-        qa.post_send(&SendRequest::new(9, Op::Write(b.memory.remote(0)), &sge)).unwrap();
-        assert_eq!(a.drain().len(), 1);
-        for id in 0..3 {
-            qb.post_recv(id, &[b.memory.slice(64..128)]).unwrap();
+        for (evidence, succeed) in SOURCES.into_iter().zip(succeed) {
+            let case = format!("{ops:?}, {executed} executed, {evidence:?}");
+            let two = two_with(evidence);
+            let Two { fabric, a, b, qb, .. } = &two;
+            for id in 0..3 {
+                qb.post_recv(id, &[b.memory.slice(64..128)]).unwrap();
+            }
+            fabric.on_command();
+            post_quietly(&two, ops);
+            // A record is a request like others, behind its WRITE.
+            let records = ops[..executed].iter().filter(|op| **op == 'w').count();
+            let records = if evidence == Evidence::Record { records } else { 0 };
+            fabric.step(executed + records);
+            move_to(b, fabric, 300);
+            fabric.at_once();
+            let done = ids(&a.drain());
+            let last = (ops.len() - 1) as u64;
+            if succeed == ops.len() {
+                assert_eq!(done.last(), Some(&(last, wc_status::SUCCESS)), "{case}: {done:?}");
+            } else {
+                // The first of which nobody can tell.
+                let first = (succeed as u64, wc_status::RETRY_EXC_ERR);
+                assert!(done.contains(&first), "{case}: {done:?}");
+                let behind = (last, wc_status::WR_FLUSH_ERR);
+                assert!(first.0 == last || done.contains(&behind), "{case}: {done:?}");
+            }
+            let received = b.drain().iter().filter(|wc| wc.status == wc_status::SUCCESS).count();
+            let sends = ops[..succeed].iter().filter(|op| **op == 's').count();
+            assert_eq!(received, sends, "{case}: each message once");
+            fabric.assert_no_overrun();
         }
+    }
+}
+
+/// Promise 3: a record that did not arrive proves nothing, though its WRITE did.
+#[test]
+fn a_record_that_did_not_arrive_proves_nothing() {
+    let two = two_with(Evidence::Record);
+    two.fabric.on_command();
+    post_quietly(&two, &['w', 'w', 'w']);
+    // The first, its record, and the second.
+    two.fabric.step(3);
+    move_to(&two.b, &two.fabric, 300);
+    two.fabric.at_once();
+    let ends = [(1, wc_status::RETRY_EXC_ERR), (2, wc_status::WR_FLUSH_ERR)];
+    assert_eq!(ids(&two.a.drain()), ends);
+}
+
+/// Promise 3: a record tells of all paths of a connection, and its word is found on every new device, and by
+/// every new connection.
+#[test]
+fn records_go_on_over_moves() {
+    let two = two_with(Evidence::Record);
+    let Two { fabric, a, b, qa, qb, .. } = &two;
+    for round in 0..4 {
         fabric.on_command();
-        for (id, op) in ops.iter().enumerate() {
-            let op = match op {
-                's' => Op::Send,
-                'w' => Op::Write(b.memory.remote(8)),
-                _ => Op::Read(b.memory.remote(16)),
-            };
-            // Nothing of the device's tells, but for the last.
-            let request = SendRequest::new(id as u64, op, &sge);
-            let quiet = id + 1 < ops.len() && !matches!(op, Op::Read(_));
-            qa.post_send(&if quiet { request.unsignaled() } else { request }).unwrap();
-        }
-        fabric.step(executed);
-        move_to(&b, &fabric, 300);
+        post_quietly(&two, &['w', 'w', 'w', 'w']);
+        fabric.step(6);
+        // Three of them, with their records: only of the last nobody can tell, and that is drained.
+        move_to(if round % 2 == 0 { b } else { a }, fabric, 300 + round);
         fabric.at_once();
         let done = ids(&a.drain());
-        let last = (ops.len() - 1) as u64;
-        if succeed == ops.len() {
-            assert_eq!(done.last(), Some(&(last, wc_status::SUCCESS)), "{ops:?}: {done:?}");
-        } else {
-            // The first of which nobody can tell.
-            let first = (succeed as u64, wc_status::RETRY_EXC_ERR);
-            assert!(done.contains(&first), "{ops:?}: {done:?}");
-            assert!(done.contains(&(last, wc_status::WR_FLUSH_ERR)), "{ops:?}: {done:?}");
+        assert_eq!(done, [(3, wc_status::RETRY_EXC_ERR)], "round {round}");
+        for qp in [qa, qb] {
+            qp.set_state(qp_state::RESET).unwrap();
         }
-        let received = b.drain().iter().filter(|wc| wc.status == wc_status::SUCCESS).count();
-        let sends = ops[..succeed].iter().filter(|op| **op == 's').count();
-        assert_eq!(received, sends, "{ops:?}: each message once");
+        connect(qa, qb);
+        let sge = [a.memory.slice(0..8)];
+        for id in 0..10 {
+            qa.post_send(&SendRequest::new(id, Op::Write(b.memory.remote(0)), &sge)).unwrap();
+            assert_eq!(ids(&a.drain()), [(id, 0)]);
+        }
+        // All of it over a second path of the same connection.
+        move_to(b, fabric, 310 + round);
+        qa.post_send(&SendRequest::new(1, Op::Write(b.memory.remote(0)), &sge)).unwrap();
+        assert_eq!(ids(&a.drain()), [(1, 0)]);
+    }
+    fabric.assert_no_overrun();
+}
+
+/// Promise 3: what was recorded of a connection says nothing of the next one.
+#[test]
+fn a_connection_that_begins_anew_has_no_record() {
+    let two = two_with(Evidence::Record);
+    // Its word holds 1.
+    for qp in [&two.qa, &two.qb] {
+        qp.set_state(qp_state::RESET).unwrap();
+    }
+    connect(&two.qa, &two.qb);
+    two.fabric.on_command();
+    post_quietly(&two, &['w', 'w', 'w']);
+    move_to(&two.b, &two.fabric, 300);
+    two.fabric.at_once();
+    let done = ids(&two.a.drain());
+    assert_eq!(done.first(), Some(&(0, wc_status::RETRY_EXC_ERR)), "{done:?}");
+}
+
+/// Promise 1: records have slots of their own: a program may fill its send queue as before, again and
+/// again, and all may come back flushed.
+#[test]
+fn records_take_no_slot_of_the_programs() {
+    for depth in [1, 4, 7, 33, 64, 200] {
+        let Two { fabric, a, b, .. } = two_with(Evidence::Record);
+        let deep = |process: &Process| {
+            let options = QpOptions::rc(&process.cq);
+            let cap = QpCap { max_send_wr: depth, ..options.cap };
+            process.pd.create_qp(&QpOptions { cap, ..options }).unwrap()
+        };
+        let (qa, qb) = (deep(&a), deep(&b));
+        connect(&qa, &qb);
+        let sge = [a.memory.slice(0..8)];
+        let write = |id: u32| {
+            let request = SendRequest::new(id.into(), Op::Write(b.memory.remote(0)), &sge);
+            qa.post_send(&if id + 1 == depth { request } else { request.unsignaled() })
+        };
+        qa.post_send(&SendRequest::new(0, Op::Write(b.memory.remote(0)), &sge)).unwrap();
+        a.drain();
+        for _ in 0..3 {
+            fabric.on_command();
+            (0..depth).for_each(|id| write(id).unwrap());
+            assert_eq!(write(depth).unwrap_err().errno(), libc::ENOMEM, "{depth} are out");
+            assert!(fabric.outstanding() > depth as usize, "records are among them");
+            fabric.at_once();
+            assert_eq!(ids(&a.drain()), [(u64::from(depth) - 1, wc_status::SUCCESS)]);
+        }
+        fabric.on_command();
+        (0..depth).for_each(|id| write(id).unwrap());
+        qa.set_state(qp_state::ERR).unwrap();
+        let done = ids(&a.drain());
+        let all = (0..u64::from(depth)).map(|id| (id, wc_status::WR_FLUSH_ERR));
+        assert_eq!(done, all.collect::<Vec<_>>());
+        fabric.assert_no_overrun();
+    }
+}
+
+/// Promise: where the packet number is live nothing is added to what the program posts; nor where WRITEs
+/// are followed by messages.
+#[test]
+fn records_go_only_where_they_are_needed() {
+    for (evidence, ops, more) in [
+        (Evidence::Psn, &['w', 'w', 'w'], 0),
+        (Evidence::Counts, &['w', 'w', 'w'], 0),
+        (Evidence::Record, &['w', 'w', 'w'], 3),
+        (Evidence::Record, &['s', 'r', 's'], 0),
+    ] {
+        let two = two_with(evidence);
+        two.fabric.on_command();
+        post_quietly(&two, ops);
+        assert_eq!(two.fabric.outstanding(), ops.len() + more, "{evidence:?}, {ops:?}");
+    }
+}
+
+/// Promise 1: where a record is the first to find that its peer is gone, the program hears of that by its
+/// next request, with the status that tells why.
+#[test]
+fn a_record_that_fails_says_why() {
+    for posted_before in [true, false] {
+        let Two { fabric, a, b, qa, qb, .. } = two_with(Evidence::Record);
+        let sge = [a.memory.slice(0..8)];
+        let write = |id| SendRequest::new(id, Op::Write(b.memory.remote(0)), &sge);
+        fabric.on_command();
+        qa.post_send(&write(1)).unwrap();
+        fabric.step(1);
+        assert_eq!(ids(&a.drain()), [(1, wc_status::SUCCESS)]);
+        if posted_before {
+            qa.post_send(&write(2)).unwrap();
+        }
+        drop(qb);
+        fabric.at_once();
+        let mut done = ids(&a.drain());
+        if !posted_before {
+            assert_eq!(done, [], "the program has nothing out");
+            qa.post_send(&write(2)).unwrap();
+            done = ids(&a.drain());
+        }
+        qa.post_send(&write(3)).unwrap();
+        done.extend(ids(&a.drain()));
+        let ends = [(2, wc_status::RETRY_EXC_ERR), (3, wc_status::WR_FLUSH_ERR)];
+        assert_eq!(done, ends, "posted before: {posted_before}");
     }
 }
 

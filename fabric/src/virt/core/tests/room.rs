@@ -8,7 +8,7 @@ use crate::virt::core::relocate;
 /// Two connected processes, where a queue pair of the first may have `requests` outstanding.
 fn two_where(outstanding: Outstanding) -> Two {
     let (job, fabric) = (Job::default(), Fabric::default());
-    let policy = Policy { outstanding, ..Policy::default() };
+    let policy = Policy { outstanding, evidence: Evidence::Psn, ..Policy::default() };
     let a = Process::with(&job, &fabric, 1, Port::infiniband(101), &policy);
     let b = Process::new(&job, &fabric, 2);
     let (qa, qb) = (a.qp(), b.qp());

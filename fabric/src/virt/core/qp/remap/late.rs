@@ -16,7 +16,7 @@ use super::is_recv;
 use crate::abi::{MASK_24, Wc, qp_mask, qp_type, wc_status};
 use crate::names::DeviceId;
 use crate::virt::core::lock_mutex;
-use crate::virt::core::policy::Evidence;
+use crate::virt::core::policy::Source;
 use std::time::Duration;
 
 /// Time between the moment at which a number covers a message, and that at which its completion can be
@@ -62,7 +62,7 @@ impl QpCore {
         let Ok(attachment) = self.attachment() else { return };
         if !attachment.underlay.may_lie_at_err()
             || self.qp_type != qp_type::RC
-            || self.pd.context.evidence() != Evidence::Psn
+            || attachment.underlay.source != Source::Psn
         {
             return;
         }
