@@ -254,6 +254,56 @@ fn an_absent_peer_is_given_up() {
     b.nothing();
 }
 
+/// A peer that is stopped while it is dialed, for longer than the timeout and all retries, fails no request: that it
+/// does not answer says nothing of its NIC, which would.
+#[test]
+fn a_peer_that_is_stopped_while_it_is_dialed_is_waited_for() {
+    let mut other = Other::start("sleeper", &[]);
+    let end = End::new(&Setup::default());
+    let to = Address::parse(&other.hear());
+    other.tell(&end.address().text());
+    assert_eq!(other.hear(), "connected");
+    other.signal(libc::SIGSTOP);
+    other.stopped();
+    // 4.096 µs × 2^12 × 2 = 34 ms. It is dialed in vain here, and once more for the request.
+    bring_up(&*end.qp, &QpAttr { timeout: 12, retry_cnt: 1, ..attributes(&to) });
+    end.write(1, 0, 64, &to, 0);
+    std::thread::sleep(Duration::from_secs(2));
+    end.nothing();
+    other.signal(libc::SIGCONT);
+    assert_eq!(end.success().wr_id, 1);
+
+    // One that dies while it is dialed is given up.
+    let mut other = Other::start("sleeper", &[]);
+    let end = End::new(&Setup::default());
+    let to = Address::parse(&other.hear());
+    other.tell(&end.address().text());
+    assert_eq!(other.hear(), "connected");
+    other.signal(libc::SIGSTOP);
+    other.stopped();
+    bring_up(&*end.qp, &QpAttr { timeout: 12, retry_cnt: 1, ..attributes(&to) });
+    end.write(1, 0, 64, &to, 0);
+    other.signal(libc::SIGKILL);
+    assert_eq!(status(&end.wait()), "RETRY_EXC_ERR");
+}
+
+/// A message that has come to a shared receive queue is acknowledged, though its queue pair is destroyed before
+/// anybody has looked: a NIC would have done so when it came.
+#[test]
+fn a_message_that_has_come_is_acknowledged_by_a_queue_pair_that_leaves() {
+    let attr = abi::SrqAttr { max_wr: 4, max_sge: 1, srq_limit: 0 };
+    for round in 0..50 {
+        let setup = Setup { srq: Some(attr), memory: 65536, ..Setup::default() };
+        let (a, b) = pair(&setup);
+        post_srq(&**b.srq.as_ref().unwrap(), 2, &mut [b.sge(0, 64)]).unwrap();
+        a.memory.put(0, &[round + 1]);
+        a.send(1, 0, 64);
+        drop(b.qp);
+        assert_eq!((a.wait().status, round), (wc_status::SUCCESS, round));
+        assert_eq!(b.memory.get(0, 1), [round + 1]);
+    }
+}
+
 /// A stopped peer needs not run to be written to; what it must answer waits until it goes on.
 #[test]
 fn a_stopped_peer_is_waited_for() {

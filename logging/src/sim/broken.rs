@@ -55,6 +55,8 @@ broken! {
     ProofBeforeReplays,
     /// Counts receives that came back in error as deliveries.
     FlushedCounted,
+    /// Takes receives for filled that a device says are, at ERR, whatever its number says.
+    FalseSuccessesCounted,
     /// Begins to follow while it is moving itself.
     BusyIgnored,
     /// Says of every group that has ended that it has finished, though it had given up.

@@ -6,6 +6,7 @@
 use super::broken::Broken;
 use super::device::{Cqe, Message, Source, Status, Whose, Wqe};
 use super::kinds::Kind;
+use super::late::Late;
 use super::ledger::{SendWc, imm, recv_id, wr_id};
 use super::queue::{Event, Time};
 use super::script::{INLINE, SIGNALED, answers, takes_receive};
@@ -56,6 +57,9 @@ pub(super) struct End {
     pub(super) withheld: Vec<Cqe>,
     pub(super) last_recv: Option<u64>,
     pub(super) recv_back: bool,
+    /// A receive has come back flushed from it.
+    pub(super) recv_flushed: bool,
+    pub(super) late: Late,
     pub(super) proof_out: bool,
     /// Its old queue pair's numbers have been said: what comes from it later is forgotten.
     pub(super) told: bool,
@@ -97,6 +101,8 @@ impl End {
             withheld: Vec::new(),
             last_recv: None,
             recv_back: false,
+            recv_flushed: false,
+            late: Late::default(),
             proof_out: false,
             told: false,
             executed: VecDeque::new(),
@@ -125,6 +131,7 @@ impl Clone for End {
             executed: self.executed.clone(),
             replays: self.replays.clone(),
             backlog: self.backlog.clone(),
+            late: self.late.clone(),
             ..*self
         }
     }
@@ -140,6 +147,7 @@ impl End {
         (self.last_recv, self.recv_back, self.proof_out, self.told).hash(state);
         (&self.executed, &self.replays, self.delivered, self.mend).hash(state);
         (self.incarnation, &self.backlog, self.unrecorded, self.word).hash(state);
+        (self.recv_flushed, &self.late).hash(state);
     }
 }
 
@@ -406,6 +414,9 @@ impl World {
     }
 
     pub(super) fn take(&mut self, e: usize, cqe: Cqe, from: usize) {
+        if self.holds_late(e, &cqe, from) {
+            return;
+        }
         let end = &mut self.ends[e];
         let withhold = end.withhold == Some(from);
         match cqe {
@@ -448,6 +459,7 @@ impl World {
                 {
                     end.recv_back = true;
                 }
+                end.recv_flushed |= matches!(failed, Cqe::Recv { .. });
                 end.withheld.push(failed);
             }
             Cqe::Send { seq, status, .. } => {

@@ -67,6 +67,8 @@ kinds! {
     EdgePacket,
     /// A barrier was not passed in time.
     NoBarrier,
+    /// A receive came back from ERR as filled, and was not.
+    FalseSuccess,
     /// The number of a device was not live.
     NoPsn,
     /// A record decided what no count did.

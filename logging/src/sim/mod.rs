@@ -13,6 +13,7 @@
 //! | `device` | RC queue pairs that execute packet by packet, and the wire between them |
 //! | `script`, `end` | a program, its virtual queue pair, and how completions come |
 //! | `turn` | suspend, attach, replay: the steps that the shell takes at one end |
+//! | `late` | the same, for receives that a device gives back as filled, and that are not |
 //! | `shell`, `follow` | processes that move and follow, and the messages between them |
 //! | `queue`, `rng`, `world`, `seeded` | time, chance, what happens next, and faults |
 //! | `ledger` | nobody: it sees everything, and holds it against the promises |
@@ -25,8 +26,9 @@
 //! later ones. Peers refuse. Both ends of a link move at once, one after the other, and again while an
 //! earlier move is still remembered. Processes die, movers and followers, before and after the commit
 //! point; devices die under them. Queue pairs at ERR execute one packet more before the barrier, give
-//! nothing back, or have no live number (responders then keep records, or there are counts alone). [`Kind`]
-//! lists all of it; a run over many seeds that has not met one of them fails.
+//! nothing back, give back receives as filled that are not, or have no live number (responders then keep
+//! records, or there are counts alone). [`Kind`] lists all of it; a run over many seeds that has not met
+//! one of them fails.
 //!
 //! # What is checked, at every step
 //!
@@ -52,6 +54,7 @@ mod device;
 mod end;
 mod follow;
 mod kinds;
+mod late;
 mod ledger;
 mod queue;
 mod rng;

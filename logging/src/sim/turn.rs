@@ -7,6 +7,7 @@ use super::broken::Broken;
 use super::device::{QpState, Source, Status};
 use super::end::{Fresh, Wc};
 use super::kinds::Kind;
+use super::late::Late;
 use super::ledger::SendWc;
 use super::script::{SIGNALED, answers};
 use super::world::World;
@@ -38,6 +39,7 @@ impl World {
         let end = &mut self.ends[e];
         (end.suspended, end.withhold) = (true, Some(end.qp));
         (end.recv_back, end.proof_out, end.told) = (false, false, false);
+        (end.recv_flushed, end.late) = (false, Late::default());
         end.withheld.clear();
         if end.blocked {
             self.reach(Kind::MovedWhileBlocked);
@@ -90,6 +92,7 @@ impl World {
             self.ends[e].last_recv = None;
             return self.reset(qp);
         }
+        self.expect_lies(e);
         if !self.is(Broken::NoFencing) {
             self.modify_err(qp);
         }
@@ -116,13 +119,15 @@ impl World {
             return None;
         }
         let settled = exact || told_anyway || end.last_recv.is_some() && end.recv_back;
-        let flushed_too = self.is(Broken::FlushedCounted);
-        let messages = if flushed_too { end.recv.retired() } else { end.delivered };
         let qp = end.qp;
         if last_look && waits {
             self.reach(Kind::NoBarrier);
         }
         let psn = self.query_psn(qp);
+        self.settle_late(e, psn);
+        let end = &self.ends[e];
+        let flushed_too = self.is(Broken::FlushedCounted);
+        let messages = if flushed_too { end.recv.retired() } else { end.delivered };
         let recorded = (self.quirks.source == Source::Record).then_some(self.ends[e].word);
         Some(Executed { messages, psn, settled, recorded })
     }

@@ -28,7 +28,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
 };
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -71,7 +71,8 @@ pub(super) struct Core {
     /// All links, while they are few enough to look into each ring.
     pub(super) direct: Lock<Vec<Link>>,
     outbound: Table<HashMap<u32, Arc<Outbound>>>,
-    dialing: Lock<HashSet<u32>>,
+    /// Blocks of queue pairs whose owner there is no link to.
+    dials: Lock<HashMap<u32, Dial>>,
     pub(super) qps: Table<Vec<Option<Arc<Qp>>>>,
     pub(super) numbers: Lock<Numbers>,
     pub(super) stalled: Lock<Vec<Stalled>>,
@@ -127,6 +128,14 @@ impl Token {
     }
 }
 
+/// Where a peer stands that there is no link to.
+#[derive(Default)]
+struct Dial {
+    under_way: bool,
+    /// Nobody was there the last time.
+    absent: bool,
+}
+
 impl Core {
     pub(super) fn new(name: &str, options: Options) -> Result<Arc<Core>> {
         let node = Node::open()?;
@@ -171,7 +180,7 @@ impl Core {
             links: Table::default(),
             direct: Lock::default(),
             outbound: Table::default(),
-            dialing: Lock::default(),
+            dials: Lock::default(),
             qps: Table::default(),
             numbers: Lock::new(Numbers::new()),
             stalled: Lock::default(),
@@ -271,7 +280,10 @@ impl Core {
         let (sock, peer, remote_number) = match dialed {
             Ok(dialed) => dialed,
             Err(error) => {
-                self.links.write()[number as usize] = None;
+                // The context may be closed by now, and have none any more.
+                if let Some(link) = self.links.write().get_mut(number as usize) {
+                    *link = None;
+                }
                 self.numbers.lock().free_link(number);
                 return Err(error);
             }
@@ -288,23 +300,43 @@ impl Core {
     }
 
     /// Dials in the background, unless that is under way, and then runs what waits for it. The
-    /// service thread must not block on a peer's service thread, which may be dialing it.
-    pub(super) fn dial_later(self: &Arc<Self>, qpn: u32) {
+    /// service thread must not block on a peer's service thread, which may be dialing it. False where
+    /// nobody was there the last time: a peer that is there and does not answer, because it is stopped or
+    /// kept from running, has a NIC that would.
+    pub(super) fn dial_later(self: &Arc<Self>, qpn: u32) -> bool {
         let block = qpn / super::limits::BLOCK_QPNS;
-        if !self.dialing.lock().insert(block) {
-            return;
+        let mut dials = self.dials.lock();
+        let dial = dials.entry(block).or_default();
+        let may_be_there = !dial.absent;
+        if std::mem::replace(&mut dial.under_way, true) {
+            return may_be_there;
         }
+        drop(dials);
         let core = Arc::clone(self);
         let dialer = std::thread::Builder::new().name("soft-dial".into()).spawn(move || {
             super::service::block_signals();
-            if let Err(error) = core.dial(qpn) {
+            let dialed = core.dial(qpn);
+            if let Err(error) = &dialed {
                 tracing::debug!(%error, qpn, "no link");
             }
-            core.dialing.lock().remove(&block);
+            core.dialed(block, dialed.map(drop));
             core.wake();
         });
-        if dialer.is_err() {
-            self.dialing.lock().remove(&block);
+        if let Err(error) = dialer {
+            self.dialed(block, Err(Error::os(&error, "starting a thread that dials")));
+        }
+        may_be_there
+    }
+
+    fn dialed(&self, block: u32, result: Result<()>) {
+        let mut dials = self.dials.lock();
+        match result {
+            Ok(()) => drop(dials.remove(&block)),
+            // It is in the backlog of a living process: the socket of a dead one refuses.
+            Err(error) => {
+                let absent = error.errno() != libc::EAGAIN;
+                dials.insert(block, Dial { under_way: false, absent });
+            }
         }
     }
 

@@ -17,6 +17,25 @@ pub(super) const NO_SUCH_QPN: u32 = 0x00ff_fffe;
 /// The hop limit of address vectors that name none.
 const HOP_LIMIT: u8 = 64;
 
+/// The release of the running kernel. (In the tests here one whose rxe lies.)
+fn kernel() -> String {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    if cfg!(test) { "6.12.110".to_owned() } else { release }
+}
+
+/// Whether rxe of that kernel gives back receives as filled at ERR that are not.
+fn rxe_lies(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut next = || numbers.next().and_then(|it| it.parse().ok()).unwrap_or(0u32);
+    matches!((next(), next(), next()), (6, 12, patch) if patch < FIRST_HONEST)
+}
+
+/// The first release of Linux 6.12 whose rxe does not.
+const FIRST_HONEST: u32 = 111;
+
+/// What rxe says of who made it.
+const RXE_VENDOR: u32 = 0x00ff_ffff;
+
 /// Bytes of a GID that name the subnet (IBTA 4.1.1).
 const SUBNET_PREFIX: usize = 8;
 
@@ -28,6 +47,8 @@ pub(super) struct Underlay {
     pub(super) keys: KeyTable,
     /// This device's queue pair numbers, as we call them.
     pub(super) qpns: DeviceQpns,
+    /// At ERR it may give back receives as filled that are not.
+    lies: bool,
     /// What tells here how far a queue pair has come.
     pub(super) source: Source,
     /// Held by each physical queue pair.
@@ -36,14 +57,21 @@ pub(super) struct Underlay {
 
 impl Underlay {
     pub(super) fn new(id: DeviceId, device: Arc<dyn DeviceContext>, source: Source) -> Self {
+        let vendor = device.query_device().map_or(0, |attr| attr.vendor_id);
         Underlay {
             id,
+            lies: device.kind() == Kind::Hca && vendor == RXE_VENDOR && rxe_lies(&kernel()),
             device,
             keys: KeyTable::new(),
             qpns: DeviceQpns::new(),
             source,
             users: Arc::default(),
         }
+    }
+
+    /// Whether receives that come back as filled at ERR may not be.
+    pub(super) fn may_lie_at_err(&self) -> bool {
+        self.lies
     }
 
     /// A physical queue pair is on it as long as it holds this.
@@ -158,4 +186,23 @@ fn source_towards(to: Ipv4Addr) -> Option<Ipv4Addr> {
 /// Two soft ports on one node: the second half of their GIDs names the node in its last four bytes.
 fn same_node(a: &PhysicalEnd, b: &PhysicalEnd) -> bool {
     a.lid == b.lid && a.gid[12..] == b.gid[12..]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rxe_lies_in_some_kernels() {
+        for (release, lies) in [
+            ("6.12.110-amd64", true),
+            ("6.12.43+deb12-amd64", true),
+            ("6.12.111+deb12-amd64", false),
+            ("6.1.0-49-amd64", false),
+            ("6.18.5", false),
+            ("", false),
+        ] {
+            assert_eq!(rxe_lies(release), lies, "{release}");
+        }
+    }
 }

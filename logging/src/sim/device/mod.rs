@@ -20,7 +20,7 @@ use std::collections::VecDeque;
 
 mod responder;
 
-const PSN_MASK: u64 = (1 << 24) - 1;
+pub(super) const PSN_MASK: u64 = (1 << 24) - 1;
 /// Packets that a requester sends ahead of the acknowledgement.
 const AHEAD: u64 = 8;
 /// Time after which a requester sends again.
@@ -39,6 +39,8 @@ pub(super) struct Quirks {
     pub(super) exact: bool,
     /// One packet may be executed after ERR.
     pub(super) edge: bool,
+    /// Those that are taken down give back all receives as filled.
+    pub(super) lies: bool,
     /// What tells how far a responder has come, beside the count of messages.
     pub(super) source: Source,
     /// Some queue pairs at ERR never give back what was posted, of a thousand.
@@ -187,6 +189,8 @@ pub(super) struct Qp {
     pub(super) process: usize,
     pub(super) device: u32,
     pub(super) dead: bool,
+    /// It gives back receives as filled that are not.
+    pub(super) lies: bool,
     pub(super) state: QpState,
     pub(super) peer: Option<usize>,
     pub(super) mtu: u32,
@@ -206,7 +210,7 @@ pub(super) struct Qp {
     filled: u32,
     good: bool,
     results: Vec<(u64, u64)>,
-    cq: VecDeque<(Time, Cqe)>,
+    pub(super) cq: VecDeque<(Time, Cqe)>,
     packets_by: Time,
     responses_by: Time,
     err_at: Time,
@@ -222,6 +226,7 @@ impl Qp {
             process,
             device,
             dead: false,
+            lies: false,
             state: QpState::Init,
             peer: None,
             mtu,
@@ -520,7 +525,8 @@ impl World {
         it.state = QpState::Flushed;
         let (sq, rq) = (std::mem::take(&mut it.sq), std::mem::take(&mut it.rq));
         for seq in rq {
-            self.complete(qp, Cqe::Recv { seq, message: None });
+            let message = self.qps[qp].lies.then(super::late::nothing);
+            self.complete(qp, Cqe::Recv { seq, message });
         }
         for wqe in sq {
             self.complete(qp, flushed(&wqe));

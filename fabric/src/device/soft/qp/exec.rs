@@ -172,7 +172,9 @@ impl Qp {
     fn bind(self: &Arc<Self>, flow: &mut Flow, attr: &QpAttr) -> Result<(), Outcome> {
         let silence = || Err(self.silent());
         let Some(link) = self.core.link_to(attr.dest_qp_num) else {
-            self.core.dial_later(attr.dest_qp_num);
+            if self.core.dial_later(attr.dest_qp_num) && self.kind == qp_type::RC {
+                return Err(Outcome::Wait(Wait::Room));
+            }
             return silence();
         };
         let region = &link.peer.region;

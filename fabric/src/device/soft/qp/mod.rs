@@ -301,6 +301,11 @@ impl Qp {
 impl Drop for QpHandle {
     fn drop(&mut self) {
         let qp = &self.qp;
+        // What has come by now is executed and answered, as a NIC would have done at once: a peer that
+        // leaves owes its last acknowledgement.
+        if qp.srq.is_some() {
+            qp.core.drain_all_requests();
+        }
         if let Err(error) = qp.reset() {
             tracing::error!(%error, qp = qp.num, "a queue pair could not be fenced");
         }

@@ -14,8 +14,10 @@
 //! Called by the shells of the re-map, on any thread. A step that needs all completions to have been
 //! taken says so: the caller harvests, once for many queue pairs.
 
+mod late;
 mod mend;
 
+use self::late::Late;
 use self::mend::{is_of_path, may_be_of_path};
 use super::control::Control;
 use super::ending::{Ending, completion_of};
@@ -55,6 +57,8 @@ pub(super) struct Moving {
     old: Option<(DeviceId, u32)>,
     /// What it reports as failed.
     withheld: Vec<Wc>,
+    /// What it reports as filled at ERR.
+    late: Late,
     /// What the new one reports as failed before the move is over.
     early: Vec<Wc>,
     /// What was withheld of its sends has been given back, and of its receives.
@@ -617,6 +621,7 @@ impl QpCore {
         self.recv_side.visit().set(gate::SUSPENDED);
         lock_mutex(&self.moving).recvs_out = self.recv.retired() < self.recv.handed();
         let Ok(attachment) = self.attachment() else { return };
+        self.expect_lies();
         let err = QpAttr { qp_state: qp_state::ERR, ..QpAttr::default() };
         if let Err(error) = attachment.qp.modify(&err, qp_mask::STATE) {
             tracing::warn!("queue pair {:#x}: to ERR: {error}", self.qpn);
@@ -642,14 +647,21 @@ impl QpCore {
             }
             exact || moving.flushed
         };
+        let number = || attachment.qp.query(qp_mask::RQ_PSN).ok().map(|attr| attr.rq_psn);
+        let source = attachment.underlay.source;
+        let (mut psn, mut recorded) = (None, None);
+        // What is held back of the count depends on the number.
+        let lies = source == Source::Psn && attachment.underlay.may_lie_at_err();
+        if lies {
+            psn = number();
+            self.settle_late(attachment.underlay.id, psn);
+        }
         let messages = self.received();
         // The peer acts on these: what comes after them does not count.
         lock_mutex(&self.moving).told = true;
-        let (mut psn, mut recorded) = (None, None);
-        match attachment.underlay.source {
-            Source::Psn => {
-                psn = attachment.qp.query(qp_mask::RQ_PSN).ok().map(|attr| attr.rq_psn);
-            }
+        match source {
+            Source::Psn if lies => {}
+            Source::Psn => psn = number(),
             // After the count: what was recorded behind a message that the count lacks shows then.
             Source::Record => recorded = self.word.get().map(Word::recorded),
             Source::Counts => {}
@@ -909,7 +921,7 @@ impl QpCore {
             return true;
         }
         if wc.status == wc_status::SUCCESS {
-            return false;
+            return moving.late.holds(wc);
         }
         if moving.withheld.is_empty() || wc.status != wc_status::WR_FLUSH_ERR {
             tracing::debug!(

@@ -864,3 +864,45 @@ fn a_queue_pair_that_has_just_failed_is_waited_for() {
     assert_eq!(ids(&b.drain()), [(1, wc_status::WR_FLUSH_ERR)]);
     assert_eq!((qa.state().unwrap(), qb.state().unwrap()), (qp_state::RTS, qp_state::ERR));
 }
+
+/// Promise 2: what a device gives back as filled at ERR, though nothing has come, is no message: its receive
+/// is filled by what comes over the next path.
+#[test]
+fn receives_that_succeed_falsely_are_no_messages() {
+    for shared in [false, true] {
+        let (job, fabric) = (Job::default(), Fabric::default());
+        let (a, b) = (Process::new(&job, &fabric, 1), Process::new(&job, &fabric, 2));
+        let attr = abi::SrqAttr { max_wr: 16, max_sge: 1, srq_limit: 0 };
+        let srq = b.pd.create_srq(attr, 0).unwrap();
+        let of_srq = QpOptions { srq: Some(&srq), ..QpOptions::rc(&b.cq) };
+        let qb = if shared { b.pd.create_qp(&of_srq).unwrap() } else { b.qp() };
+        let qa = a.qp();
+        connect(&qa, &qb);
+        // As rxe says who made it.
+        let rxe = |lid| fabric.open_with(Port::infiniband(lid), |attr| attr.vendor_id = 0xff_ffff);
+        go(&b, rxe(300));
+        for id in 0..4usize {
+            let sge = [b.memory.slice(64 * id..64 * id + 64)];
+            match shared {
+                true => srq.post_recv(id as u64, &sge).unwrap(),
+                false => qb.post_recv(id as u64, &sge).unwrap(),
+            }
+        }
+        fabric.on_command();
+        for id in 0..4u64 {
+            let sge = [a.memory.slice(8 * id as usize..8 * id as usize + 8)];
+            a.memory.write(8 * id as usize, &(id + 1).to_ne_bytes());
+            qa.post_send(&SendRequest::new(id, Op::Send, &sge)).unwrap();
+        }
+        fabric.step(1);
+        fabric.lie_in_err();
+        go(&b, rxe(301));
+        fabric.at_once();
+        assert_eq!((ids(&a.drain()), ids(&b.drain())), (numbered(0..4), numbered(0..4)));
+        for id in 0..4u64 {
+            let mut bytes = [0; 8];
+            b.memory.read(64 * id as usize, &mut bytes);
+            assert_eq!(u64::from_ne_bytes(bytes), id + 1);
+        }
+    }
+}

@@ -13,6 +13,7 @@
 
 use super::super::send::Target;
 use super::super::{Attachment, QpCore, watch};
+use super::late::Late;
 use super::{Moving, is_recv};
 use crate::abi::{Wc, qp_type, wc_status};
 use crate::names::DeviceId;
@@ -31,6 +32,7 @@ impl Moving {
         (self.broken, self.stopped) = (broken, Some(Instant::now()));
         self.failing_since = None;
         self.withheld.clear();
+        self.late = Late::default();
         self.returned = [false; 2];
     }
 
