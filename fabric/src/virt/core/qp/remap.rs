@@ -203,6 +203,18 @@ impl QpCore {
         Ok(Status { state, peer, foreign })
     }
 
+    /// How it stands, while neither the program nor a move is changing it: in the middle of a change its
+    /// state may be that of a connected one though nobody knows yet to whom.
+    ///
+    /// # Errors
+    /// `EBUSY` where it is being changed, or as [`Self::status`]; `EINVAL` where it is gone.
+    pub(in crate::virt::core) fn status_at_rest(&self) -> Result<Status> {
+        self.begin_moving()?;
+        let status = self.status();
+        self.end_moving();
+        status
+    }
+
     /// Its attributes, as the program set them.
     pub(in crate::virt::core) fn attributes(&self) -> QpAttr {
         lock_mutex(&self.control).attr
@@ -274,7 +286,7 @@ impl QpCore {
     }
 
     /// Runs `change` while no re-map of it is under way.
-    pub(super) fn while_it_stays<R>(&self, change: impl FnOnce() -> R) -> R {
+    pub(in crate::virt::core) fn while_it_stays<R>(&self, change: impl FnOnce() -> R) -> R {
         self.wait_for_moves().under_way = true;
         let changed = change();
         self.end_moving();

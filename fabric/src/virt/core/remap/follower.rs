@@ -307,7 +307,7 @@ impl Ground {
         if !matches!(qp.qp_type, qp_type::RC | qp_type::UC) {
             return Ok(None);
         }
-        let status = match qp.status() {
+        let status = match qp.status_at_rest() {
             Ok(status) => status,
             Err(error) if error.errno() == libc::EBUSY => return Err(PrepareError::Busy),
             Err(_) => return Ok(None),

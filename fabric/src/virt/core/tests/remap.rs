@@ -523,6 +523,28 @@ fn what_is_not_the_fault_of_a_path_fails() {
     assert_eq!(qb.state().unwrap(), qp_state::ERR);
 }
 
+/// Promise: who follows does not take a queue pair that its program is just connecting for one that is
+/// connected to nobody: the mover would go on without its peer.
+#[test]
+fn a_queue_pair_that_is_being_connected_is_waited_for() {
+    use crate::names::{Fetch, ProcessId, Record};
+    use sojourn_logging::remap::{Answer, GroupId, Offer, Request};
+    let Two { job, a: _a, b: _b, qa, qb, .. } = two();
+    let end = core_of(&qa).end().unwrap();
+    // As if it were not known yet that it is this one.
+    let mover_qpn = qa.qp_num() + 1;
+    let offer = Offer { qpn: qb.qp_num(), mover_qpn, incarnation: 1, end, psn: 9 };
+    let ask = |group: u64| {
+        let what = Fetch::Remap(GroupId(group), Request::Prepare { links: vec![offer] });
+        match job.ask_as(1, ProcessId(2), &what).unwrap() {
+            Record::Remap(answer) => answer,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(core_of(&qb).while_it_stays(|| ask(5)), Answer::Busy);
+    assert_eq!(ask(6), Answer::Prepared(vec![None]));
+}
+
 /// Promise: a group whose end the follower has not heard of is in nobody's way.
 #[test]
 fn a_later_group_takes_the_place_of_an_earlier_one() {
