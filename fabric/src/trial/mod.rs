@@ -4,10 +4,10 @@
 //! they do next, others with a copy that software made when the queue pair was connected; no attribute
 //! says which. What a re-map may believe depends on it ([`sojourn_logging::replay`]), so it is tried: a
 //! pair of queue pairs that are connected to each other, requests of every kind, and after each the number
-//! must be what the arithmetic of packets says. ([`cases`] lists what is tried.)
+//! must be what the arithmetic of packets says. (`cases` lists what is tried.)
 //!
 //! - *Whose verdict it is*: that of the kind of device, its vendor, part, hardware and firmware, and of
-//!   the kernel, whose driver it is. It is kept in the user's cache ([`cache`]), and asked for there first;
+//!   the kernel, whose driver it is. It is kept in the user's cache (`cache`), and asked for there first;
 //!   and by the process itself, which goes to another device of the kind without another trial.
 //! - *Soft devices* are live by construction; the trial is a test of them, and is not run otherwise.
 //! - *What no trial sees*: a fabric that places packets out of order (adaptive routing). There the number
