@@ -105,7 +105,7 @@ impl SendWindow {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use crate::entry::{Element, Opcode, SendEntry};
