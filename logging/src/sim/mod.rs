@@ -29,8 +29,8 @@
 //! point; devices die under them. Queue pairs at ERR execute one packet more before the barrier, give
 //! nothing back, give back receives as filled that are not, or have no live number (responders then keep
 //! records, or there are counts alone). Shared receives vanish with the queue pair that was filling them,
-//! or there is no event that tells the barrier. [`Kind`] lists all of it; a run over many seeds that has not met
-//! one of them fails.
+//! or there is no event that tells the barrier. [`Kind`] lists all of it; a run over many seeds that has
+//! not met one of them fails.
 //!
 //! # What is checked, at every step
 //!
@@ -38,8 +38,8 @@
 //!   with success only where the request was executed. An error needs a reason, such as a dead device
 //!   or an atomic whose result was lost: a link must not fail because it was moved.
 //! - *Promise 2*: messages are delivered once, in order, as long as they were sent, with their immediate
-//!   data, and from a buffer that still held them; each into a receive of its own. Receives that are shared are used
-//!   once, whichever link takes them, and in the end none is missing.
+//!   data, and from a buffer that still held them; each into a receive of its own. Receives that are
+//!   shared are used once, whichever link takes them, and in the end none is missing.
 //! - *Promise 3*: each byte of a WRITE lands once, in order; an atomic is executed once and returns its
 //!   own result; a READ returns what was there.
 //! - *Promise 4*: a queue pair whose last numbers were told executes nothing more.
