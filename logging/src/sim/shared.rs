@@ -309,6 +309,11 @@ impl World {
         let Some(it) = &self.shared else { return Ok(()) };
         let p = &self.procs[it.process];
         let own: Vec<usize> = (0..self.ends.len()).filter(|e| self.is_shared(*e)).collect();
+        // Nothing may tell the program that one has failed which has sent nothing.
+        let excused = |e: &&usize| self.ledger.accounts[**e].excuse.is_some();
+        if let Some(e) = own.iter().find(|e| self.ends[**e].failed && !excused(e)) {
+            return Err(format!("promise 1: end {e} failed for no reason"));
+        }
         // With a queue pair that failed may go what it had in hand, as verbs have it.
         if p.dead || own.iter().any(|e| self.ends[*e].failed) {
             return Ok(());
