@@ -34,7 +34,7 @@ impl Receives {
         }
     }
 
-    fn copy(&self) -> Self {
+    pub(crate) fn copy(&self) -> Self {
         let word = |word: &AtomicU64| AtomicU64::new(word.load(Ordering::Relaxed));
         let slot = |slot: &Slot| Slot {
             wr_id: word(&slot.wr_id),

@@ -47,6 +47,20 @@ impl SharedRecvWindow {
         }
     }
 
+    /// The same again, for a simulated world that is copied.
+    pub(crate) fn copy(&self) -> Self {
+        let word = |word: &AtomicU64| AtomicU64::new(word.load(Ordering::Relaxed));
+        let index = |index: &AtomicU32| AtomicU32::new(index.load(Ordering::Relaxed));
+        SharedRecvWindow {
+            receives: self.receives.copy(),
+            orders: self.orders.iter().map(word).collect(),
+            next_free: self.next_free.iter().map(index).collect(),
+            free: word(&self.free),
+            posted: word(&self.posted),
+            depth: self.depth,
+        }
+    }
+
     /// Adds a receive, and returns its slot.
     ///
     /// # Errors

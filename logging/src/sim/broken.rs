@@ -69,4 +69,12 @@ broken! {
     BeyondRecordReplayed,
     /// Keeps a group whose mover offers the same links anew.
     StaleKept,
+    /// Posts to the new shared queue what was in the old one, and not what had been taken from it.
+    SharedVanishedForgotten,
+    /// Posts a shared receive again that was consumed.
+    SharedConsumedAgain,
+    /// Follows, and never creates the shared queue anew though receives may have vanished from it.
+    SharedNeverAnew,
+    /// Tells the numbers of a queue pair with shared receives without waiting for a barrier.
+    SharedNotAwaited,
 }

@@ -183,7 +183,7 @@ fn address(end: usize, seq: u64) -> u64 {
 impl World {
     /// The program posts its next request, if there is room.
     pub(super) fn post_next(&mut self, e: usize) {
-        let account = &mut self.ledger.0[e];
+        let account = &mut self.ledger.accounts[e];
         let seq = account.posted;
         let Some(wr) = account.script.get(seq as usize).copied() else { return };
         let mut entry = SendEntry {
@@ -215,7 +215,7 @@ impl World {
             Ok(other) => return self.violate(format!("end {e}: request {seq} became {other}")),
             Err(_) => return self.reach(Kind::WindowFull),
         }
-        self.ledger.0[e].posted += 1;
+        self.ledger.accounts[e].posted += 1;
         self.note(|| format!("end {e} posts {seq}: {wr:?}"));
         if self.ends[e].failed {
             return self.flush_window(e);
@@ -228,6 +228,9 @@ impl World {
 
     /// The program posts a receive, if it wants one more and there is room.
     pub(super) fn post_next_recv(&mut self, e: usize) {
+        if self.is_shared(e) {
+            return self.post_next_shared();
+        }
         let end = &self.ends[e];
         let seq = end.recv.appended();
         if seq >= end.recvs_wanted || end.recv.append(recv_id(e, seq), [].into_iter()).is_err() {
@@ -262,6 +265,9 @@ impl World {
                     }
                     self.ledger.completed(e, wc)
                 }
+                Wc::Recv { id, message } if self.is_shared(e) => {
+                    self.ledger.delivered_shared(e, *id, message.as_ref())
+                }
                 Wc::Recv { id, message } => self.ledger.delivered(e, *id, message.as_ref()),
             };
             self.note(|| format!("end {e} gets {wc:?}"));
@@ -272,7 +278,7 @@ impl World {
     /// Whether a buffer still holds what was posted: programs use it again once they have seen that it
     /// was sent.
     pub(super) fn is_buffer_kept(&self, e: usize, seq: u64) -> bool {
-        seq >= self.ledger.0[e].seen
+        seq >= self.ledger.accounts[e].seen
     }
 
     /// Hands what waits. `posting`: in the program's own call.
@@ -342,7 +348,7 @@ impl World {
         let end = &self.ends[e];
         let entry = end.send.entry(seq);
         let length = end.send.length(seq) as u32;
-        let wr = self.ledger.0[e].script[seq as usize];
+        let wr = self.ledger.accounts[e].script[seq as usize];
         let whole = entry.wr_id == wr_id(e, seq)
             && (entry.opcode, entry.flags, length) == (wr.opcode, wr.flags, wr.length)
             && (entry.elements == 0 || end.send.element(seq, 0).addr == address(e, seq));
@@ -417,6 +423,7 @@ impl World {
         if self.holds_late(e, &cqe, from) {
             return;
         }
+        let is_shared = self.is_shared(e);
         let end = &mut self.ends[e];
         let withhold = end.withhold == Some(from);
         match cqe {
@@ -437,6 +444,9 @@ impl World {
                 }
             }
             Cqe::Send { status: Status::Success, seq, result, .. } => self.in_turn(e, seq, result),
+            Cqe::Recv { seq, message } if is_shared => {
+                self.take_from_shared(e, seq, message, withhold);
+            }
             // What was flushed does not come back.
             Cqe::Recv { seq, .. } if end.failed && seq < end.recv.retired() => {}
             Cqe::Recv { seq, message: Some(message) } => {
@@ -529,7 +539,7 @@ impl World {
     /// The queue pair has failed at request `first`, with that status; what is before is done.
     pub(super) fn fail(&mut self, e: usize, first: u64, status: Status) {
         let end = &mut self.ends[e];
-        let excuse = self.ledger.0[e].excuse;
+        let excuse = self.ledger.accounts[e].excuse;
         end.failed = true;
         end.replays.clear();
         end.again.clear();
@@ -576,7 +586,11 @@ impl World {
         for qp in [Some(self.ends[e].qp), self.ends[e].fresh.map(|it| it.qp)].into_iter().flatten()
         {
             while let Some(cqe) = self.poll_cq(qp) {
-                if matches!(cqe, Cqe::Recv { message: Some(_), .. }) && !self.ends[e].told {
+                let comes = match &cqe {
+                    Cqe::Recv { message, .. } => message.is_some() || self.is_shared(e),
+                    Cqe::Send { .. } => false,
+                };
+                if comes && !self.ends[e].told {
                     self.take(e, cqe, qp);
                 }
             }
@@ -593,7 +607,7 @@ impl World {
 
     /// When the program acts next.
     pub(super) fn next_step_at(&mut self, e: usize) -> Time {
-        let idle = self.ledger.0[e].posted == self.ledger.0[e].script.len() as u64
+        let idle = self.ledger.accounts[e].posted == self.ledger.accounts[e].script.len() as u64
             || (self.ends[e].suspended && self.now > self.horizon);
         let most = if idle { 150 } else { self.pace };
         self.now + self.rng.between(1, most)

@@ -264,6 +264,7 @@ impl Side<usize> for Here<'_> {
 
     fn attach(&mut self, mover: &[Executed]) -> Vec<Cut> {
         self.ground.ends().into_iter().for_each(|e| self.world.receive_on(e));
+        self.world.followed_shared(self.ground.process, &self.ground.ends());
         let mut cuts = Vec::new();
         for (at, (link, executed)) in self.ground.links.iter().zip(mover).enumerate() {
             let landed = link.and_then(|e| self.world.attach(e, executed));

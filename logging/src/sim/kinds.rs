@@ -117,6 +117,26 @@ kinds! {
     MtuChanged,
     /// An error completion reached the program.
     ErrorSeen,
+    /// Links that share their receives were given some of one queue.
+    SharedReceives,
+    /// A shared receive came ahead of one that had been posted before it.
+    SharedOvertaken,
+    /// A shared receive that a SEND had filled in part vanished with its queue pair.
+    SharedReceiveVanished,
+    /// One came back flushed.
+    SharedReceiveReturned,
+    /// A shared queue went over to another device, with all that was not consumed.
+    SharedMoved,
+    /// One that had vanished was among that.
+    SharedFoundAgain,
+    /// A queue pair followed, and the shared queue stayed.
+    SharedFollowed,
+    /// Who had followed created the queue anew, as receives might have vanished.
+    SharedAnew,
+    /// A queue pair with shared receives had no barrier.
+    SharedNoBarrier,
+    /// What was under way behind it could not be decided.
+    SharedUndecided,
 }
 
 /// A set of kinds.

@@ -41,7 +41,11 @@ pub(super) struct Account {
 
 /// All of them.
 #[derive(Clone, Debug, Default, Hash)]
-pub(super) struct Ledger(pub(super) Vec<Account>);
+pub(super) struct Ledger {
+    pub(super) accounts: Vec<Account>,
+    /// Of each receive that was posted to a shared queue, whether its completion has been seen.
+    pub(super) shared: Vec<bool>,
+}
 
 /// What the program calls its request.
 pub(super) fn wr_id(end: usize, seq: u64) -> u64 {
@@ -51,6 +55,11 @@ pub(super) fn wr_id(end: usize, seq: u64) -> u64 {
 /// What it calls its receive.
 pub(super) fn recv_id(end: usize, seq: u64) -> u64 {
     seq * 5 + end as u64 + 500_000
+}
+
+/// What a program calls the receive that it posts as the `n`-th to a shared queue.
+pub(super) fn shared_id(n: u64) -> u64 {
+    n * 3 + 900_000
 }
 
 /// Its immediate data.
@@ -66,7 +75,7 @@ impl Ledger {
             script,
             ..Account::default()
         };
-        Ledger(scripts.into_iter().map(account).collect())
+        Ledger { accounts: scripts.into_iter().map(account).collect(), shared: Vec::new() }
     }
 
     /// A packet of a WRITE has been written.
@@ -78,7 +87,7 @@ impl Ledger {
         cell: u64,
         good: bool,
     ) -> Result<(), String> {
-        let it = &mut self.0[end];
+        let it = &mut self.accounts[end];
         let landed = &mut it.landed[seq as usize];
         if *landed != from {
             return Err(format!(
@@ -96,17 +105,17 @@ impl Ledger {
     }
 
     pub(super) fn read(&self, end: usize, cell: u64) -> u64 {
-        self.0[end].cells[cell as usize]
+        self.accounts[end].cells[cell as usize]
     }
 
     pub(super) fn atomic(&mut self, end: usize) -> u64 {
-        self.0[end].atomics += 1;
-        self.0[end].atomics - 1
+        self.accounts[end].atomics += 1;
+        self.accounts[end].atomics - 1
     }
 
     /// The last packet of a request has been executed.
     pub(super) fn executed(&mut self, end: usize, seq: u64) -> Result<(), String> {
-        let it = &mut self.0[end];
+        let it = &mut self.accounts[end];
         let opcode = it.script[seq as usize].opcode;
         let times = &mut it.executed[seq as usize];
         *times += 1;
@@ -125,7 +134,7 @@ impl Ledger {
 
     /// The program gets a send completion.
     pub(super) fn completed(&mut self, end: usize, wc: &SendWc) -> Result<(), String> {
-        let it = &mut self.0[end];
+        let it = &mut self.accounts[end];
         // The next that has to come: after an error every request has one.
         let failing = it.failed || wc.status != Status::Success;
         let mut next = it.seen;
@@ -177,14 +186,37 @@ impl Ledger {
         id: u64,
         message: Option<&Message>,
     ) -> Result<(), String> {
-        let sender = end ^ 1;
-        let it = &self.0[end];
-        let seq = it.received;
+        let seq = self.accounts[end].received;
         if id != recv_id(end, seq) {
             return Err(format!("promise 1: receive {seq} of end {end} was next, not id {id}"));
         }
+        self.received(end, message)
+    }
+
+    /// The same for a receive of a shared queue: any link may get any, and each is used once.
+    pub(super) fn delivered_shared(
+        &mut self,
+        end: usize,
+        id: u64,
+        message: Option<&Message>,
+    ) -> Result<(), String> {
+        let n = (0..self.shared.len()).find(|n| shared_id(*n as u64) == id);
+        let Some(seen) = n.and_then(|n| self.shared.get_mut(n)) else {
+            return Err(format!("promise 1: end {end} got receive {id}, which nobody has posted"));
+        };
+        if std::mem::replace(seen, true) {
+            return Err(format!("promise 1: end {end} got shared receive {id} a second time"));
+        }
+        self.received(end, message)
+    }
+
+    /// A receive of an end has ended; its next message is in it, or it failed.
+    fn received(&mut self, end: usize, message: Option<&Message>) -> Result<(), String> {
+        let sender = end ^ 1;
+        let it = &self.accounts[end];
+        let seq = it.received;
         let Some(message) = message else {
-            let it = &mut self.0[end];
+            let it = &mut self.accounts[end];
             (it.received, it.recv_failed) = (seq + 1, true);
             return match it.excuse {
                 Some(_) => Ok(()),
@@ -194,7 +226,7 @@ impl Ledger {
         if it.recv_failed {
             return Err(format!("promise 1: receive {seq} of end {end} succeeded after an error"));
         }
-        let script = &self.0[sender].script;
+        let script = &self.accounts[sender].script;
         let next = (it.next_message..script.len()).find(|at| script[*at].is_message());
         let Some(next) = next.filter(|next| *next as u64 == message.seq) else {
             return Err(format!("promise 2: end {end} got {message:?} where {next:?} was next"));
@@ -207,14 +239,14 @@ impl Ledger {
         if !as_sent {
             return Err(format!("promise 2: end {end} got {message:?} where {wr:?} was sent"));
         }
-        let it = &mut self.0[end];
+        let it = &mut self.accounts[end];
         (it.next_message, it.received) = (next + 1, seq + 1);
         Ok(())
     }
 
     /// What of an end's requests has not come to its end.
     pub(super) fn unfinished(&self, end: usize, peer_is_dead: bool) -> Option<String> {
-        let (it, peer) = (&self.0[end], &self.0[end ^ 1]);
+        let (it, peer) = (&self.accounts[end], &self.accounts[end ^ 1]);
         if it.posted < it.script.len() as u64 {
             return Some(format!("end {end} has posted {} of {}", it.posted, it.script.len()));
         }

@@ -5,8 +5,8 @@
 //! comes from one generator, so a seed tells a run again, event by event, on any machine.
 //!
 //! The windows, the judgement and both machines of the re-map are the real ones: [`SendWindow`],
-//! [`RecvWindow`], [`SendWindow::judge`], [`Mover`] and [`Follower`]. The simulator plays what is around
-//! them, and no more:
+//! [`RecvWindow`], [`SharedRecvWindow`], [`SendWindow::judge`], [`Mover`] and [`Follower`]. The simulator
+//! plays what is around them, and no more:
 //!
 //! | file | plays |
 //! | --- | --- |
@@ -14,6 +14,7 @@
 //! | `script`, `end` | a program, its virtual queue pair, and how completions come |
 //! | `turn` | suspend, attach, replay: the steps that the shell takes at one end |
 //! | `late` | the same, for receives that a device gives back as filled, and that are not |
+//! | `shared` | a shared receive queue, from which all links of one process take their receives |
 //! | `shell`, `follow` | processes that move and follow, and the messages between them |
 //! | `queue`, `rng`, `world`, `seeded` | time, chance, what happens next, and faults |
 //! | `ledger` | nobody: it sees everything, and holds it against the promises |
@@ -27,8 +28,9 @@
 //! earlier move is still remembered. Processes die, movers and followers, before and after the commit
 //! point; devices die under them. Queue pairs at ERR execute one packet more before the barrier, give
 //! nothing back, give back receives as filled that are not, or have no live number (responders then keep
-//! records, or there are counts alone). [`Kind`] lists all of it; a run over many seeds that has not met
-//! one of them fails.
+//! records, or there are counts alone). Shared receives vanish with the queue pair that was filling them,
+//! or there is no event that tells the barrier. [`Kind`] lists all of it; a run over many seeds that has
+//! not met one of them fails.
 //!
 //! # What is checked, at every step
 //!
@@ -36,7 +38,8 @@
 //!   with success only where the request was executed. An error needs a reason, such as a dead device
 //!   or an atomic whose result was lost: a link must not fail because it was moved.
 //! - *Promise 2*: messages are delivered once, in order, as long as they were sent, with their immediate
-//!   data, and from a buffer that still held them.
+//!   data, and from a buffer that still held them; each into a receive of its own. Receives that are
+//!   shared are used once, whichever link takes them, and in the end none is missing.
 //! - *Promise 3*: each byte of a WRITE lands once, in order; an atomic is executed once and returns its
 //!   own result; a READ returns what was there.
 //! - *Promise 4*: a queue pair whose last numbers were told executes nothing more.
@@ -46,6 +49,7 @@
 //! [`SendWindow`]: crate::SendWindow
 //! [`SendWindow::judge`]: crate::SendWindow::judge
 //! [`RecvWindow`]: crate::RecvWindow
+//! [`SharedRecvWindow`]: crate::SharedRecvWindow
 //! [`Mover`]: crate::remap::Mover
 //! [`Follower`]: crate::remap::Follower
 
@@ -60,6 +64,7 @@ mod queue;
 mod rng;
 mod script;
 mod seeded;
+mod shared;
 mod shell;
 mod small;
 #[cfg(all(test, not(loom)))]

@@ -35,6 +35,8 @@ pub(super) enum Event {
     Tick(usize),
     /// A process is to move.
     Move(usize),
+    /// A process whose shared receives may have vanished is to create their queue anew.
+    Anew(usize),
     /// A process dies.
     Death(usize),
     /// The device of a process dies.
@@ -71,6 +73,7 @@ impl Event {
             Event::DeviceDeath(at) => (13, *at, 0),
             Event::Fatal(at) => (14, *at, 0),
             Event::Noticed { by, dead } => (15, *by, *dead),
+            Event::Anew(at) => (16, *at, 0),
         }
     }
 }

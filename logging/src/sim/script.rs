@@ -13,7 +13,7 @@ pub(super) const INLINE: u16 = 8;
 /// Places at the peer that WRITEs and READs name.
 pub(super) const CELLS: u64 = 3;
 /// Longest request of a script: more than four packets of the smallest path MTU.
-const MAX_LENGTH: u64 = 1200;
+pub(super) const MAX_LENGTH: u64 = 1200;
 /// Longest inline payload.
 pub(super) const MAX_INLINE: u32 = 48;
 

@@ -17,6 +17,9 @@ const BOUND: Time = 300_000;
 /// Worlds whose devices give back receives as filled that are not, of a thousand. (None of those that
 /// do was seen to execute a packet after ERR.)
 const LIARS: u32 = 120;
+/// Worlds in which receives are shared, of a thousand that can; and what makes their chance their own.
+const SHARED: u32 = 400;
+const SHARING: u64 = 0x5352_5100_0000_0000;
 /// Most events of a run. (The longest that was seen had a tenth.)
 const MAX_EVENTS: u64 = 2_000_000;
 
@@ -66,6 +69,8 @@ pub fn run(seed: u64, options: Options) -> Outcome {
         let look = events % 32 == 0 || !went_on;
         let unfinished = if look { world.unfinished() } else { None };
         if look && unfinished.is_none() && no_move_is_due(&world) {
+            let accounted = world.account_for_shared();
+            world.check(accounted);
             break;
         }
         if !went_on || world.now > deadline || events >= MAX_EVENTS {
@@ -85,7 +90,8 @@ pub fn run(seed: u64, options: Options) -> Outcome {
 
 /// All moves that are to come have come: those of idle programs are worth a look as well.
 fn no_move_is_due(world: &World) -> bool {
-    (0..world.procs.len()).all(|p| !world.queue.has(&Event::Move(p)))
+    let is_due = |p| world.queue.has(&Event::Move(p)) || world.queue.has(&Event::Anew(p));
+    !(0..world.procs.len()).any(is_due)
 }
 
 fn world_of(seed: u64) -> World {
@@ -112,8 +118,39 @@ fn world_of(seed: u64) -> World {
     if !habits.exact && Rng::new(!seed).permille(LIARS) {
         (habits.lies, habits.edge, habits.source) = (true, false, Source::Psn);
     }
+    share(&mut world, seed);
     world.connect_all();
     world
+}
+
+/// In some worlds all ends of one process that has several share their receives. By a chance of its own,
+/// too. (Devices that lie were seen to do so of receives that are not shared.)
+fn share(world: &mut World, seed: u64) {
+    let mut rng = Rng::new(seed ^ SHARING);
+    if world.quirks.lies || !rng.permille(SHARED) {
+        return;
+    }
+    let ends_of =
+        |world: &World, p| world.ends.iter().filter(|end| end.process == p).count() as u32;
+    let able: Vec<usize> = (0..world.procs.len()).filter(|p| ends_of(world, *p) > 1).collect();
+    if able.is_empty() {
+        return;
+    }
+    let p = rng.pick(&able);
+    if rng.permille(700) {
+        // So that there are SENDs to cut, which wait for packets that were lost.
+        world.quirks.loss = rng.pick(&[0, 80, 200]);
+        world.mover_limits.drain = Duration::from_micros(rng.pick(&[0, 5, 20, 60]));
+        for e in 0..world.ends.len() {
+            if world.ends[e ^ 1].process == p {
+                world.send_more(e, &mut rng);
+            }
+        }
+    }
+    // A queue pair that fails may take one with it, for good.
+    let depth = ends_of(world, p) + rng.pick(&[1, 2, 3, 8, 16]);
+    (world.quirks.vanishes, world.quirks.tells_last) = (rng.permille(600), rng.permille(600));
+    world.share_receives(p, depth);
 }
 
 /// Faults, paces, and when processes move and die.
@@ -133,7 +170,7 @@ fn chance(world: &mut World) {
         },
         no_flush: sometimes(rng, 60, &[100, 500, 1000]),
         loss: sometimes(rng, 200, &[5, 30, 80]),
-        lies: false,
+        ..Quirks::default()
     };
     world.wraps = rng.permille(300);
     world.pace = rng.pick(&[5, 15, 40, 100]);

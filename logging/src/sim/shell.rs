@@ -59,6 +59,8 @@ pub(super) struct Process {
     /// Groups that have ended, and whether by the mover's last word.
     pub(super) ended: Vec<(usize, GroupId, bool)>,
     pub(super) next_group: u64,
+    /// Those of whose death it has learnt.
+    known_dead: Vec<usize>,
     /// The device that it is on, and the last that it opened.
     pub(super) device: u32,
     pub(super) devices: u32,
@@ -189,6 +191,7 @@ impl World {
         let mut parties: Vec<Party> = Vec::new();
         let mut offers: Vec<Vec<Offer<usize>>> = Vec::new();
         let split = !self.is_exhaustive() && self.rng.permille(200);
+        self.make_srq(p);
         for e in ends {
             self.ends[e].incarnation += 1;
             let qp = self.make_fresh(e, device);
@@ -214,7 +217,12 @@ impl World {
             });
         }
         self.note(|| format!("process {p} moves to device {device}: {parties:?}"));
-        let machine = Mover::new(offers, time(self.now), self.mover_limits);
+        let mut machine = Mover::new(offers, time(self.now), self.mover_limits);
+        for (at, party) in parties.iter().enumerate() {
+            if self.procs[p].known_dead.contains(&party.peer) {
+                machine.event(Told::Lost(at), time(self.now));
+            }
+        }
         let (drained, down_at) = (false, None);
         self.procs[p].moving = Some(Box::new(Move { machine, parties, device, drained, down_at }));
         self.drive(p);
@@ -271,6 +279,7 @@ impl World {
                     ends.iter().map(|e| self.executed(*e, last_look)).collect();
                 let Some(numbers) = numbers else { return false };
                 moving.down_at = None;
+                self.go_over_shared(&ends);
                 for (e, executed) in ends.iter().zip(&numbers) {
                     self.numbers_told(*e, executed);
                     self.receive_on(*e);
@@ -342,6 +351,7 @@ impl World {
     fn end_move(&mut self, p: usize, moving: &Move, result: Result<(), Failure>) {
         self.note(|| format!("process {p}: its move has ended: {result:?}"));
         let again = self.rng.between(50, 600) + self.now;
+        self.discard_srq(p);
         match result {
             Ok(()) => {
                 for e in moving.parties.iter().flat_map(|it| it.ends.clone()) {
@@ -374,6 +384,7 @@ impl World {
         if self.procs[by].dead {
             return;
         }
+        self.procs[by].known_dead.push(dead);
         if let Some(moving) = &mut self.procs[by].moving {
             let at: Vec<usize> = moving
                 .parties

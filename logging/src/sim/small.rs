@@ -228,7 +228,7 @@ impl State {
     /// Everything has come to its end, as far as it can: of a dead peer or device nothing does.
     fn is_end(&self) -> bool {
         let world = &self.world;
-        let struck = world.ledger.0.iter().any(|it| it.excuse.is_some());
+        let struck = world.ledger.accounts.iter().any(|it| it.excuse.is_some());
         let idle = (0..world.procs.len()).all(|p| !world.is_busy(p));
         let quiet = world.queue.channels().is_empty() && world.is_taken();
         idle && quiet && (struck || world.unfinished().is_none())

@@ -9,12 +9,14 @@ const FIXED: u64 = 300;
 /// Seeds within which each broken shell must be caught.
 const CAUGHT_WITHIN: u64 = 2_000;
 /// The rarest, and where these seeds begin: to save time, close to where they were found.
-const RARE: [(Broken, u64); 5] = [
+const RARE: [(Broken, u64); 7] = [
     (Broken::ProofBeforeReplays, 3_500),
     (Broken::AlwaysFinished, 5_500),
     (Broken::CutHandedAfterAll, 1_700),
     (Broken::FlushedCounted, 1_500),
     (Broken::SynthesisedOutOfOrder, 900),
+    (Broken::StaleKept, 5_500),
+    (Broken::SharedNotAwaited, 2_500),
 ];
 
 fn check(seed: u64) -> Kinds {

@@ -109,7 +109,15 @@ impl World {
         let end = &self.ends[e];
         let exact = self.quirks.exact;
         let no_barrier = [Broken::NoBarrier, Broken::Reset, Broken::NoFencing];
-        let waits = end.last_recv.is_some() && !end.recv_back || end.proof_out;
+        let barrier = match self.qps[end.qp].srq {
+            // The event says nothing of completions that are still on their way.
+            Some(_) => {
+                let last = self.qps[end.qp].last_told && !self.has_cqes(end.qp);
+                last || end.recv_flushed || self.is(Broken::SharedNotAwaited)
+            }
+            None => end.last_recv.is_none() || end.recv_back,
+        };
+        let waits = !barrier || end.proof_out;
         let told_anyway = no_barrier.iter().any(|it| self.is(*it));
         if !exact && !last_look && !told_anyway && waits {
             return None;
@@ -118,15 +126,22 @@ impl World {
         if exact && !last_look && !told_anyway && self.has_cqes(end.qp) {
             return None;
         }
-        let settled = exact || told_anyway || end.last_recv.is_some() && end.recv_back;
+        let passed = match self.qps[end.qp].srq {
+            Some(_) => barrier && !self.is(Broken::SharedNotAwaited),
+            None => end.last_recv.is_some() && end.recv_back,
+        };
+        let settled = exact || told_anyway || passed;
         let qp = end.qp;
+        if !settled && self.qps[qp].srq.is_some() {
+            self.reach(Kind::SharedNoBarrier);
+        }
         if last_look && waits {
             self.reach(Kind::NoBarrier);
         }
         let psn = self.query_psn(qp);
         self.settle_late(e, psn);
         let end = &self.ends[e];
-        let flushed_too = self.is(Broken::FlushedCounted);
+        let flushed_too = self.is(Broken::FlushedCounted) && !self.is_shared(e);
         let messages = if flushed_too { end.recv.retired() } else { end.delivered };
         let recorded = (self.quirks.source == Source::Record).then_some(self.ends[e].word);
         Some(Executed { messages, psn, settled, recorded })
@@ -146,6 +161,10 @@ impl World {
         let qp = fresh.qp;
         let end = &mut self.ends[e];
         end.recv_suspended = false;
+        if self.is_shared(e) {
+            return self.post_returned(e, qp);
+        }
+        let end = &self.ends[e];
         if end.failed {
             return;
         }
@@ -246,7 +265,7 @@ impl World {
             }
             Err(error) => {
                 self.note(|| format!("end {e}: {error}"));
-                if !self.ends[e].failed && self.ledger.0[e].excuse.is_none() {
+                if !self.ends[e].failed && self.ledger.accounts[e].excuse.is_none() {
                     self.violate(format!("end {e}: its peer's true numbers were refused: {error}"));
                 }
                 return Err(());
@@ -281,6 +300,9 @@ impl World {
             self.violate(format!("promise 3: {opcode:?} {seq} of end {e} was recorded: {peer:?}"));
         } else if no_number {
             self.reach(Kind::WriteUndecided);
+            if self.is_shared(e ^ 1) && !peer.settled && self.quirks.source == Source::Psn {
+                self.reach(Kind::SharedUndecided);
+            }
             self.excuse(e, "there was no number to tell of a WRITE");
         } else {
             self.violate(format!("promise 3: {opcode:?} {seq} of end {e} was decidable: {peer:?}"));

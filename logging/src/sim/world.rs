@@ -8,10 +8,11 @@ use super::ledger::Ledger;
 use super::queue::{Event, Queue, Time};
 use super::rng::Rng;
 use super::script::Wr;
+use super::shared::Shared;
 use super::shell::Process;
 use crate::remap::{FollowerLimits, MoverLimits};
 use crate::replay::Start;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 /// How messages between processes fail, each so many times in a thousand.
@@ -66,6 +67,10 @@ pub(super) struct World {
     pub(super) exhaustive: bool,
     pub(super) broken: Option<Broken>,
     pub(super) qps: Vec<Qp>,
+    /// Physical shared receive queues: the slots that were posted and not taken.
+    pub(super) srqs: Vec<VecDeque<u32>>,
+    /// The virtual one, in worlds that have it.
+    pub(super) shared: Option<Shared>,
     /// Both ends of a link stand side by side.
     pub(super) ends: Vec<End>,
     pub(super) procs: Vec<Process>,
@@ -103,6 +108,8 @@ impl World {
             exhaustive: false,
             broken: None,
             qps: Vec::new(),
+            srqs: Vec::new(),
+            shared: None,
             ends: Vec::new(),
             procs: vec![process; processes],
             ledger: Ledger::default(),
@@ -141,7 +148,10 @@ impl World {
     }
 
     pub(super) fn make_qp(&mut self, e: usize, device: u32, psn: u32, mtu: u32) -> usize {
-        self.qps.push(Qp::new(e, self.ends[e].process, device, psn, mtu));
+        let srq = self.srq_of(e);
+        let mut qp = Qp::new(e, self.ends[e].process, device, psn, mtu);
+        qp.srq = srq;
+        self.qps.push(qp);
         self.qps.len() - 1
     }
 
@@ -200,7 +210,7 @@ impl World {
     /// The link of an end may fail from here on.
     pub(super) fn excuse(&mut self, e: usize, why: &'static str) {
         for e in [e, e ^ 1] {
-            self.ledger.0[e].excuse.get_or_insert(why);
+            self.ledger.accounts[e].excuse.get_or_insert(why);
         }
     }
 
@@ -220,6 +230,7 @@ impl World {
             Event::Letter(letter) => self.letter_came(*letter),
             Event::Tick(p) => self.tick_came(p),
             Event::Move(p) => self.begin_move(p),
+            Event::Anew(p) => self.create_anew(p),
             Event::Death(p) => self.die(p),
             Event::DeviceDeath(p) => self.lose_device(p),
             Event::Fatal(p) => self.fatal(p),
@@ -343,7 +354,9 @@ impl World {
         }
         let is_dead = |e: usize| self.procs[self.ends[e].process].dead;
         let alive = (0..self.ends.len()).filter(|e| !is_dead(*e));
-        alive.map(|e| self.ledger.unfinished(e, is_dead(e ^ 1))).find_map(|it| it)
+        // Who shares its receives may fail without a completion that tells of it.
+        let is_lost = |e: usize| self.ends[e].failed && self.is_shared(e);
+        alive.map(|e| self.ledger.unfinished(e, is_dead(e ^ 1) || is_lost(e ^ 1))).find_map(|it| it)
     }
 
     /// Takes the earliest event. False where there is none.

@@ -86,21 +86,28 @@ impl SrqCore {
             .filter_map(|slot| Some((self.window.order(slot)?, slot)))
             .collect();
         receives.sort_unstable();
-        for (_, slot) in receives {
-            let Some(entry) = self.window.entry(slot) else { continue };
-            let sges: Vec<Sge> = (0..entry.elements)
-                .map(|i| super::qp::sge(&self.window.element(slot, i.into())))
-                .collect();
-            if let Err(errno) = self.post_slot(&mut side, slot, &sges) {
-                let error = std::io::Error::from_raw_os_error(errno);
-                tracing::error!("shared receive queue {}: a receive is lost: {error}", self.number);
-            }
-        }
+        receives.into_iter().for_each(|(_, slot)| self.hand_again(&mut side, slot));
         if limit > 0 {
             let attr = SrqAttr { srq_limit: limit, ..SrqAttr::default() };
             if let Err(error) = to.modify(&attr, abi::srq_mask::LIMIT) {
                 tracing::error!("shared receive queue {}: its limit: {error}", self.number);
             }
+        }
+    }
+
+    /// A queue pair that has ended has given back this receive unfilled, and the physical queue stays.
+    pub(super) fn post_again(&self, slot: u32) {
+        self.hand_again(&mut self.side.visit(), slot);
+    }
+
+    /// Posts the receive in `slot`, where there is one.
+    fn hand_again(&self, side: &mut SrqSide, slot: u32) {
+        let Some(entry) = self.window.entry(slot) else { return };
+        let element = |i: u8| super::qp::sge(&self.window.element(slot, i.into()));
+        let sges: Vec<Sge> = (0..entry.elements).map(element).collect();
+        if let Err(errno) = self.post_slot(side, slot, &sges) {
+            let error = std::io::Error::from_raw_os_error(errno);
+            tracing::error!("shared receive queue {}: a receive is lost: {error}", self.number);
         }
     }
 

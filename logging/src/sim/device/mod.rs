@@ -47,6 +47,10 @@ pub(super) struct Quirks {
     pub(super) no_flush: u32,
     /// Packets and answers that are lost, of a thousand.
     pub(super) loss: u32,
+    /// A shared receive that a SEND had filled in part at ERR vanishes; else it comes back flushed.
+    pub(super) vanishes: bool,
+    /// Those with shared receives tell when they have come back from ERR (`LAST_WQE_REACHED`).
+    pub(super) tells_last: bool,
 }
 
 /// What tells how far a responder has come, beside the count of messages.
@@ -206,6 +210,12 @@ pub(super) struct Qp {
     progress_at: Time,
     timer: bool,
     rq: VecDeque<u64>,
+    /// The shared receive queue that it takes its receives from, and what it has taken for the SEND that
+    /// it is amid.
+    pub(super) srq: Option<usize>,
+    pub(super) taken: Option<u32>,
+    /// It has told that nothing more comes from there.
+    pub(super) last_told: bool,
     expected: u64,
     filled: u32,
     good: bool,
@@ -241,6 +251,9 @@ impl Qp {
             progress_at: 0,
             timer: false,
             rq: VecDeque::new(),
+            srq: None,
+            taken: None,
+            last_told: false,
             expected: 0,
             filled: 0,
             good: true,
@@ -255,11 +268,20 @@ impl Qp {
     }
 
     pub(super) fn connect(&mut self, peer: Option<usize>, peer_psn: u32) {
-        (self.state, self.peer, self.peer_psn) = (QpState::Ready, peer, peer_psn);
+        (self.peer, self.peer_psn) = (peer, peer_psn);
+        // That of an end which has failed meanwhile is at ERR, and stays there.
+        if !self.is_at_err() {
+            self.state = QpState::Ready;
+        }
     }
 
     pub(super) fn is_at_err(&self) -> bool {
         matches!(self.state, QpState::Err | QpState::Flushed)
+    }
+
+    /// Of its own.
+    pub(super) fn has_no_receive(&self) -> bool {
+        self.rq.is_empty()
     }
 
     /// A SEND has come in part.
@@ -313,7 +335,7 @@ impl World {
         self.pump(qp);
     }
 
-    fn complete(&mut self, qp: usize, cqe: Cqe) {
+    pub(super) fn complete(&mut self, qp: usize, cqe: Cqe) {
         let late = if self.is_exhaustive() { 0 } else { self.rng.below(4) };
         let it = &mut self.qps[qp];
         let after = it.cq.back().map_or(0, |(at, _)| *at);
@@ -523,10 +545,15 @@ impl World {
             return;
         }
         it.state = QpState::Flushed;
+        it.last_told = self.quirks.tells_last;
+        let taken = it.taken.take();
         let (sq, rq) = (std::mem::take(&mut it.sq), std::mem::take(&mut it.rq));
         for seq in rq {
             let message = self.qps[qp].lies.then(super::late::nothing);
             self.complete(qp, Cqe::Recv { seq, message });
+        }
+        if let Some(slot) = taken {
+            self.give_back_taken(qp, slot);
         }
         for wqe in sq {
             self.complete(qp, flushed(&wqe));
@@ -539,6 +566,7 @@ impl World {
         it.state = QpState::Gone;
         it.sq.clear();
         it.rq.clear();
+        it.taken = None;
         it.cq.clear();
         (it.expected, it.peer_psn) = (0, 0);
     }

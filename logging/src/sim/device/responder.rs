@@ -36,12 +36,12 @@ impl World {
             Opcode::WriteImm => packet.last,
             _ => false,
         };
-        if needs_recv && it.rq.is_empty() {
+        if needs_recv && self.lacks_receive(qp) {
             self.reach(Kind::Rnr);
             return self.respond(qp, Answer::NotReady(packet.index));
         }
         if edge {
-            it.edge = false;
+            self.qps[qp].edge = false;
             self.reach(Kind::EdgePacket);
         }
         if self.qps[qp].told {
@@ -103,6 +103,9 @@ impl World {
                 self.respond(qp, Answer::Atomic { index, value });
             }
             _ => {
+                if packet.first {
+                    self.take_shared(qp);
+                }
                 let it = &mut self.qps[qp];
                 if packet.first {
                     (it.filled, it.good) = (0, true);
@@ -113,9 +116,12 @@ impl World {
             }
         }
         if packet.last && takes_receive(packet.opcode) {
+            let send = packet.opcode != Opcode::WriteImm;
+            if !send {
+                self.take_shared(qp);
+            }
             let it = &mut self.qps[qp];
-            if let Some(seq) = it.rq.pop_front() {
-                let send = packet.opcode != Opcode::WriteImm;
+            if let Some(seq) = it.taken.take().map(u64::from).or_else(|| it.rq.pop_front()) {
                 let message = Message {
                     seq: packet.seq,
                     opcode: packet.opcode,

@@ -698,6 +698,22 @@ impl QpCore {
         side.clear(gate::SUSPENDED);
     }
 
+    /// Where the shared receive queue stays, it gets again what the old physical queue pair gave back: that
+    /// was not consumed. (A receive that vanished with it comes with the next move that creates the queue
+    /// anew.)
+    pub(in crate::virt::core) fn return_shared(&self) {
+        let Some(srq) = &self.srq else { return };
+        let returned: Vec<Wc> = {
+            let mut moving = lock_mutex(&self.moving);
+            let (returned, rest) = std::mem::take(&mut moving.withheld)
+                .into_iter()
+                .partition(|wc: &Wc| wc.wr_id >> KIND_SHIFT == SHARED >> KIND_SHIFT);
+            moving.withheld = rest;
+            returned
+        };
+        returned.iter().for_each(|wc| srq.post_again((wc.wr_id & LOW_31) as u32));
+    }
+
     /// Goes over to the new physical queue pair: the peer has executed that much; `None`, where it is
     /// not to be asked any more. Returns how many bytes of its first request had landed where that is a WRITE
     /// with immediate data: it then waits to be released. All completions of the old one have been

@@ -490,6 +490,7 @@ impl Side<PhysicalEnd> for Ground {
         for Link { qp, fresh, .. } in &self.links {
             if let (Some(qp), Some(fresh)) = (qp, fresh) {
                 qp.receive_on(fresh);
+                qp.return_shared();
             }
         }
         let mut cuts = Vec::new();

@@ -185,6 +185,17 @@ impl Fabric {
         self.lock().cut(packets);
     }
 
+    /// Queue pairs that share their receives take one each, as for a SEND that has come in part.
+    pub(in super::super) fn take_in_hand(&self) {
+        let mut state = self.lock();
+        let sharing = state.qps.iter().filter(|(_, qp)| qp.srq.is_some());
+        let numbers: Vec<u32> = sharing.map(|(number, _)| *number).collect();
+        for number in numbers {
+            let taken = state.take_recv(number);
+            state.qps.get_mut(&number).unwrap().recvs.extend(taken);
+        }
+    }
+
     /// Queue pairs of this port are at ERR, and what they flush is yet to come: by [`Fabric::flush`].
     pub(in super::super) fn err_at(&self, lid: u16) {
         let mut state = self.lock();

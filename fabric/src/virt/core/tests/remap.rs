@@ -928,3 +928,24 @@ fn receives_that_succeed_falsely_are_no_messages() {
         }
     }
 }
+
+/// Promise 2: where a queue pair follows and its shared receive queue stays, the receive that it had in hand
+/// for a SEND which was cut is there for the next message.
+#[test]
+fn a_shared_receive_that_came_back_is_posted_again() {
+    let (job, fabric) = (Job::default(), Fabric::default());
+    let (a, b) = (Process::new(&job, &fabric, 1), Process::new(&job, &fabric, 2));
+    let attr = abi::SrqAttr { max_wr: 1, max_sge: 1, srq_limit: 0 };
+    let srq = b.pd.create_srq(attr, 0).unwrap();
+    let qb = b.pd.create_qp(&QpOptions { srq: Some(&srq), ..QpOptions::rc(&b.cq) }).unwrap();
+    let qa = a.qp();
+    connect(&qa, &qb);
+    srq.post_recv(7, &[b.memory.slice(0..64)]).unwrap();
+    fabric.on_command();
+    qa.post_send(&SendRequest::new(1, Op::Send, &[a.memory.slice(0..8)])).unwrap();
+    fabric.take_in_hand();
+    move_to(&a, &fabric, 300);
+    fabric.at_once();
+    let success = wc_status::SUCCESS;
+    assert_eq!((ids(&a.drain()), ids(&b.drain())), (vec![(1, success)], vec![(7, success)]));
+}
