@@ -65,6 +65,8 @@ pub(super) struct Moving {
     returned: [bool; 2],
     /// It had receives when it was taken down.
     recvs_out: bool,
+    /// When it was taken down, where its receives are shared.
+    down: Option<Instant>,
     /// One of its receives has come back flushed: it executes nothing more. (The first says as much as
     /// the last, and comes even where the path broke, and receives were posted behind that: those
     /// never come back from rxe.)
@@ -138,6 +140,10 @@ const MOST_RETRIES: u8 = 6;
 /// How long completions may come after a device has gone to ERR: a thread of it that is kept from running
 /// takes its time.
 const FAILURE_LAG: Duration = Duration::from_secs(1);
+/// How long a queue pair whose receives are shared is waited for at ERR: nothing of its own comes back for
+/// certain, and a message that was just being executed is to be counted. Responders take microseconds
+/// for that; threads of a machine that is busy, milliseconds.
+const SHARED_LAG: Duration = Duration::from_millis(20);
 /// How long is waited for what is under way, as long as it is no atomic.
 const DRAIN_PATIENCE: Duration = Duration::from_millis(100);
 
@@ -638,6 +644,7 @@ impl QpCore {
         if let Err(error) = attachment.qp.modify(&err, qp_mask::STATE) {
             tracing::warn!("queue pair {:#x}: to ERR: {error}", self.qpn);
         }
+        lock_mutex(&self.moving).down = self.srq.is_some().then(Instant::now);
         // What is signalled at ERR comes back behind everything else.
         if self.send.retired() < self.send.handed() && !lock_mutex(&self.moving).proof_out {
             let mut side = self.send_side.visit();
@@ -653,7 +660,9 @@ impl QpCore {
         let exact = attachment.underlay.device.kind() == Kind::Soft;
         let settled = {
             let moving = lock_mutex(&self.moving);
-            let waits = (moving.recvs_out && !moving.flushed) || moving.proof_out;
+            // Of shared receives one comes back only where it was in hand.
+            let lags = moving.down.is_some_and(|since| since.elapsed() < SHARED_LAG);
+            let waits = ((moving.recvs_out || lags) && !moving.flushed) || moving.proof_out;
             if !exact && !last_look && waits {
                 return None;
             }

@@ -929,6 +929,26 @@ fn receives_that_succeed_falsely_are_no_messages() {
     }
 }
 
+/// Promise 3: a shared receive that was in hand and comes back flushed is as good a barrier as one of the queue
+/// pair's own: what the packet number proves is not given up.
+#[test]
+fn a_flushed_shared_receive_is_a_barrier() {
+    let (job, fabric) = (Job::default(), Fabric::default());
+    let (a, b) = (Process::new(&job, &fabric, 1), Process::new(&job, &fabric, 2));
+    let attr = abi::SrqAttr { max_wr: 1, max_sge: 1, srq_limit: 0 };
+    let srq = b.pd.create_srq(attr, 0).unwrap();
+    let qb = b.pd.create_qp(&QpOptions { srq: Some(&srq), ..QpOptions::rc(&b.cq) }).unwrap();
+    let qa = a.qp();
+    connect(&qa, &qb);
+    srq.post_recv(7, &[b.memory.slice(0..64)]).unwrap();
+    fabric.take_in_hand();
+    let core = core_of(&qb);
+    core.stop();
+    core.take_down();
+    assert!(b.drain().is_empty());
+    assert!(core.executed(false).is_some_and(|executed| executed.settled));
+}
+
 /// Promise 2: where a queue pair follows and its shared receive queue stays, the receive that it had in hand
 /// for a SEND which was cut is there for the next message.
 #[test]

@@ -19,7 +19,7 @@ use crate::abi::{Wc, qp_type, wc_status};
 use crate::names::DeviceId;
 use crate::virt::core::lock::gate;
 use crate::virt::core::remap::Broken;
-use crate::virt::core::{RECV, lock_mutex};
+use crate::virt::core::lock_mutex;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -38,7 +38,7 @@ impl Moving {
 
     /// One that has failed.
     pub(super) fn withhold(&mut self, wc: &Wc) {
-        self.flushed |= wc.wr_id & RECV != 0 && wc.status == wc_status::WR_FLUSH_ERR;
+        self.flushed |= is_recv(wc) && wc.status == wc_status::WR_FLUSH_ERR;
         self.withheld.push(*wc);
     }
 
