@@ -1,11 +1,12 @@
 //! Criterion benchmarks: the hot path over a device that completes at once, and the soft device
-//! against the bare system call and bare shared memory, in the same run; and the blackout of a context
-//! that goes to another device.
+//! against the bare system call and bare shared memory, in the same run; bandwidth with payloads kept
+//! and without; and the blackout, and the quiesce in it, of a context that goes to another device.
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use sojourn_benches::hot::{Layer, Stage, Threads, Verb};
 use sojourn_benches::moves::{self, Pair, Scale};
 use sojourn_benches::peer::{self, Peer};
+use sojourn_benches::retention::{Connection, Kept, batch};
 use std::time::{Duration, Instant};
 
 fn hot_path(c: &mut Criterion) -> sojourn_fabric::Result<()> {
@@ -75,6 +76,46 @@ fn moves_of_contexts(c: &mut Criterion) -> sojourn_fabric::Result<()> {
     Ok(())
 }
 
+/// What is timed is the quiesce alone: how it grows with what is outstanding, and with idle queue pairs.
+fn quiesces(c: &mut Criterion) -> sojourn_fabric::Result<()> {
+    const PACED: &str = "async:seed=7,latency_us=2,gbps=2";
+    let mut group = c.benchmark_group("quiesce, WRITEs of 4 KiB at 2 Gb/s");
+    group.sample_size(10).measurement_time(Duration::from_secs(2));
+    for (busy, window, idle) in [(64, 4, 0), (64, 8, 0), (64, 16, 0), (64, 4, 1024)] {
+        let mut pair = Pair::start(&Scale { busy, idle, window, mode: PACED })?;
+        let what = format!("{busy} × {window}, and {idle} idle queue pairs");
+        group.bench_function(BenchmarkId::new("outstanding", what), |b| {
+            b.iter_custom(|n| {
+                let quiesce = |_| pair.relocate().expect("the context moves").phase("quiesce");
+                (0..n).map(quiesce).sum()
+            });
+        });
+    }
+    group.finish();
+    Ok(())
+}
+
+fn retention(c: &mut Criterion) -> sojourn_fabric::Result<()> {
+    for length in [64, 1 << 10, 16 << 10, 256 << 10, 1 << 20] {
+        let mut group = c.benchmark_group(format!("soft WRITE, {length} B, retention"));
+        group.throughput(Throughput::Bytes(length as u64));
+        group.sample_size(10).measurement_time(Duration::from_secs(2));
+        for (name, kept) in [("descriptor", Kept::Descriptor), ("payload", Kept::payload())] {
+            let mut connection = Connection::new(&kept, None, None)?;
+            let most = batch(length);
+            group.bench_function(name, |b| {
+                b.iter_custom(|n| {
+                    let batches = (0..n).step_by(most as usize).map(|done| most.min(n - done));
+                    let run = |n| connection.run(length, n).expect("WRITEs are kept");
+                    batches.map(run).sum()
+                });
+            });
+        }
+        group.finish();
+    }
+    Ok(())
+}
+
 fn main() -> sojourn_fabric::Result<()> {
     if moves::serve()? || peer::serve()? {
         return Ok(());
@@ -82,7 +123,9 @@ fn main() -> sojourn_fabric::Result<()> {
     let mut criterion = Criterion::default().configure_from_args();
     hot_path(&mut criterion)?;
     soft_device(&mut criterion)?;
+    retention(&mut criterion)?;
     moves_of_contexts(&mut criterion)?;
+    quiesces(&mut criterion)?;
     criterion.final_summary();
     Ok(())
 }

@@ -18,8 +18,8 @@ use super::{Moving, is_recv};
 use crate::abi::{Wc, qp_type, wc_status};
 use crate::names::DeviceId;
 use crate::virt::core::lock::gate;
-use crate::virt::core::remap::Broken;
 use crate::virt::core::lock_mutex;
+use crate::virt::core::remap::Broken;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
