@@ -11,37 +11,44 @@
 //! program: given back where the move is given up, and forgotten where it is not, because whatever
 //! failed is judged and done again.
 //!
+//! | file | what |
+//! | --- | --- |
+//! | `status` | how a queue pair stands |
+//! | `fresh` | the new physical queue pair, made and connected before the blackout |
+//! | `late` | receives that succeed falsely at ERR |
+//! | `mend` | paths that fail around a move |
+//!
 //! Called by the shells of the re-map, on any thread. A step that needs all completions to have been
 //! taken says so: the caller harvests, once for many queue pairs.
 
+mod fresh;
 mod late;
 mod mend;
+mod status;
 
+pub(in crate::virt::core) use self::fresh::Fresh;
 use self::late::Late;
 use self::mend::{is_of_path, may_be_of_path};
-use super::control::Control;
 use super::ending::{Ending, completion_of};
 use super::recording::{point_at, record_sge};
-use super::send::{SendSide, Target};
-use super::{Attachment, Blocked, PhysicalParts, QpCore, watch};
+use super::send::SendSide;
+use super::{Attachment, Blocked, QpCore, watch};
 use crate::abi::{
     self, QpAttr, SendWr, Wc, qp_mask, qp_state, qp_type, send_flags, wc_opcode, wc_status,
     wr_opcode,
 };
-use crate::device::{DeviceSrq, Kind};
+use crate::device::Kind;
 use crate::error::{Error, Result};
-use crate::names::{DeviceId, PhysicalEnd, ProcessId, RecordWord};
+use crate::names::DeviceId;
 use crate::virt::core::cq::Held;
 use crate::virt::core::lock::{Guard, gate};
-use crate::virt::core::pd::physical_cap;
 use crate::virt::core::peer::Missing;
 use crate::virt::core::policy::Source;
 use crate::virt::core::record::Word;
-use crate::virt::core::underlay::{NO_SUCH_KEY, NO_SUCH_QPN, Underlay};
+use crate::virt::core::underlay::{NO_SUCH_KEY, Underlay};
 use crate::virt::core::{KIND_SHIFT, LOW_31, PROOF, RECV, SHARED, lock_mutex};
 use sojourn_logging::{Executed, Opcode, Plan, Start};
 use std::collections::VecDeque;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -92,51 +99,6 @@ pub(super) struct Moving {
     incarnation: u32,
 }
 
-/// A new physical queue pair, on the way to be attached.
-pub(in crate::virt::core) struct Fresh {
-    attachment: Attachment,
-    /// Of the first packet that it sends.
-    pub(in crate::virt::core) psn: u32,
-    /// Path MTU in bytes, once connected.
-    mtu: u32,
-    target: Option<Target>,
-    /// Where the peer wants records.
-    word: Option<RecordWord>,
-    /// Of the connection: one more than that which is attached, or as the peer says who offers it.
-    pub(in crate::virt::core) incarnation: u32,
-    /// The state that it is to have.
-    state: u32,
-    /// Room for its completions was reserved beside that of the old one.
-    doubled: bool,
-}
-
-impl Fresh {
-    /// It has a peer, or none for good.
-    pub(in crate::virt::core) fn is_connected(&self) -> bool {
-        self.target.is_some()
-    }
-}
-
-/// How a queue pair stands, as far as a re-map is concerned.
-pub(in crate::virt::core) struct Status {
-    /// [`qp_state`] of the physical one.
-    pub(in crate::virt::core) state: u32,
-    /// The process of the job that it is connected to, and the number there.
-    pub(in crate::virt::core) peer: Option<(ProcessId, u32)>,
-    /// It is connected to somebody outside the job.
-    pub(in crate::virt::core) foreign: bool,
-}
-
-impl Status {
-    /// It may send or receive.
-    pub(in crate::virt::core) fn is_connected(&self) -> bool {
-        matches!(self.state, qp_state::RTR | qp_state::RTS)
-    }
-}
-
-/// The retry count that rxe takes for one without end: devices get one less (see `control`).
-const MOST_RETRIES: u8 = 6;
-
 /// How long completions may come after a device has gone to ERR: a thread of it that is kept from running
 /// takes its time.
 const FAILURE_LAG: Duration = Duration::from_secs(1);
@@ -147,117 +109,10 @@ const SHARED_LAG: Duration = Duration::from_millis(20);
 /// How long is waited for what is under way, as long as it is no atomic.
 const DRAIN_PATIENCE: Duration = Duration::from_millis(100);
 
-fn random_psn() -> u32 {
-    // Seeded anew by the system for each.
-    RandomState::new().hash_one(0) as u32 & abi::MASK_24
-}
-
 impl QpCore {
-    /// The state that the program sees.
-    pub(super) fn state(&self) -> Result<u32> {
-        // One whose path has failed is at ERR, and goes on elsewhere.
-        if self.is_broken() {
-            return Ok(qp_state::RTS);
-        }
-        Ok(self.attachment()?.qp.query(qp_mask::STATE)?.qp_state)
-    }
-
-    /// Its path has failed, and it waits for another.
-    pub(in crate::virt::core) fn is_broken(&self) -> bool {
-        let moving = lock_mutex(&self.moving);
-        moving.broken || !moving.early.is_empty()
-    }
-
-    /// A device may be at ERR before its completions say why: for so long they are waited for. (Where
-    /// nothing is outstanding, none will come.)
-    fn fails_just_now(&self) -> bool {
-        let mut moving = lock_mutex(&self.moving);
-        moving.failing_since.get_or_insert_with(Instant::now).elapsed() < FAILURE_LAG
-    }
-
-    /// How it stands.
-    ///
-    /// # Errors
-    /// `EBUSY` where that is about to be known.
-    pub(in crate::virt::core) fn status(&self) -> Result<Status> {
-        let mut state = self.state()?;
-        if state == qp_state::ERR && self.send_side.gate() & gate::ERR == 0 {
-            // Nobody has looked yet what it was.
-            self.cqs().for_each(|cq| cq.harvest_now());
-            state = self.state()?;
-            if state == qp_state::ERR
-                && self.send_side.gate() & gate::ERR == 0
-                && !self.is_ending.load(Ordering::Acquire)
-                && self.fails_just_now()
-            {
-                return Err(Error::new(
-                    libc::EBUSY,
-                    format!(
-                        "queue pair {:#x} has failed, and its completions are yet to come",
-                        self.qpn
-                    ),
-                ));
-            }
-        }
-        let dest = lock_mutex(&self.control).attr.dest_qp_num;
-        let side = self.send_side.visit();
-        let (peer, foreign) = match &side.target {
-            Target::Peer(peer, _) => (Some((peer.process, dest)), false),
-            Target::Foreign => (None, true),
-            Target::Nobody => (None, false),
-        };
-        Ok(Status { state, peer, foreign })
-    }
-
-    /// How it stands, while neither the program nor a move is changing it: in the middle of a change its
-    /// state may be that of a connected one though nobody knows yet to whom.
-    ///
-    /// # Errors
-    /// `EBUSY` where it is being changed, or as [`Self::status`]; `EINVAL` where it is gone.
-    pub(in crate::virt::core) fn status_at_rest(&self) -> Result<Status> {
-        self.begin_moving()?;
-        let status = self.status();
-        self.end_moving();
-        status
-    }
-
-    /// Its attributes, as the program set them.
-    pub(in crate::virt::core) fn attributes(&self) -> QpAttr {
-        lock_mutex(&self.control).attr
-    }
-
-    /// Bytes of the longest request in the window.
-    pub(in crate::virt::core) fn longest_message(&self) -> u64 {
-        let side = self.send_side.visit();
-        let all = self.send.retired()..self.send.appended();
-        let longest = all.map(|seq| self.send.length(seq)).max().unwrap_or(0);
-        drop(side);
-        longest
-    }
-
-    /// The device that it is on.
-    pub(in crate::virt::core) fn device(&self) -> Option<DeviceId> {
-        lock_mutex(&self.attachment).as_ref().map(|attachment| attachment.underlay.id)
-    }
-
     /// Whether an incarnation that a peer offers is newer than the one that is attached.
     pub(in crate::virt::core) fn accepts(&self, incarnation: u32) -> bool {
         incarnation > lock_mutex(&self.moving).incarnation
-    }
-
-    /// A physical queue pair to go over to, on that device, in INIT where the old one is beyond RESET.
-    pub(in crate::virt::core) fn fresh(
-        &self,
-        underlay: &Arc<Underlay>,
-        srq: Option<Arc<dyn DeviceSrq>>,
-        state: u32,
-    ) -> Result<Fresh> {
-        self.begin_moving()?;
-        let made = self.make_fresh(underlay, srq, state);
-        if made.is_err() {
-            self.end_moving();
-        }
-        made
     }
 
     /// The program's own changes wait from here on.
@@ -307,200 +162,6 @@ impl QpCore {
         moving.early.clear();
         if moving.old.take().is_some() {
             self.cqs().for_each(|cq| cq.end_move());
-        }
-    }
-
-    fn make_fresh(
-        &self,
-        underlay: &Arc<Underlay>,
-        srq: Option<Arc<dyn DeviceSrq>>,
-        state: u32,
-    ) -> Result<Fresh> {
-        let gone = || Error::invalid(format!("a CQ of queue pair {:#x} is gone", self.qpn));
-        let (send_cq, recv_cq) = (self.send_cq.upgrade(), self.recv_cq.upgrade());
-        let (send_cq, recv_cq) = (send_cq.ok_or_else(gone)?, recv_cq.ok_or_else(gone)?);
-        // On another device the CQs have been made large enough.
-        let doubled = self.device() == Some(underlay.id);
-        if doubled {
-            send_cq.reserve(crate::virt::core::cq::sends(self.qp_type, &self.cap), None)?;
-            if let Err(error) = recv_cq.reserve(u64::from(self.cap.max_recv_wr), None) {
-                send_cq.release(crate::virt::core::cq::sends(self.qp_type, &self.cap), None);
-                return Err(error);
-            }
-        }
-        let made = physical_cap(underlay, self.qp_type, &self.cap, srq.is_some()).and_then(|cap| {
-            let parts = PhysicalParts {
-                qp_type: self.qp_type,
-                cap,
-                send_cq: &send_cq,
-                recv_cq: &recv_cq,
-                srq,
-            };
-            let another =
-                |error: Error| error.context(format_args!("another queue pair {:#x}", self.qpn));
-            let attachment = Attachment::create(&self.pd, underlay, &parts).map_err(another)?;
-            self.keep_word(&attachment).map_err(another)?;
-            Ok(attachment)
-        });
-        let attachment = match made {
-            Ok(attachment) => attachment,
-            Err(error) => {
-                self.release_room(doubled);
-                return Err(error);
-            }
-        };
-        let inline = attachment.qp.init_cap().max_inline_data;
-        if inline < self.cap.max_inline_data {
-            self.release_room(doubled);
-            return Err(Error::invalid(format!(
-                "queue pair {:#x} has a max_inline_data of {}, and one of {} {inline} at most",
-                self.qpn,
-                self.cap.max_inline_data,
-                underlay.device.name()
-            )));
-        }
-        let number = attachment.qp.qp_num();
-        let psn = random_psn();
-        let incarnation = lock_mutex(&self.moving).incarnation + 1;
-        let fresh = Fresh {
-            attachment,
-            psn,
-            mtu: 0,
-            target: None,
-            word: None,
-            incarnation,
-            state,
-            doubled,
-        };
-        let _ = underlay.qpns.set(number as usize, number, self.qpn);
-        if !matches!(state, qp_state::RESET | qp_state::ERR)
-            && let Err(error) = self.init_fresh(&fresh)
-        {
-            self.let_go(fresh);
-            return Err(error);
-        }
-        Ok(fresh)
-    }
-
-    fn init_fresh(&self, fresh: &Fresh) -> Result<()> {
-        let control = lock_mutex(&self.control);
-        let attr = QpAttr {
-            qp_state: qp_state::INIT,
-            pkey_index: control.attr.pkey_index,
-            port_num: control.port(),
-            qkey: control.attr.qkey,
-            qp_access_flags: control.attr.qp_access_flags,
-            ..QpAttr::default()
-        };
-        let own = if self.qp_type == qp_type::UD { qp_mask::QKEY } else { qp_mask::ACCESS_FLAGS };
-        let mask = qp_mask::STATE | qp_mask::PKEY_INDEX | qp_mask::PORT | own;
-        drop(control);
-        fresh.attachment.qp.modify(&attr, mask)?;
-        if self.qp_type == qp_type::UD {
-            return self.ready(fresh, &QpAttr::default(), 0);
-        }
-        Ok(())
-    }
-
-    /// From INIT to the state that it is to have.
-    fn ready(&self, fresh: &Fresh, rtr: &QpAttr, mask: u32) -> Result<()> {
-        let qp = &fresh.attachment.qp;
-        if fresh.state == qp_state::INIT {
-            return Ok(());
-        }
-        qp.modify(&QpAttr { qp_state: qp_state::RTR, ..*rtr }, qp_mask::STATE | mask)?;
-        if fresh.state == qp_state::RTR {
-            return Ok(());
-        }
-        let Control { attr, .. } = &*lock_mutex(&self.control);
-        let rts = QpAttr {
-            qp_state: qp_state::RTS,
-            sq_psn: fresh.psn,
-            timeout: attr.timeout,
-            retry_cnt: attr.retry_cnt.min(MOST_RETRIES),
-            rnr_retry: attr.rnr_retry,
-            max_rd_atomic: attr.max_rd_atomic,
-            ..QpAttr::default()
-        };
-        let mut mask = qp_mask::STATE | qp_mask::SQ_PSN;
-        if self.qp_type == qp_type::RC {
-            mask |= qp_mask::TIMEOUT
-                | qp_mask::RETRY_CNT
-                | qp_mask::RNR_RETRY
-                | qp_mask::MAX_QP_RD_ATOMIC;
-        }
-        qp.modify(&rts, mask)
-    }
-
-    /// How peers reach the new physical queue pair.
-    pub(in crate::virt::core) fn end_of(&self, fresh: &Fresh) -> Result<PhysicalEnd> {
-        let port = lock_mutex(&self.control).port();
-        let underlay = &fresh.attachment.underlay;
-        let end = underlay.end(port, fresh.attachment.qp.qp_num())?;
-        Ok(PhysicalEnd { word: self.word_on(underlay.id), ..end })
-    }
-
-    /// Connects the new physical queue pair to that end of `process`, whose first packet has that
-    /// number; without an end, to nobody.
-    pub(in crate::virt::core) fn connect_fresh(
-        &self,
-        fresh: &mut Fresh,
-        process: ProcessId,
-        end: Option<(PhysicalEnd, u32)>,
-    ) -> Result<()> {
-        let own = self.end_of(fresh)?;
-        let (end, peer_psn) =
-            end.unwrap_or((PhysicalEnd { qpn: NO_SUCH_QPN, word: None, ..own }, 0));
-        let attr = {
-            let control = lock_mutex(&self.control);
-            let mut attr = control.attr;
-            attr.ah_attr.port_num = control.port();
-            attr
-        };
-        let underlay = Arc::clone(&fresh.attachment.underlay);
-        let found = self.connection_to(&underlay, &attr.ah_attr, process, &own, &end)?;
-        let rtr = QpAttr {
-            path_mtu: attr.path_mtu.min(found.mtu),
-            dest_qp_num: found.dest_qp_num,
-            rq_psn: peer_psn,
-            ah_attr: found.ah_attr,
-            max_dest_rd_atomic: attr.max_dest_rd_atomic,
-            min_rnr_timer: attr.min_rnr_timer,
-            ..QpAttr::default()
-        };
-        let mut mask = qp_mask::AV | qp_mask::PATH_MTU | qp_mask::DEST_QPN | qp_mask::RQ_PSN;
-        if self.qp_type == qp_type::RC {
-            mask |= qp_mask::MAX_DEST_RD_ATOMIC | qp_mask::MIN_RNR_TIMER;
-        }
-        self.ready(fresh, &rtr, mask)?;
-        fresh.mtu = abi::mtu_bytes(rtr.path_mtu).unwrap_or(0);
-        (fresh.target, fresh.word) = (Some(found.target), found.word);
-        Ok(())
-    }
-
-    /// Lets go of a new physical queue pair that is not needed.
-    pub(in crate::virt::core) fn discard(&self, fresh: Fresh) {
-        self.let_go(fresh);
-        self.end_moving();
-    }
-
-    fn let_go(&self, fresh: Fresh) {
-        let number = fresh.attachment.qp.qp_num();
-        let underlay = Arc::clone(&fresh.attachment.underlay);
-        let doubled = fresh.doubled;
-        drop(fresh);
-        underlay.qpns.unset(number as usize, number, self.qpn);
-        self.release_room(doubled);
-    }
-
-    fn release_room(&self, doubled: bool) {
-        if doubled {
-            if let Some(cq) = self.send_cq.upgrade() {
-                cq.release(crate::virt::core::cq::sends(self.qp_type, &self.cap), None);
-            }
-            if let Some(cq) = self.recv_cq.upgrade() {
-                cq.release(u64::from(self.cap.max_recv_wr), None);
-            }
         }
     }
 
