@@ -4,7 +4,7 @@ use super::*;
 use crate::device::DeviceContext;
 use crate::virt::core::qp::QpCore;
 use crate::virt::core::relocate;
-use crate::virt::{Failover, Relocation};
+use crate::virt::{Failover, Relocation, SharedReceiveQueue};
 use std::sync::Arc;
 
 pub(super) fn go(process: &Process, device: Arc<dyn DeviceContext>) -> Relocation {
@@ -929,10 +929,8 @@ fn receives_that_succeed_falsely_are_no_messages() {
     }
 }
 
-/// Promise 3: a shared receive that was in hand and comes back flushed is as good a barrier as one of the queue
-/// pair's own: what the packet number proves is not given up.
-#[test]
-fn a_flushed_shared_receive_is_a_barrier() {
+/// Two processes, of which the second has one receive, which is shared.
+fn two_with_a_shared_receive() -> (Two, SharedReceiveQueue) {
     let (job, fabric) = (Job::default(), Fabric::default());
     let (a, b) = (Process::new(&job, &fabric, 1), Process::new(&job, &fabric, 2));
     let attr = abi::SrqAttr { max_wr: 1, max_sge: 1, srq_limit: 0 };
@@ -941,6 +939,14 @@ fn a_flushed_shared_receive_is_a_barrier() {
     let qa = a.qp();
     connect(&qa, &qb);
     srq.post_recv(7, &[b.memory.slice(0..64)]).unwrap();
+    (Two { job, fabric, a, b, qa, qb }, srq)
+}
+
+/// Promise 3: a shared receive that was in hand and comes back flushed is as good a barrier as one of the queue
+/// pair's own: what the packet number proves is not given up.
+#[test]
+fn a_flushed_shared_receive_is_a_barrier() {
+    let (Two { fabric, a: _a, b, qb, qa: _qa, .. }, _srq) = two_with_a_shared_receive();
     fabric.take_in_hand();
     let core = core_of(&qb);
     core.stop();
@@ -953,14 +959,7 @@ fn a_flushed_shared_receive_is_a_barrier() {
 /// for a SEND which was cut is there for the next message.
 #[test]
 fn a_shared_receive_that_came_back_is_posted_again() {
-    let (job, fabric) = (Job::default(), Fabric::default());
-    let (a, b) = (Process::new(&job, &fabric, 1), Process::new(&job, &fabric, 2));
-    let attr = abi::SrqAttr { max_wr: 1, max_sge: 1, srq_limit: 0 };
-    let srq = b.pd.create_srq(attr, 0).unwrap();
-    let qb = b.pd.create_qp(&QpOptions { srq: Some(&srq), ..QpOptions::rc(&b.cq) }).unwrap();
-    let qa = a.qp();
-    connect(&qa, &qb);
-    srq.post_recv(7, &[b.memory.slice(0..64)]).unwrap();
+    let (Two { fabric, a, b, qa, qb: _qb, .. }, _srq) = two_with_a_shared_receive();
     fabric.on_command();
     qa.post_send(&SendRequest::new(1, Op::Send, &[a.memory.slice(0..8)])).unwrap();
     fabric.take_in_hand();
