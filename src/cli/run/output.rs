@@ -12,8 +12,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::thread::JoinHandle;
 
 /// A line is handed on in pieces of this many bytes: a rank that never ends its line does not fill
-/// the launcher's memory.
-const LONGEST_LINE: usize = 64 << 10;
+/// the launcher's memory. (A line of JSON that tells of a thousand moves takes some 300 KiB.)
+const LONGEST_LINE: usize = 1 << 20;
 
 /// Bytes taken from one pipe before the next gets its turn: what a pipe holds by default.
 const READ: usize = 64 << 10;
