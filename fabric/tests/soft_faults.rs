@@ -254,10 +254,8 @@ fn an_absent_peer_is_given_up() {
     b.nothing();
 }
 
-/// A peer that is stopped while it is dialed, for longer than the timeout and all retries, fails no request: that it
-/// does not answer says nothing of its NIC, which would.
-#[test]
-fn a_peer_that_is_stopped_while_it_is_dialed_is_waited_for() {
+/// A WRITE is out to a peer that was stopped before it was dialed.
+fn dialing_a_stopped_one() -> (Other, End) {
     let mut other = Other::start("sleeper", &[]);
     let end = End::new(&Setup::default());
     let to = Address::parse(&other.hear());
@@ -268,21 +266,21 @@ fn a_peer_that_is_stopped_while_it_is_dialed_is_waited_for() {
     // 4.096 µs × 2^12 × 2 = 34 ms. It is dialed in vain here, and once more for the request.
     bring_up(&*end.qp, &QpAttr { timeout: 12, retry_cnt: 1, ..attributes(&to) });
     end.write(1, 0, 64, &to, 0);
+    (other, end)
+}
+
+/// A peer that is stopped while it is dialed, for longer than the timeout and all retries, fails no request: that it
+/// does not answer says nothing of its NIC, which would.
+#[test]
+fn a_peer_that_is_stopped_while_it_is_dialed_is_waited_for() {
+    let (other, end) = dialing_a_stopped_one();
     std::thread::sleep(Duration::from_secs(2));
     end.nothing();
     other.signal(libc::SIGCONT);
     assert_eq!(end.success().wr_id, 1);
 
     // One that dies while it is dialed is given up.
-    let mut other = Other::start("sleeper", &[]);
-    let end = End::new(&Setup::default());
-    let to = Address::parse(&other.hear());
-    other.tell(&end.address().text());
-    assert_eq!(other.hear(), "connected");
-    other.signal(libc::SIGSTOP);
-    other.stopped();
-    bring_up(&*end.qp, &QpAttr { timeout: 12, retry_cnt: 1, ..attributes(&to) });
-    end.write(1, 0, 64, &to, 0);
+    let (other, end) = dialing_a_stopped_one();
     other.signal(libc::SIGKILL);
     assert_eq!(status(&end.wait()), "RETRY_EXC_ERR");
 }

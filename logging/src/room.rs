@@ -73,14 +73,14 @@ impl SendWindow {
         let depth = u64::from(self.depth());
         let all_small = depth * u64::from(SMALL);
         let long = length > u64::from(SMALL);
-        // Small ones can never be too many: nothing need be looked at.
-        if depth <= share.requests && all_small <= share.bytes / 2 {
+        let bounded = depth > share.requests || all_small > share.bytes / 2;
+        if !bounded {
+            // Small ones can never be too many: nothing need be looked at.
             self.grant_until(u64::MAX);
             if !long {
                 return Counted::Granted;
             }
         }
-        let bounded = depth > share.requests || all_small > share.bytes / 2;
         let out = self.retired()..seq;
         let requests = seq.saturating_sub(out.start);
         let mut bytes = 0;

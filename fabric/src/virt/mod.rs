@@ -17,6 +17,7 @@
 
 mod api;
 pub mod core;
+mod mapping;
 mod process;
 
 pub use self::core::{

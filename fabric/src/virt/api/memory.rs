@@ -7,8 +7,9 @@
 use crate::abi;
 use crate::device::{DeviceMr, DevicePd};
 use crate::error::{Error, Result};
+use crate::virt::mapping::anonymous;
 use std::ops::Range;
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
@@ -50,31 +51,17 @@ impl MemoryRegion {
         if length == 0 {
             return Err(Error::invalid("a memory region of 0 bytes: at least 1 is needed"));
         }
-        // SAFETY: a fresh anonymous mapping touches no memory of anyone else.
-        let base = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                length,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
-        };
-        if base == libc::MAP_FAILED {
-            return Err(Error::last_os(format_args!("mapping {length} bytes")));
-        }
+        let base = anonymous(length, format_args!("mapping {length} bytes"))?;
         // SAFETY: the mapping lives until the region has been deregistered, and is accessed with
         // atomics alone.
-        let mr = match unsafe { Arc::clone(pd).reg_mr(base, length, access) } {
+        let mr = match unsafe { Arc::clone(pd).reg_mr(base.as_ptr().cast(), length, access) } {
             Ok(mr) => mr,
             Err(error) => {
                 // SAFETY: mapped above with this length, and registered nowhere.
-                unsafe { libc::munmap(base, length) };
+                unsafe { libc::munmap(base.as_ptr().cast(), length) };
                 return Err(error);
             }
         };
-        let base = NonNull::new(base.cast()).expect("mmap without MAP_FIXED returns no null");
         Ok(MemoryRegion { mr, base, length })
     }
 

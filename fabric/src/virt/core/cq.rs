@@ -835,7 +835,7 @@ impl CqCore {
     /// One more of its queue pairs is between two devices.
     pub(super) fn begin_move(&self) {
         self.moving.fetch_add(1, Ordering::AcqRel);
-        self.doubtful.store(true, Ordering::Release);
+        self.doubt();
     }
 
     /// It has arrived.

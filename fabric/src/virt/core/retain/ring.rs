@@ -5,8 +5,9 @@ use crate::device::DeviceMr;
 use crate::error::{Error, Result};
 use crate::virt::core::mr::VirtualMr;
 use crate::virt::core::pd::PdCore;
+use crate::virt::mapping::anonymous;
 use std::ffi::c_void;
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 /// Memory of the process's own.
@@ -22,27 +23,14 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     fn new(length: usize) -> Result<Self> {
-        // SAFETY: a fresh anonymous mapping touches no memory of anyone else.
-        let base = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                length,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
-        };
-        if base == libc::MAP_FAILED {
-            return Err(Error::last_os(format_args!("mapping {length} bytes of message log")));
-        }
+        let doing = format_args!("mapping {length} bytes of message log");
+        let base = anonymous(length, doing)?;
         // On large pages, and touched now, as most devices do when they pin it, rather than by whoever posts
         // first. Where the kernel has neither it does without.
         for advice in [libc::MADV_HUGEPAGE, libc::MADV_POPULATE_WRITE] {
             // SAFETY: the mapping made just now.
-            unsafe { libc::madvise(base, length, advice) };
+            unsafe { libc::madvise(base.as_ptr().cast(), length, advice) };
         }
-        let base = NonNull::new(base.cast()).expect("mmap without MAP_FIXED returns no null");
         Ok(Mapping { base, length })
     }
 
