@@ -28,7 +28,13 @@
 pub mod epoch;
 pub mod image;
 mod layout;
+mod memory;
 mod pages;
+mod peek;
+pub mod restore;
+pub mod session;
+pub mod store;
+mod stream;
 
 pub use layout::{Area, Layout};
 pub use pages::{PAGE, PageSet};

@@ -4,6 +4,7 @@ use super::damaged::{Damaged, Part, Why};
 use super::geometry::Geometry;
 use super::header::{Header, HeaderPage, Stamp, WORD_AT};
 use super::tables::{AREA_BYTES, ENTRY_BYTES, PageTable, crc_of_zeros, decode_areas};
+use crate::epoch::Epoch;
 use crate::{Layout, PAGE, Result};
 use std::ops::Range;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -234,8 +235,9 @@ fn check_entries(
             let bytes = (area.bytes - (chunk - own.start) * PAGE).min(PAGE);
             let at = header.geometry.pages_at() + chunk * ENTRY_BYTES;
             let of = format_args!("chunk {} of area {}", chunk - own.start, area.id);
-            if entry.changed() > header.stamp.epoch {
-                let (changed, epoch) = (entry.changed(), header.stamp.epoch);
+            let epoch = Epoch(header.stamp.epoch).count();
+            if entry.changed() > epoch {
+                let changed = entry.changed();
                 let what = format!("{of} changed in epoch {changed}, and this is {epoch}");
                 return Err(Damaged::nonsense(Part::Pages, at, what));
             }
