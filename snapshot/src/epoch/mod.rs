@@ -126,6 +126,7 @@ mod replica;
 mod store;
 #[cfg(test)]
 mod tests;
+mod words;
 mod writer;
 
 pub use decider::{Decider, DeciderLimits, Ruling};
@@ -134,7 +135,8 @@ pub use message::{
 };
 pub use recovery::{Found, Missing, Recovery, RecoveryLimits, Step};
 pub use store::{Compartments, MAX_COMPARTMENTS, Room};
-pub use writer::{Action, Event, Origin, Policy, Reason, Stage, Writer, WriterLimits};
+pub use words::{Action, Event, Origin, Policy, Reason, Stage, WriterLimits};
+pub use writer::Writer;
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
