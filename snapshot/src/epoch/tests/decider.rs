@@ -95,8 +95,10 @@ fn a_new_decider_finds_out_what_the_old_one_may_have_decided() {
 #[test]
 fn a_number_is_dealt_once_whatever_the_decider_has_not_heard() {
     let (mut old, mut new) = (decider(1), decider(2));
+    assert_eq!(new.known_by([Member(1)]), None);
     (1..=2).for_each(|n| old.report(Member(n), standing(1, 1, None, 0), NOW));
     (1..=2).for_each(|n| new.report(Member(n), standing(2, 1, None, 0), NOW));
+    assert_eq!(new.known_by([Member(1), Member(2)]), Some(Epoch::NONE));
     let (one, other) = (old.start(NOW).unwrap(), new.start(NOW).unwrap());
     assert_eq!((one.count(), other.count()), (1, 1));
     assert!(one < other);

@@ -6,12 +6,15 @@ use std::collections::BTreeSet;
 
 /// A recovery of two processes, of stores that hold this: store, process, words, what is noted.
 fn recovery(held: &[(u64, u64, [u64; 2], u64)]) -> Recovery {
+    recovery_of(&[1, 2], Scope::Whole, held)
+}
+
+fn recovery_of(members: &[u64], scope: Scope, held: &[(u64, u64, [u64; 2], u64)]) -> Recovery {
     let stores: BTreeSet<StoreId> = held.iter().map(|it| StoreId(it.0)).collect();
-    let members = [1, 2].map(|n| (Member(n), Incarnation::of_life(2)));
-    let mut it =
-        Recovery::new(members, stores.iter().copied(), Epoch::NONE, NOW, RecoveryLimits::default());
+    let all = members.iter().map(|n| (Member(*n), Incarnation::of_life(2)));
+    let mut it = Recovery::new(all, stores.iter().copied(), scope, NOW, RecoveryLimits::default());
     let number = |n: u64| if n == 0 { Epoch::NONE } else { epoch(n) };
-    for _ in 0..2 * stores.len() {
+    for _ in 0..members.len() * stores.len() {
         let step = it.poll(NOW);
         let Some(Step::Ask(store, member, Request::Claim { incarnation })) = step else {
             panic!("{step:?}")
@@ -54,6 +57,15 @@ fn the_noted_epoch_is_restored_unless_a_newer_one_is_as_safe() {
 }
 
 #[test]
+fn one_process_alone_is_restored_from_the_last_committed_epoch_or_not_at_all() {
+    let held = [(7, 1, [1, 2], 1)];
+    let part = |known| recovery_of(&[1], Scope::Part(epoch(known)), &held);
+    assert_eq!(reads(&mut part(1)), [(1, 7, 1)], "2 is complete here, and not with the others");
+    assert_eq!(reads(&mut part(2)), [(1, 7, 2)]);
+    assert!(matches!(part(3).poll(NOW), Some(Step::Impossible(_))));
+}
+
+#[test]
 fn a_copy_that_is_damaged_is_replaced_by_another_or_by_another_epoch() {
     let held = [(7, 1, [1, 2], 2), (8, 1, [1, 2], 2), (8, 2, [1, 2], 2)];
     let mut it = recovery(&held);
@@ -90,7 +102,7 @@ fn what_is_missing_is_told_by_name() {
 fn a_store_that_does_not_answer_in_time_counts_as_lost() {
     let members = [(Member(1), Incarnation::of_life(2))];
     let limits = RecoveryLimits::default();
-    let mut it = Recovery::new(members, [StoreId(7)], Epoch::NONE, NOW, limits);
+    let mut it = Recovery::new(members, [StoreId(7)], Scope::Whole, NOW, limits);
     assert!(matches!(it.poll(NOW), Some(Step::Ask(..))));
     assert_eq!(it.poll(NOW), None);
     it.found(Found::Answer(StoreId(7), Member(1), Answer::Wait), NOW);
