@@ -1,6 +1,6 @@
 //! The decider's machine: one for each job and term.
 
-use super::{Epoch, Incarnation, Member, Order, Report, Term, Word};
+use super::{Epoch, Member, Order, Report, Term, Word};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -163,10 +163,14 @@ impl Decider {
         }
     }
 
-    /// Which incarnation of a member has been heard.
+    /// The last epoch that one of these members knows to be committed; `None` while one has not answered. They
+    /// do not listen to an older decider any more, so nothing is added to it but by this one.
     #[must_use]
-    pub fn heard(&self, member: Member) -> Option<Incarnation> {
-        Some(self.seats.get(&member)?.report?.incarnation)
+    pub fn known_by(&self, members: impl IntoIterator<Item = Member>) -> Option<Epoch> {
+        let committed = |member| Some(self.seats.get(&member)?.report?.committed);
+        members
+            .into_iter()
+            .try_fold(Epoch::NONE, |known, member| Some(known.max(committed(member)?)))
     }
 
     fn give_up(&mut self, now: Duration) {

@@ -109,6 +109,11 @@
 //! Where a copy fails its checks it counts as lost, and the rule is applied again. Nobody computes before all
 //! have been read. What was read for another epoch is read anew.
 //!
+//! *One process alone*, while the others compute on (their messages to it are kept, and replayed): first a new
+//! decider asks those that live, so that nothing is committed any more but by it; then the process is restored
+//! from C, or from what they know to be committed where that is later, and from nothing else
+//! ([`Scope::Part`]); then it reports to that decider as they did.
+//!
 //! A restored process is a [`Writer`] with an [`Origin`]: what it was restored from is committed, and the slot
 //! that it was read from differs from memory in nothing but what is dirty since.
 //!
@@ -126,15 +131,17 @@ mod replica;
 mod store;
 #[cfg(test)]
 mod tests;
+mod words;
 mod writer;
 
 pub use decider::{Decider, DeciderLimits, Ruling};
 pub use message::{
     Answer, Holding, MAX_REASON, Malformed, Open, Order, Report, Request, Term, Word,
 };
-pub use recovery::{Found, Missing, Recovery, RecoveryLimits, Step};
+pub use recovery::{Found, Missing, Recovery, RecoveryLimits, Scope, Step};
 pub use store::{Compartments, MAX_COMPARTMENTS, Room};
-pub use writer::{Action, Event, Origin, Policy, Reason, Stage, Writer, WriterLimits};
+pub use words::{Action, Event, Origin, Policy, Reason, Stage, WriterLimits};
+pub use writer::Writer;
 
 use serde::{Deserialize, Serialize};
 use std::fmt;

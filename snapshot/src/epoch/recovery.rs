@@ -115,6 +115,17 @@ struct Reading {
     done: bool,
 }
 
+/// Who is restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// All processes of the job.
+    Whole,
+    /// Some; the others live, compute on from where they are, and know this epoch to be committed, as they
+    /// have told a new decider ([`super::Decider::known_by`]). Then it is the last committed epoch or none:
+    /// the others would not go with them to another.
+    Part(Epoch),
+}
+
 /// A recovery of processes that have died, or that go back together with one that has.
 #[derive(Clone, Debug)]
 pub struct Recovery {
@@ -122,7 +133,7 @@ pub struct Recovery {
     asked: BTreeMap<(StoreId, Member), Asked>,
     silent: BTreeSet<StoreId>,
     damaged: BTreeMap<(Member, StoreId, Epoch), String>,
-    known: Epoch,
+    scope: Scope,
     reading: BTreeMap<Member, Reading>,
     /// Stores are still asked.
     asking: bool,
@@ -133,13 +144,12 @@ pub struct Recovery {
 }
 
 impl Recovery {
-    /// Recovers `members`, each for a new incarnation, from `stores`. `known` is the last epoch that is known to be
-    /// committed from elsewhere: what the members that live know, once a new decider has asked them.
+    /// Recovers `members`, each for a new incarnation, from `stores`.
     #[must_use]
     pub fn new(
         members: impl IntoIterator<Item = (Member, Incarnation)>,
         stores: impl IntoIterator<Item = StoreId>,
-        known: Epoch,
+        scope: Scope,
         now: Duration,
         limits: RecoveryLimits,
     ) -> Self {
@@ -151,7 +161,7 @@ impl Recovery {
             asked,
             silent: BTreeSet::new(),
             damaged: BTreeMap::new(),
-            known,
+            scope,
             reading: BTreeMap::new(),
             asking: true,
             ended: false,
@@ -294,13 +304,14 @@ impl Recovery {
     /// The last epoch that is known to be committed.
     #[must_use]
     pub fn committed(&self) -> Epoch {
-        self.holdings().map(|(_, _, it)| it.committed).fold(self.known, Epoch::max)
+        self.holdings().map(|(_, _, it)| it.committed).fold(self.known(), Epoch::max)
     }
 
-    /// The largest epoch that is known of: numbers go on beyond it.
-    #[must_use]
-    pub fn largest(&self) -> Epoch {
-        self.holdings().map(|(_, _, it)| it.largest()).fold(self.known, Epoch::max)
+    fn known(&self) -> Epoch {
+        match self.scope {
+            Scope::Whole => Epoch::NONE,
+            Scope::Part(known) => known,
+        }
     }
 
     fn holdings(&self) -> impl Iterator<Item = (StoreId, Member, &Holding)> {
@@ -344,6 +355,9 @@ impl Recovery {
                 self.copies(*member, committed).iter().all(|(store, _)| has(*store))
             })
         };
+        if matches!(self.scope, Scope::Part(_)) {
+            return Some(committed).filter(|epoch| epoch.is_some() && all_have(epoch));
+        }
         let mut downwards = seen.iter().rev().filter(|epoch| all_have(epoch));
         let newer = downwards.clone().find(|epoch| **epoch > committed && as_safe(epoch));
         let noted = || downwards.clone().find(|epoch| **epoch == committed);
