@@ -67,7 +67,7 @@ pub unsafe fn recover(
     let mut machine = Recovery::new(
         [(options.member, incarnation)],
         options.stores.iter().map(|store| store.id),
-        Epoch::NONE,
+        Scope::Whole,
         since.elapsed(),
         options.limits,
     );
