@@ -5,7 +5,15 @@ use crate::{Error, Result, best_device};
 use sojourn_fabric::names::env::{self, JobEnvironment};
 use sojourn_fabric::virt::Process;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+/// The note in which every rank says which life of its own this is.
+const LIFE: &str = "sojourn/life";
+/// How long [`Job::regroup`] waits for one rank before it looks again whether another was replaced.
+const LOOK: Duration = Duration::from_millis(200);
+/// Between two looks at a rank that is dead.
+const REST: Duration = Duration::from_millis(10);
 
 /// A process's membership in its job. It lasts as long as this value: dropping it leaves the job.
 ///
@@ -19,6 +27,15 @@ pub struct Job {
     device: Option<String>,
     /// Barriers that this rank has entered.
     barriers: AtomicU64,
+    group: Mutex<Group>,
+}
+
+/// The ranks that meet each other: which life of each.
+struct Group {
+    /// Empty for a process that takes another's place, until it has met the others.
+    lives: Vec<u32>,
+    /// What the names of its notes begin with, so that no note of an earlier group is taken for one of this.
+    prefix: String,
 }
 
 impl Job {
@@ -39,18 +56,98 @@ impl Job {
                 size: 1,
                 device: std::env::var(env::DEVICE).ok().filter(|name| !name.is_empty()),
                 barriers: AtomicU64::new(0),
+                group: Mutex::new(Group::first(1)),
             }),
         }
     }
 
     fn join(told: &JobEnvironment) -> Result<Self> {
+        let process = Process::join(told)?;
+        let life = process.grant().incarnation.0;
+        process.publish(LIFE, &life.to_be_bytes())?;
+        let group = match life {
+            FIRST_LIFE => Group::first(told.size),
+            _ => Group { lives: Vec::new(), prefix: String::new() },
+        };
         Ok(Job {
-            process: Process::join(told)?,
+            process,
             rank: told.rank,
             size: told.size,
             device: told.device.clone(),
             barriers: AtomicU64::new(0),
+            group: Mutex::new(group),
         })
+    }
+
+    /// Whether this process has taken the place of one that died, and must [`Self::regroup`] before it
+    /// meets the others.
+    #[must_use]
+    pub fn is_replacement(&self) -> bool {
+        self.process.grant().incarnation.0 != FIRST_LIFE
+    }
+
+    /// Makes the job whole again after ranks have died and others have taken their places
+    /// (`sojourn run --restarts`): all ranks call it, those that live on and those that are new, and it
+    /// returns when all have. From then on notes of before are gone, and barriers count anew. What the
+    /// ranks had connected is theirs to make again.
+    ///
+    /// A rank that lives on calls it when something tells it that another has died: a connection that
+    /// broke, a fetch that failed. So it waits for a rank to be replaced, and returns no sooner.
+    ///
+    /// # Errors
+    /// `ETIMEDOUT` where by `deadline` nobody was replaced, or somebody is missing; the message says who.
+    pub fn regroup(&self, deadline: Instant) -> Result<()> {
+        let mut group = self.group();
+        let mut missing = "no rank has been replaced".to_owned();
+        while Instant::now() < deadline {
+            let soon = deadline.min(Instant::now() + LOOK);
+            let lives = match self.lives(soon) {
+                Ok(lives) if lives != group.lives => lives,
+                Ok(_) => {
+                    std::thread::sleep(REST);
+                    continue;
+                }
+                Err(error) => {
+                    missing = error.to_string();
+                    std::thread::sleep(REST);
+                    continue;
+                }
+            };
+            let prefix = format!("{:016x}/", fingerprint(&lives));
+            let met = format!("{prefix}sojourn/met");
+            self.process.publish(&met, &[])?;
+            let met = (0..self.size).try_for_each(|rank| self.ask(rank, &met, soon).map(drop));
+            match met {
+                Ok(()) => {
+                    *group = Group { lives, prefix };
+                    self.barriers.store(0, Ordering::Relaxed);
+                    return Ok(());
+                }
+                Err(error) => missing = error.to_string(),
+            }
+        }
+        Err(Error::new(libc::ETIMEDOUT, format!("bringing the ranks together again: {missing}")))
+    }
+
+    /// Which life of each rank there is.
+    fn lives(&self, deadline: Instant) -> Result<Vec<u32>> {
+        (0..self.size)
+            .map(|rank| {
+                let note = self.ask(rank, LIFE, deadline)?;
+                note.try_into().map(u32::from_be_bytes).map_err(|_| {
+                    Error::new(libc::EPROTO, format!("rank {rank} tells no life that it has"))
+                })
+            })
+            .collect()
+    }
+
+    fn group(&self) -> MutexGuard<'_, Group> {
+        self.group.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a note is called among all processes of all groups.
+    fn full_name(&self, name: &str) -> String {
+        format!("{}{name}", self.group().prefix)
     }
 
     /// This process's number in the job, from 0.
@@ -90,7 +187,7 @@ impl Job {
     /// # Errors
     /// Where the name or the note is longer than a note may be.
     pub fn publish(&self, name: &str, note: &[u8]) -> Result<()> {
-        self.process.publish(name, note)
+        self.process.publish(&self.full_name(name), note)
     }
 
     /// The note that `rank` published under `name`, or will within [`Self::PATIENCE`].
@@ -112,6 +209,11 @@ impl Job {
                 self.size - 1
             )));
         }
+        self.ask(rank, &self.full_name(name), deadline)
+    }
+
+    /// The note of that full name.
+    fn ask(&self, rank: u32, name: &str, deadline: Instant) -> Result<Vec<u8>> {
         self.process
             .fetch(JobEnvironment::process_of(rank), name, deadline)
             .map_err(|error| error.context(format_args!("rank {rank}")))
@@ -168,6 +270,24 @@ impl Job {
     }
 }
 
+/// The life that a rank begins with.
+const FIRST_LIFE: u32 = 1;
+
+impl Group {
+    /// That of a job that begins.
+    fn first(size: u32) -> Self {
+        Group { lives: vec![FIRST_LIFE; size as usize], prefix: String::new() }
+    }
+}
+
+/// FNV-1a: differs for any two groups of a job, but for a chance of one in 2^64.
+fn fingerprint(lives: &[u32]) -> u64 {
+    const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+    const PRIME: u64 = 0x0000_0100_0000_01b3;
+    let bytes = lives.iter().flat_map(|life| life.to_le_bytes());
+    bytes.fold(OFFSET, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,26 +295,50 @@ mod tests {
     use sojourn_fabric::names::{Endpoint, JobKey, PrivateDir};
     use std::sync::atomic::AtomicU32;
 
+    /// A launcher without processes.
+    struct Told {
+        size: u32,
+        home: PrivateDir,
+        server: DirectoryServer,
+    }
+
+    impl Told {
+        fn new(size: u32) -> Self {
+            let home = PrivateDir::create().unwrap();
+            let key = JobKey::generate().unwrap();
+            key.write(&home.path().join("key")).unwrap();
+            let at = Endpoint::Unix(home.path().join("directory"));
+            let server = DirectoryServer::start(ServerConfig::new(at, key, size)).unwrap();
+            Told { size, home, server }
+        }
+
+        fn join(&self, rank: u32) -> Job {
+            let told = JobEnvironment {
+                rank,
+                size: self.size,
+                directory: self.server.endpoints()[0].clone(),
+                key_file: self.home.path().join("key"),
+                device: None,
+            };
+            // A member that has left may still be taken for alive for a moment.
+            let until = Instant::now() + Duration::from_secs(10);
+            loop {
+                match Job::join(&told) {
+                    Ok(job) => return job,
+                    Err(error) if Instant::now() > until => panic!("{error}"),
+                    Err(_) => std::thread::sleep(REST),
+                }
+            }
+        }
+    }
+
     /// Runs `rank` in a thread for each rank of a job of its own.
     fn run<T: Send>(size: u32, rank: impl Fn(Job) -> T + Sync) -> Vec<T> {
-        let home = PrivateDir::create().unwrap();
-        let (at, key_file) = (home.path().join("directory"), home.path().join("key"));
-        let key = JobKey::generate().unwrap();
-        key.write(&key_file).unwrap();
-        let config = ServerConfig::new(Endpoint::Unix(at), key, size);
-        let server = DirectoryServer::start(config).unwrap();
-        let told = |rank| JobEnvironment {
-            rank,
-            size,
-            directory: server.endpoints()[0].clone(),
-            key_file: key_file.clone(),
-            device: None,
-        };
+        let told = Told::new(size);
         std::thread::scope(|scope| {
             let (told, rank) = (&told, &rank);
-            let threads: Vec<_> = (0..size)
-                .map(|i| scope.spawn(move || rank(Job::join(&told(i)).unwrap())))
-                .collect();
+            let threads: Vec<_> =
+                (0..size).map(|i| scope.spawn(move || rank(told.join(i)))).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         })
     }
@@ -266,6 +410,56 @@ mod tests {
         });
     }
 
+    /// Promise: those that live on and those that are new meet again, under names of their own.
+    #[test]
+    fn ranks_that_were_replaced_and_those_that_live_on_meet_again() {
+        let told = Told::new(4);
+        let died = AtomicU32::new(0);
+        let soon = || Instant::now() + Duration::from_secs(20);
+        let meet = |job: &Job, round: u8| {
+            job.regroup(soon()).unwrap();
+            let all = job.exchange("x", &[round, job.rank() as u8]).unwrap();
+            assert_eq!(all, (0..4).map(|rank| [round, rank]).collect::<Vec<_>>());
+            job.barrier().unwrap();
+        };
+        std::thread::scope(|scope| {
+            let (told, died, meet) = (&told, &died, &meet);
+            for rank in 0..4 {
+                scope.spawn(move || {
+                    let mut job = told.join(rank);
+                    job.exchange("x", b"before").unwrap();
+                    job.barrier().unwrap();
+                    // Two at a time, then one.
+                    for (round, dead) in [(1, [1, 2]), (2, [3, 3])] {
+                        if dead.contains(&rank) {
+                            drop(job);
+                            died.fetch_add(1, Ordering::SeqCst);
+                            job = told.join(rank);
+                            assert!(job.is_replacement());
+                        } else {
+                            // A survivor may notice sooner than there is anybody new, or later.
+                            std::thread::sleep(Duration::from_millis(u64::from(rank) * 15));
+                        }
+                        meet(&job, round);
+                    }
+                });
+            }
+        });
+        assert_eq!(died.load(Ordering::SeqCst), 3);
+    }
+
+    #[test]
+    fn where_nobody_was_replaced_regrouping_ends_at_its_deadline() {
+        run(2, |job| {
+            let soon = Instant::now() + Duration::from_millis(100);
+            let error = job.regroup(soon).unwrap_err();
+            assert_eq!(error.errno(), libc::ETIMEDOUT);
+            assert!(error.to_string().contains("no rank has been replaced"), "{error}");
+            // And the group is what it was.
+            job.barrier().unwrap();
+        });
+    }
+
     #[test]
     fn without_a_launcher_a_process_is_a_job_of_one() {
         let job = Job {
@@ -274,6 +468,7 @@ mod tests {
             size: 1,
             device: None,
             barriers: AtomicU64::new(0),
+            group: Mutex::new(Group::first(1)),
         };
         job.barrier().unwrap();
         assert_eq!(job.exchange("x", b"y").unwrap(), [b"y"]);
