@@ -237,36 +237,67 @@ impl Job {
             .collect()
     }
 
+    /// Takes a note back, whose name may be used again then. Who fetches it from now on waits.
+    pub fn withdraw(&self, name: &str) {
+        self.process.withdraw(&self.full_name(name));
+    }
+
     /// Returns when every rank has called it, the same number of times.
     ///
-    /// It travels by notes, in ⌈log₂ n⌉ rounds: for the beginning and the end of a program, not
-    /// for its inner loop.
+    /// It travels by notes, in ⌈log₂ n⌉ rounds: for the beginning and the end of a program and for what
+    /// is as rare, not for its inner loop.
     ///
     /// # Errors
     /// As [`Self::fetch`], where a rank does not come.
     pub fn barrier(&self) -> Result<()> {
+        self.broadcast(&[]).map(drop)
+    }
+
+    /// A [`Self::barrier`] from which every rank takes with it the note that rank 0 came with; what the others
+    /// came with is not looked at. Barriers count together with it.
+    ///
+    /// # Errors
+    /// As [`Self::barrier`], and where the note is longer than a note may be.
+    pub fn broadcast(&self, note: &[u8]) -> Result<Vec<u8>> {
         let deadline = Instant::now() + Self::PATIENCE;
         let number = self.barriers.fetch_add(1, Ordering::Relaxed);
         let size = u64::from(self.size);
         let distances = || (0..u32::BITS).map(|round| 1u64 << round).take_while(|far| *far < size);
         let at = |far: u64| u32::try_from((u64::from(self.rank) + far) % size).unwrap_or_default();
+        let name = |number: u64, far: u64| format!("sojourn/barrier/{number}/{far}");
+        let passed = |number: u64| format!("sojourn/barrier/{number}/passed");
+        // Of rank 0, once it has come here: a byte that says so, and the note.
+        let mut known = match self.rank {
+            0 => [&[1], note].concat(),
+            _ => vec![0],
+        };
         // In each round a rank hears from one before it that has heard from as many as itself.
         for far in distances() {
-            let name = format!("sojourn/barrier/{number}/{far}");
-            self.publish(&name, &[])?;
-            self.fetch_until(at(size - far), &name, deadline)
+            self.publish(&name(number, far), &known)?;
+            let heard = self
+                .fetch_until(at(size - far), &name(number, far), deadline)
                 .map_err(|error| error.context("waiting at a barrier"))?;
+            if heard.first() == Some(&1) {
+                known = heard;
+            }
         }
         // A note goes with the rank that left it, which may leave the job after this: so it stays
         // until those that fetch its notes have gone on. One that has left has gone on too.
-        let passed = format!("sojourn/barrier/{number}/passed");
-        self.publish(&passed, &[])?;
+        self.publish(&passed(number), &[])?;
         for far in distances() {
-            if let Err(error) = self.fetch_until(at(far), &passed, deadline) {
+            if let Err(error) = self.fetch_until(at(far), &passed(number), deadline) {
                 tracing::debug!("leaving a barrier: {error}");
             }
         }
-        Ok(())
+        // Everybody has entered this one, and so has left the one before.
+        if let Some(before) = number.checked_sub(1) {
+            distances().for_each(|far| self.withdraw(&name(before, far)));
+            self.withdraw(&passed(before));
+        }
+        match known.split_first() {
+            Some((1, note)) => Ok(note.to_vec()),
+            _ => Err(Error::new(libc::EPROTO, "a barrier was passed without rank 0")),
+        }
     }
 }
 
@@ -359,6 +390,24 @@ mod tests {
                 }
                 // The others may still be on their way out when this one has left.
                 drop(job);
+            });
+        }
+    }
+
+    #[test]
+    fn everybody_leaves_a_barrier_with_what_rank_0_came_with() {
+        for size in [1, 2, 3, 5, 8] {
+            run(size, |job| {
+                for round in 0..5u8 {
+                    let mine = [round, job.rank() as u8];
+                    assert_eq!(job.broadcast(&mine).unwrap(), [round, 0]);
+                }
+                job.barrier().unwrap();
+                // What earlier ones have left behind is gone.
+                let soon = Instant::now() + Duration::from_millis(20);
+                let old = job.fetch_until(job.rank(), "sojourn/barrier/3/passed", soon);
+                assert!(old.is_err());
+                job.barrier().unwrap();
             });
         }
     }
