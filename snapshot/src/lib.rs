@@ -25,9 +25,13 @@
 //! 3. *Seal*: checksums, areas and header of the slot follow, then its word.
 //! 4. *Commit*: when every process of the job is complete.
 
+mod interval;
 mod layout;
+mod memory;
 mod pages;
 
+pub use interval::Interval;
 pub use layout::{Area, Layout};
+pub use memory::{Mapping, Memory};
 pub use pages::{PAGE, PageSet};
 pub use sojourn_fabric::{Error, Result};
