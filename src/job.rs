@@ -129,6 +129,28 @@ impl Job {
         Err(Error::new(libc::ETIMEDOUT, format!("bringing the ranks together again: {missing}")))
     }
 
+    /// Looks whether all ranks of the group are alive: for one that waits for another, and would not be told
+    /// (a connection on which nothing is sent does not break). It asks every rank.
+    ///
+    /// # Errors
+    /// `EHOSTUNREACH` where one has died or been replaced; the message names it.
+    pub fn check(&self) -> Result<()> {
+        let group = self.group();
+        for (rank, life) in (0..).zip(&group.lives) {
+            match self.ask(rank, LIFE, Instant::now() + LOOK) {
+                Ok(now) if now == life.to_be_bytes() => {}
+                // Slow is not dead.
+                Err(error) if error.errno() == libc::ETIMEDOUT => {}
+                Err(error) => return Err(error),
+                Ok(_) => {
+                    let text = format!("rank {rank} died, and another process is in its place");
+                    return Err(Error::new(libc::EHOSTUNREACH, text));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Which life of each rank there is.
     fn lives(&self, deadline: Instant) -> Result<Vec<u32>> {
         (0..self.size)
@@ -481,6 +503,7 @@ mod tests {
                     // Two at a time, then one.
                     for (round, dead) in [(1, [1, 2]), (2, [3, 3])] {
                         if dead.contains(&rank) {
+                            job.check().unwrap();
                             drop(job);
                             died.fetch_add(1, Ordering::SeqCst);
                             job = told.join(rank);
@@ -488,6 +511,8 @@ mod tests {
                         } else {
                             // A survivor may notice sooner than there is anybody new, or later.
                             std::thread::sleep(Duration::from_millis(u64::from(rank) * 15));
+                            while job.check().is_ok() {}
+                            assert_eq!(job.check().unwrap_err().errno(), libc::EHOSTUNREACH);
                         }
                         meet(&job, round);
                     }
