@@ -272,54 +272,50 @@ impl Job {
     /// # Errors
     /// As [`Self::fetch`], where a rank does not come.
     pub fn barrier(&self) -> Result<()> {
-        self.broadcast(&[]).map(drop)
+        self.largest(0).map(drop)
     }
 
-    /// A [`Self::barrier`] from which every rank takes with it the note that rank 0 came with; what the others
-    /// came with is not looked at. Barriers count together with it.
+    /// A [`Self::barrier`] from which every rank takes with it the largest of the numbers that the ranks came
+    /// with. It counts as a barrier.
     ///
     /// # Errors
-    /// As [`Self::barrier`], and where the note is longer than a note may be.
-    pub fn broadcast(&self, note: &[u8]) -> Result<Vec<u8>> {
+    /// As [`Self::barrier`].
+    pub fn largest(&self, number: u64) -> Result<u64> {
+        let mut largest = number;
         let deadline = Instant::now() + Self::PATIENCE;
-        let number = self.barriers.fetch_add(1, Ordering::Relaxed);
+        let count = self.barriers.fetch_add(1, Ordering::Relaxed);
         let size = u64::from(self.size);
         let distances = || (0..u32::BITS).map(|round| 1u64 << round).take_while(|far| *far < size);
         let at = |far: u64| u32::try_from((u64::from(self.rank) + far) % size).unwrap_or_default();
-        let name = |number: u64, far: u64| format!("sojourn/barrier/{number}/{far}");
-        let passed = |number: u64| format!("sojourn/barrier/{number}/passed");
-        // Of rank 0, once it has come here: a byte that says so, and the note.
-        let mut known = match self.rank {
-            0 => [&[1], note].concat(),
-            _ => vec![0],
-        };
+        let name = |count: u64, far: u64| format!("sojourn/barrier/{count}/{far}");
+        let passed = |count: u64| format!("sojourn/barrier/{count}/passed");
         // In each round a rank hears from one before it that has heard from as many as itself.
         for far in distances() {
-            self.publish(&name(number, far), &known)?;
+            self.publish(&name(count, far), &largest.to_be_bytes())?;
+            let from = at(size - far);
             let heard = self
-                .fetch_until(at(size - far), &name(number, far), deadline)
+                .fetch_until(from, &name(count, far), deadline)
                 .map_err(|error| error.context("waiting at a barrier"))?;
-            if heard.first() == Some(&1) {
-                known = heard;
-            }
+            let heard = heard.try_into().map(u64::from_be_bytes).map_err(|_| {
+                Error::new(libc::EPROTO, format!("rank {from} came to a barrier without a number"))
+            })?;
+            // Some arrive twice, which the largest does not mind.
+            largest = largest.max(heard);
         }
         // A note goes with the rank that left it, which may leave the job after this: so it stays
         // until those that fetch its notes have gone on. One that has left has gone on too.
-        self.publish(&passed(number), &[])?;
+        self.publish(&passed(count), &[])?;
         for far in distances() {
-            if let Err(error) = self.fetch_until(at(far), &passed(number), deadline) {
+            if let Err(error) = self.fetch_until(at(far), &passed(count), deadline) {
                 tracing::debug!("leaving a barrier: {error}");
             }
         }
         // Everybody has entered this one, and so has left the one before.
-        if let Some(before) = number.checked_sub(1) {
+        if let Some(before) = count.checked_sub(1) {
             distances().for_each(|far| self.withdraw(&name(before, far)));
             self.withdraw(&passed(before));
         }
-        match known.split_first() {
-            Some((1, note)) => Ok(note.to_vec()),
-            _ => Err(Error::new(libc::EPROTO, "a barrier was passed without rank 0")),
-        }
+        Ok(largest)
     }
 }
 
@@ -417,12 +413,12 @@ mod tests {
     }
 
     #[test]
-    fn everybody_leaves_a_barrier_with_what_rank_0_came_with() {
+    fn everybody_leaves_a_barrier_with_the_largest_number() {
         for size in [1, 2, 3, 5, 8] {
             run(size, |job| {
-                for round in 0..5u8 {
-                    let mine = [round, job.rank() as u8];
-                    assert_eq!(job.broadcast(&mine).unwrap(), [round, 0]);
+                for round in 0..5 {
+                    let of = |rank: u32| u64::from((rank + round) % size);
+                    assert_eq!(job.largest(of(job.rank())).unwrap(), u64::from(size - 1));
                 }
                 job.barrier().unwrap();
                 // What earlier ones have left behind is gone.
