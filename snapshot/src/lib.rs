@@ -27,6 +27,7 @@
 
 pub mod image;
 mod interval;
+pub mod epoch;
 mod layout;
 mod memory;
 mod pages;

@@ -16,7 +16,8 @@
 //! | `late` | the same, for receives that a device gives back as filled, and that are not |
 //! | `shared` | a shared receive queue, from which all links of one process take their receives |
 //! | `shell`, `follow` | processes that move and follow, and the messages between them |
-//! | `queue`, `rng`, `world`, `seeded` | time, chance, what happens next, and faults |
+//! | `schedule`, `rng` | time and chance, for other simulators, too ([`Schedule`], [`Rng`]) |
+//! | `queue`, `world`, `seeded` | what happens next, and faults |
 //! | `ledger` | nobody: it sees everything, and holds it against the promises |
 //! | `broken` | shells that do one thing wrong, each of which must be caught |
 //!
@@ -62,6 +63,7 @@ mod late;
 mod ledger;
 mod queue;
 mod rng;
+mod schedule;
 mod script;
 mod seeded;
 mod shared;
@@ -74,5 +76,7 @@ mod world;
 
 pub use broken::Broken;
 pub use kinds::{Kind, Kinds};
+pub use rng::Rng;
+pub use schedule::{Schedule, Time};
 pub use seeded::{Options, Outcome, run};
 pub use small::{Explored, Fault, Small};
