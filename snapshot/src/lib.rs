@@ -25,6 +25,7 @@
 //! 3. *Seal*: checksums, areas and header of the slot follow, then its word.
 //! 4. *Commit*: when every process of the job is complete.
 
+pub mod files;
 pub mod image;
 mod interval;
 pub mod epoch;
