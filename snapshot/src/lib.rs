@@ -25,10 +25,10 @@
 //! 3. *Seal*: checksums, areas and header of the slot follow, then its word.
 //! 4. *Commit*: when every process of the job is complete.
 
+pub mod epoch;
 pub mod files;
 pub mod image;
 mod interval;
-pub mod epoch;
 mod layout;
 mod memory;
 mod pages;
