@@ -1,0 +1,16 @@
+//! How committed epochs outlive nodes: copies on several peers, or parity over groups of processes.
+//!
+//! Nothing here does IO, and nothing waits. What it is asked, by whom:
+//!
+//! | part | asked by | says |
+//! | --- | --- | --- |
+//! | [`Scheme`] | the user | what is promised, in lost nodes |
+//! | [`Placement`] | whoever starts a job, and whoever replaces a store | which store holds what |
+
+mod loss;
+pub mod placement;
+mod scheme;
+
+pub use loss::{Absent, Missing, Why};
+pub use placement::{Placement, Role, Share};
+pub use scheme::Scheme;
