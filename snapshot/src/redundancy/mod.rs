@@ -6,11 +6,17 @@
 //! | --- | --- | --- |
 //! | [`Scheme`] | the user | what is promised, in lost nodes |
 //! | [`Placement`] | whoever starts a job, and whoever replaces a store | which store holds what |
+//! | [`share`] | the same | how a share of parity lies in a store, and that nothing of it is damaged |
+//! | [`Code`] | whoever makes parity, or rebuilds an image from it | the bytes |
 
+pub mod code;
 mod loss;
 pub mod placement;
 mod scheme;
+pub mod share;
 
+pub use code::Code;
 pub use loss::{Absent, Missing, Why};
 pub use placement::{Placement, Role, Share};
 pub use scheme::Scheme;
+pub use share::Image;
