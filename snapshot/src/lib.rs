@@ -32,6 +32,7 @@ mod interval;
 mod layout;
 mod memory;
 mod pages;
+pub mod redundancy;
 
 pub use interval::Interval;
 pub use layout::{Area, Layout};

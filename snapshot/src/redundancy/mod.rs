@@ -1,0 +1,25 @@
+//! How committed epochs outlive nodes: copies on several peers, or parity over groups of processes.
+//!
+//! Nothing here does IO, and nothing waits. What it is asked, by whom:
+//!
+//! | part | asked by | says |
+//! | --- | --- | --- |
+//! | [`Scheme`] | the user | what is promised, in lost nodes |
+//! | [`Placement`] | whoever starts a job, and whoever replaces a store | which store holds what |
+//! | [`share`] | the same | how a share of parity lies in a store, and that nothing of it is damaged |
+//! | [`Plan`] | whoever restores | which images are read where, rebuilt of what, or missing |
+//! | [`Code`] | whoever makes parity, or rebuilds an image from it | the bytes |
+
+pub mod code;
+mod loss;
+pub mod placement;
+pub mod plan;
+mod scheme;
+pub mod share;
+
+pub use code::Code;
+pub use loss::{Absent, Missing, Why};
+pub use placement::{Placement, Role, Share};
+pub use plan::{Answer, Plan, Step};
+pub use scheme::Scheme;
+pub use share::Image;
