@@ -27,6 +27,7 @@
 
 mod layout;
 mod pages;
+pub mod track;
 
 pub use layout::{Area, Layout};
 pub use pages::{PAGE, PageSet};
