@@ -33,6 +33,7 @@ mod layout;
 mod memory;
 mod pages;
 pub mod redundancy;
+pub mod track;
 
 pub use interval::Interval;
 pub use layout::{Area, Layout};
