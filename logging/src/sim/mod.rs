@@ -19,7 +19,6 @@
 //! | `schedule`, `rng` | time and chance, for other simulators, too ([`Schedule`], [`Rng`]) |
 //! | `queue`, `world`, `seeded` | what happens next, and faults |
 //! | `hold` | processes that want to stand still for a moment, between moves |
-//! | `queue`, `rng`, `world`, `seeded` | time, chance, what happens next, and faults |
 //! | `ledger` | nobody: it sees everything, and holds it against the promises |
 //! | `broken` | shells that do one thing wrong, each of which must be caught |
 //!
