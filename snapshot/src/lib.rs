@@ -30,13 +30,13 @@ pub mod files;
 pub mod image;
 mod interval;
 mod layout;
-mod memory;
 mod pages;
+mod protected;
 pub mod redundancy;
 pub mod track;
 
 pub use interval::Interval;
 pub use layout::{Area, Layout};
-pub use memory::{Mapping, Memory};
 pub use pages::{PAGE, PageSet};
+pub use protected::{Mapping, Memory};
 pub use sojourn_fabric::{Error, Result};
