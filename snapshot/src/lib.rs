@@ -30,9 +30,15 @@ pub mod files;
 pub mod image;
 mod interval;
 mod layout;
+mod memory;
 mod pages;
+mod peek;
 mod protected;
 pub mod redundancy;
+pub mod restore;
+pub mod session;
+pub mod store;
+mod stream;
 pub mod track;
 
 pub use interval::Interval;

@@ -7,7 +7,6 @@ use crate::error::{Error, Result};
 use crate::names::{self, Fetch, PhysicalEnd, ProcessId, Record, RecordWord};
 use crate::virt::core::lock_mutex;
 use crate::virt::core::underlay::{NO_SUCH_QPN, Underlay};
-use crate::virt::process::refused;
 use sojourn_logging::Start;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -317,7 +316,7 @@ impl QpCore {
                 libc::EPROTO,
                 format!("{process} answered something else when asked for queue pair {dest:#x}"),
             )),
-            Err(error) => Err(refused(error).context(format_args!(
+            Err(error) => Err(Error::from(error).context(format_args!(
                 "connecting queue pair {:#x} to queue pair {dest:#x} of {process}",
                 self.qpn
             ))),
