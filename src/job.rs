@@ -5,7 +5,7 @@ use crate::{Error, Result, best_device};
 use sojourn_fabric::names::env::{self, JobEnvironment};
 use sojourn_fabric::virt::Process;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The note in which every rank says which life of its own this is.
@@ -15,19 +15,41 @@ const LOOK: Duration = Duration::from_millis(200);
 /// Between two looks at a rank that is dead.
 const REST: Duration = Duration::from_millis(10);
 
-/// A process's membership in its job. It lasts as long as this value: dropping it leaves the job.
+/// A process's membership in its job. It lasts as long as this value: dropping it, and its clones, leaves the job.
 ///
 /// Ranks tell each other what they need by *notes*: small blobs that one publishes under a name,
 /// and others fetch from it. Notes are for setting up, and for whatever else is rare; data
 /// travels by verbs.
+///
+/// Clones are the same membership.
+#[derive(Clone)]
 pub struct Job {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
     process: Process,
     rank: u32,
     size: u32,
     device: Option<String>,
-    /// Barriers that this rank has entered.
-    barriers: AtomicU64,
+    barriers: Circle,
     group: Mutex<Group>,
+}
+
+/// Barriers that count by themselves, so that one thread of each rank may meet the others' while another
+/// thread meets theirs.
+#[derive(Debug)]
+pub(crate) struct Circle {
+    name: &'static str,
+    /// Those that this rank has entered.
+    entered: AtomicU64,
+}
+
+impl Circle {
+    /// A circle of that name, which is no other's.
+    pub(crate) fn new(name: &'static str) -> Self {
+        Circle { name, entered: AtomicU64::new(0) }
+    }
 }
 
 /// The ranks that meet each other: which life of each.
@@ -50,14 +72,14 @@ impl Job {
     pub fn from_env() -> Result<Self> {
         match JobEnvironment::read().map_err(|error| Error::invalid(error.to_string()))? {
             Some(told) => Self::join(&told),
-            None => Ok(Job {
+            None => Ok(Job::over(Inner {
                 process: Process::standalone()?,
                 rank: 0,
                 size: 1,
                 device: std::env::var(env::DEVICE).ok().filter(|name| !name.is_empty()),
-                barriers: AtomicU64::new(0),
+                barriers: Circle::new("sojourn/barrier"),
                 group: Mutex::new(Group::first(1)),
-            }),
+            })),
         }
     }
 
@@ -69,21 +91,25 @@ impl Job {
             FIRST_LIFE => Group::first(told.size),
             _ => Group { lives: Vec::new(), prefix: String::new() },
         };
-        Ok(Job {
+        Ok(Job::over(Inner {
             process,
             rank: told.rank,
             size: told.size,
             device: told.device.clone(),
-            barriers: AtomicU64::new(0),
+            barriers: Circle::new("sojourn/barrier"),
             group: Mutex::new(group),
-        })
+        }))
+    }
+
+    fn over(inner: Inner) -> Self {
+        Job { inner: Arc::new(inner) }
     }
 
     /// Whether this process has taken the place of one that died, and must [`Self::regroup`] before it
     /// meets the others.
     #[must_use]
     pub fn is_replacement(&self) -> bool {
-        self.process.grant().incarnation.0 != FIRST_LIFE
+        self.inner.process.grant().incarnation.0 != FIRST_LIFE
     }
 
     /// Makes the job whole again after ranks have died and others have taken their places
@@ -115,12 +141,13 @@ impl Job {
             };
             let prefix = format!("{:016x}/", fingerprint(&lives));
             let met = format!("{prefix}sojourn/met");
-            self.process.publish(&met, &[])?;
-            let met = (0..self.size).try_for_each(|rank| self.ask(rank, &met, soon).map(drop));
+            self.inner.process.publish(&met, &[])?;
+            let met =
+                (0..self.inner.size).try_for_each(|rank| self.ask(rank, &met, soon).map(drop));
             match met {
                 Ok(()) => {
                     *group = Group { lives, prefix };
-                    self.barriers.store(0, Ordering::Relaxed);
+                    self.inner.barriers.entered.store(0, Ordering::Relaxed);
                     return Ok(());
                 }
                 Err(error) => missing = error.to_string(),
@@ -153,7 +180,7 @@ impl Job {
 
     /// Which life of each rank there is.
     fn lives(&self, deadline: Instant) -> Result<Vec<u32>> {
-        (0..self.size)
+        (0..self.inner.size)
             .map(|rank| {
                 let note = self.ask(rank, LIFE, deadline)?;
                 note.try_into().map(u32::from_be_bytes).map_err(|_| {
@@ -164,7 +191,7 @@ impl Job {
     }
 
     fn group(&self) -> MutexGuard<'_, Group> {
-        self.group.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.group.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What a note is called among all processes of all groups.
@@ -175,13 +202,13 @@ impl Job {
     /// This process's number in the job, from 0.
     #[must_use]
     pub fn rank(&self) -> u32 {
-        self.rank
+        self.inner.rank
     }
 
     /// How many ranks the job has.
     #[must_use]
     pub fn size(&self) -> u32 {
-        self.size
+        self.inner.size
     }
 
     /// The device to open: the one that the user named, or the best of this machine.
@@ -189,7 +216,7 @@ impl Job {
     /// # Errors
     /// As [`best_device`].
     pub fn device(&self) -> Result<String> {
-        match &self.device {
+        match &self.inner.device {
             Some(name) => Ok(name.clone()),
             None => best_device(),
         }
@@ -200,7 +227,7 @@ impl Job {
     /// # Errors
     /// Where there is no such device, or it cannot be opened.
     pub fn context(&self) -> Result<Context> {
-        self.process.open(&self.device()?)
+        self.inner.process.open(&self.device()?)
     }
 
     /// Leaves a note for the other ranks. It is there until this rank leaves the job, so end with
@@ -209,7 +236,7 @@ impl Job {
     /// # Errors
     /// Where the name or the note is longer than a note may be.
     pub fn publish(&self, name: &str, note: &[u8]) -> Result<()> {
-        self.process.publish(&self.full_name(name), note)
+        self.inner.process.publish(&self.full_name(name), note)
     }
 
     /// The note that `rank` published under `name`, or will within [`Self::PATIENCE`].
@@ -225,10 +252,10 @@ impl Job {
     /// # Errors
     /// As [`Self::fetch`].
     pub fn fetch_until(&self, rank: u32, name: &str, deadline: Instant) -> Result<Vec<u8>> {
-        if rank >= self.size {
+        if rank >= self.inner.size {
             return Err(Error::invalid(format!(
                 "a note of rank {rank}: this job has the ranks 0 to {}",
-                self.size - 1
+                self.inner.size - 1
             )));
         }
         self.ask(rank, &self.full_name(name), deadline)
@@ -236,7 +263,8 @@ impl Job {
 
     /// The note of that full name.
     fn ask(&self, rank: u32, name: &str, deadline: Instant) -> Result<Vec<u8>> {
-        self.process
+        self.inner
+            .process
             .fetch(JobEnvironment::process_of(rank), name, deadline)
             .map_err(|error| error.context(format_args!("rank {rank}")))
     }
@@ -251,8 +279,8 @@ impl Job {
     pub fn exchange(&self, name: &str, note: &[u8]) -> Result<Vec<Vec<u8>>> {
         let deadline = Instant::now() + Self::PATIENCE;
         self.publish(name, note)?;
-        (0..self.size)
-            .map(|rank| match rank == self.rank {
+        (0..self.inner.size)
+            .map(|rank| match rank == self.inner.rank {
                 true => Ok(note.to_vec()),
                 false => self.fetch_until(rank, name, deadline),
             })
@@ -261,7 +289,7 @@ impl Job {
 
     /// Takes a note back, whose name may be used again then. Who fetches it from now on waits.
     pub fn withdraw(&self, name: &str) {
-        self.process.withdraw(&self.full_name(name));
+        self.inner.process.withdraw(&self.full_name(name));
     }
 
     /// Returns when every rank has called it, the same number of times.
@@ -272,23 +300,24 @@ impl Job {
     /// # Errors
     /// As [`Self::fetch`], where a rank does not come.
     pub fn barrier(&self) -> Result<()> {
-        self.largest(0).map(drop)
+        self.meet(&self.inner.barriers, 0).map(drop)
     }
 
-    /// A [`Self::barrier`] from which every rank takes with it the largest of the numbers that the ranks came
-    /// with. It counts as a barrier.
+    /// A barrier of a circle, from which every rank takes with it the largest of the numbers that the ranks came
+    /// with.
     ///
     /// # Errors
     /// As [`Self::barrier`].
-    pub fn largest(&self, number: u64) -> Result<u64> {
+    pub(crate) fn meet(&self, circle: &Circle, number: u64) -> Result<u64> {
         let mut largest = number;
         let deadline = Instant::now() + Self::PATIENCE;
-        let count = self.barriers.fetch_add(1, Ordering::Relaxed);
-        let size = u64::from(self.size);
+        let count = circle.entered.fetch_add(1, Ordering::Relaxed);
+        let size = u64::from(self.inner.size);
         let distances = || (0..u32::BITS).map(|round| 1u64 << round).take_while(|far| *far < size);
-        let at = |far: u64| u32::try_from((u64::from(self.rank) + far) % size).unwrap_or_default();
-        let name = |count: u64, far: u64| format!("sojourn/barrier/{count}/{far}");
-        let passed = |count: u64| format!("sojourn/barrier/{count}/passed");
+        let at =
+            |far: u64| u32::try_from((u64::from(self.inner.rank) + far) % size).unwrap_or_default();
+        let name = |count: u64, far: u64| format!("{}/{count}/{far}", circle.name);
+        let passed = |count: u64| format!("{}/{count}/passed", circle.name);
         // In each round a rank hears from one before it that has heard from as many as itself.
         for far in distances() {
             self.publish(&name(count, far), &largest.to_be_bytes())?;
@@ -418,7 +447,8 @@ mod tests {
             run(size, |job| {
                 for round in 0..5 {
                     let of = |rank: u32| u64::from((rank + round) % size);
-                    assert_eq!(job.largest(of(job.rank())).unwrap(), u64::from(size - 1));
+                    let met = job.meet(&job.inner.barriers, of(job.rank())).unwrap();
+                    assert_eq!(met, u64::from(size - 1));
                 }
                 job.barrier().unwrap();
                 // What earlier ones have left behind is gone.
@@ -532,14 +562,14 @@ mod tests {
 
     #[test]
     fn without_a_launcher_a_process_is_a_job_of_one() {
-        let job = Job {
+        let job = Job::over(Inner {
             process: Process::standalone().unwrap(),
             rank: 0,
             size: 1,
             device: None,
-            barriers: AtomicU64::new(0),
+            barriers: Circle::new("sojourn/barrier"),
             group: Mutex::new(Group::first(1)),
-        };
+        });
         job.barrier().unwrap();
         assert_eq!(job.exchange("x", b"y").unwrap(), [b"y"]);
         job.publish("note", b"to myself").unwrap();
