@@ -2,6 +2,7 @@
 
 use crate::verbs::Context;
 use crate::{Error, Result, best_device};
+use sojourn_fabric::names::ProcessId;
 use sojourn_fabric::names::env::{self, JobEnvironment};
 use sojourn_fabric::virt::Process;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,15 +41,15 @@ struct Inner {
 /// thread meets theirs.
 #[derive(Debug)]
 pub(crate) struct Circle {
-    name: &'static str,
+    name: String,
     /// Those that this rank has entered.
     entered: AtomicU64,
 }
 
 impl Circle {
     /// A circle of that name, which is no other's.
-    pub(crate) fn new(name: &'static str) -> Self {
-        Circle { name, entered: AtomicU64::new(0) }
+    pub(crate) fn new(name: impl Into<String>) -> Self {
+        Circle { name: name.into(), entered: AtomicU64::new(0) }
     }
 }
 
@@ -176,6 +177,16 @@ impl Job {
             }
         }
         Ok(())
+    }
+
+    /// Tells groups apart: another after each [`Self::regroup`], and the same for all ranks of one.
+    pub(crate) fn generation(&self) -> String {
+        self.group().prefix.clone()
+    }
+
+    /// The number of this process in the job, as stores know it.
+    pub(crate) fn process_of(rank: u32) -> ProcessId {
+        JobEnvironment::process_of(rank)
     }
 
     /// Which life of each rank there is.

@@ -51,16 +51,12 @@
 mod choice;
 mod job;
 
+pub mod snapshot;
 pub mod stream;
 
 pub use choice::best_device;
 pub use job::Job;
 pub use sojourn_fabric::{Error, Result, abi, device, trial};
-
-/// Snapshots of memory in the memory of peers.
-pub mod snapshot {
-    pub use sojourn_snapshot::{Interval, Memory};
-}
 
 /// The safe verbs API.
 pub mod verbs {

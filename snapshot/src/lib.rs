@@ -44,5 +44,5 @@ pub mod track;
 pub use interval::Interval;
 pub use layout::{Area, Layout};
 pub use pages::{PAGE, PageSet};
-pub use protected::{Mapping, Memory};
+pub use protected::{Mapping, Memory, Plain};
 pub use sojourn_fabric::{Error, Result};

@@ -62,6 +62,12 @@ impl Drop for Mapping {
     }
 }
 
+/// Values that any bytes of their size are, and that are nothing but their bytes: what memory can be restored
+/// to.
+pub trait Plain: FromBytes + IntoBytes {}
+
+impl<T: FromBytes + IntoBytes> Plain for T {}
+
 /// A slice of its own, page aligned, that can be snapshot while the program computes in it.
 ///
 /// It is all zeros at first. `T` is plain data: any bytes are a value, so that what is restored is one.
@@ -80,7 +86,7 @@ unsafe impl<T: Send> Send for Memory<T> {}
 // SAFETY: as above.
 unsafe impl<T: Sync> Sync for Memory<T> {}
 
-impl<T: FromBytes + IntoBytes> Memory<T> {
+impl<T: Plain> Memory<T> {
     const ALIGNED: () = assert!(align_of::<T>() <= PAGE && size_of::<T>() > 0);
 
     /// `length` values, zeroed.
@@ -109,7 +115,7 @@ impl<T: FromBytes + IntoBytes> Memory<T> {
     }
 }
 
-impl<T: FromBytes + IntoBytes> Deref for Memory<T> {
+impl<T: Plain> Deref for Memory<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
@@ -121,7 +127,7 @@ impl<T: FromBytes + IntoBytes> Deref for Memory<T> {
     }
 }
 
-impl<T: FromBytes + IntoBytes> DerefMut for Memory<T> {
+impl<T: Plain> DerefMut for Memory<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         let base = self.mapping.base.cast::<T>().as_ptr();
         // SAFETY: as above, and `self` is borrowed for writing; what a snapshot reads meanwhile it reads as
