@@ -3,7 +3,7 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use reed_solomon_simd::{ReedSolomonDecoder, ReedSolomonEncoder};
-use sojourn_snapshot::redundancy::code::{REBUILD_STRIPE, STRIPE};
+use sojourn_snapshot::redundancy::code::STRIPE;
 use sojourn_snapshot::redundancy::{Code, Scheme};
 use std::hint::black_box;
 use std::time::Duration;
@@ -57,8 +57,8 @@ impl Group {
 
     /// Rebuilds the first image.
     fn rebuild(&self, code: &mut Code, into: &mut [u8]) {
-        for at in (0..IMAGE).step_by(REBUILD_STRIPE) {
-            let stripe = at..at + REBUILD_STRIPE;
+        for at in (0..IMAGE).step_by(STRIPE) {
+            let stripe = at..at + STRIPE;
             let images = self.images.iter().chain(&self.parity);
             let mut shares: Vec<Option<&[u8]>> =
                 images.map(|it| Some(&it[stripe.clone()])).collect();
@@ -68,8 +68,8 @@ impl Group {
     }
 
     fn rebuild_alone(&self, decoder: &mut ReedSolomonDecoder, into: &mut [u8]) {
-        for at in (0..IMAGE).step_by(REBUILD_STRIPE) {
-            let stripe = at..at + REBUILD_STRIPE;
+        for at in (0..IMAGE).step_by(STRIPE) {
+            let stripe = at..at + STRIPE;
             for (i, image) in self.images.iter().enumerate().skip(1) {
                 decoder.add_original_shard(i, &image[stripe.clone()]).expect("a stripe");
             }
@@ -115,7 +115,7 @@ fn parity(c: &mut Criterion) -> sojourn_fabric::Result<()> {
             bench.bench_function(id("encode, library alone, put nowhere"), |b| {
                 b.iter(|| group.encode_alone(&mut alone, false));
             });
-            let new = || ReedSolomonDecoder::new(members, shares, REBUILD_STRIPE);
+            let new = || ReedSolomonDecoder::new(members, shares, STRIPE);
             let mut alone = new().expect("a code");
             bench.bench_function(id("rebuild one, library alone"), |b| {
                 b.iter(|| group.rebuild_alone(&mut alone, &mut whole));

@@ -187,7 +187,7 @@ fn a_call_that_makes_no_sense_is_refused() {
         refused(encode(&two, 0, 100), "multiple of 64");
         refused(encode(&two, 0, 0), "multiple of 64");
         refused(encode(&two, 1, 128), "parity 1 of 1");
-        let mut long = vec![0; REBUILD_STRIPE + UNIT];
+        let mut long = vec![0; MAX_STRIPE + UNIT];
         let error = code.encode(&two, &mut [(0, &mut long)]).unwrap_err();
         refused(error, "at most");
         let mut rebuild = |shares: &[Option<&[u8]>], index, length: usize| {
