@@ -46,7 +46,7 @@ fn full(code: &mut Code, images: &[Vec<u8>]) -> Vec<Vec<u8>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(32))]
 
     /// Whatever is lost within the promise is rebuilt bit for bit; with one share fewer it is said how many
     /// are there.

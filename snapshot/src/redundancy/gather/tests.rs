@@ -138,14 +138,14 @@ fn images_of_different_epochs_make_no_share() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(48))]
 
     /// Whatever happens to a member at whatever time: the share is whole and of the images that it names, or
     /// it is incomplete; and when everything stands still again, it can be made.
     #[test]
     fn a_share_is_of_the_images_that_it_names_or_of_none(
-        lengths in prop::collection::vec(1usize..300_000, 2..5),
-        (after, member) in (0usize..40, any::<prop::sample::Index>()),
+        lengths in prop::collection::vec(1usize..150_000, 2..5),
+        (after, member) in (0usize..28, any::<prop::sample::Index>()),
         event in prop::sample::select(vec![Event::Overwrite, Event::Again, Event::Dead]),
         before in any::<bool>(),
     ) {
