@@ -106,7 +106,7 @@ proptest! {
     #[test]
     fn incremental_parity_equals_full_parity(
         scheme in prop::sample::select(SCHEMES.as_slice()),
-        lengths in prop::collection::vec(0usize..200_000, 9),
+        lengths in prop::collection::vec(0usize..80_000, 9),
         rounds in prop::collection::vec(
             prop::collection::vec((0usize..9, any::<prop::sample::Index>(), 1usize..9000, any::<u8>()), 0..12),
             1..4,
