@@ -6,14 +6,18 @@
 //! | --- | --- | --- |
 //! | [`Scheme`] | the user | what is promised, in lost nodes |
 //! | [`Placement`] | whoever starts a job, and whoever replaces a store | which store holds what |
+//! | [`gather::Gather`] | the store that holds a share of parity | its parity, of one epoch or of none |
 //! | [`share`] | the same | how a share of parity lies in a store, and that nothing of it is damaged |
 //! | [`Plan`] | whoever restores | which images are read where, rebuilt of what, or missing |
-//! | [`Code`] | whoever makes parity, or rebuilds an image from it | the bytes |
+//! | [`rebuild::Rebuild`] | the same | the bytes of an image, from shares of which some may be damaged |
+//! | [`Code`] | the two that make and use parity | what bytes become of bytes |
 
 pub mod code;
+pub mod gather;
 mod loss;
 pub mod placement;
 pub mod plan;
+pub mod rebuild;
 mod scheme;
 pub mod share;
 

@@ -14,21 +14,22 @@
 //!
 //! The code of a group that is smaller than the scheme's is that of its real size.
 
+mod inverse;
 mod xor;
 
 use super::Scheme;
 use crate::{Error, PAGE, PageSet, Result};
-use reed_solomon_simd::{ReedSolomonDecoder, ReedSolomonEncoder};
+use inverse::Inverse;
+use reed_solomon_simd::ReedSolomonEncoder;
 use std::ops::Range;
 
 /// Stripes are whole multiples of this many bytes.
 pub const UNIT: usize = 64;
-/// Bytes of each image in a stripe of encoding. Measured from 4 KiB to 1 MiB: from 32 to 256 KiB parity is
-/// computed as fast as memory can be read, since all that a group needs of a stripe stays in the cache.
+/// Bytes of each image in a stripe. Measured from 4 KiB to 1 MiB: from 32 to 256 KiB parity is computed as
+/// fast as memory can be read, since all that a group needs of a stripe stays in the cache.
 pub const STRIPE: usize = 64 << 10;
-/// Bytes of each image in a stripe of rebuilding, and of the longest stripe that there may be. Each call
-/// of the decoder first finds out what is lost, which takes as long as some 64 KiB.
-pub const REBUILD_STRIPE: usize = 256 << 10;
+/// Longest stripe that is taken: bounds what a code allocates.
+pub const MAX_STRIPE: usize = 1 << 20;
 
 /// The code of one group.
 pub struct Code {
@@ -45,8 +46,9 @@ enum Kind {
     Xor,
     ReedSolomon {
         encoder: Box<ReedSolomonEncoder>,
-        decoder: Box<ReedSolomonDecoder>,
-        set: [usize; 2],
+        /// The length that the encoder is set to.
+        set: usize,
+        inverse: Box<Inverse>,
     },
 }
 
@@ -70,11 +72,8 @@ impl Code {
                     ReedSolomonEncoder::new(members, parity, UNIT)
                         .map_err(|error| refused(scheme, &error))?,
                 ),
-                decoder: Box::new(
-                    ReedSolomonDecoder::new(members, parity, UNIT)
-                        .map_err(|error| refused(scheme, &error))?,
-                ),
-                set: [UNIT; 2],
+                set: UNIT,
+                inverse: Box::new(Inverse::new(members, parity)?),
             },
             Scheme::Xor { .. } | Scheme::Copies(_) => Kind::Xor,
         };
@@ -100,7 +99,7 @@ impl Code {
     ///
     /// # Errors
     /// `EINVAL` for another number of members, a stripe that is no multiple of [`UNIT`] or longer than
-    /// [`REBUILD_STRIPE`], shares of different lengths, or a share that there is not.
+    /// [`MAX_STRIPE`], shares of different lengths, or a share that there is not.
     pub fn encode(&mut self, images: &[&[u8]], wanted: &mut [(usize, &mut [u8])]) -> Result<()> {
         let Some(length) = wanted.first().map(|(_, bytes)| bytes.len()) else { return Ok(()) };
         self.check(length, images.len(), self.members, images.iter().map(|it| it.len()))?;
@@ -123,9 +122,9 @@ impl Code {
             }
             Kind::ReedSolomon { encoder, set, .. } => {
                 let failed = |error| Error::invalid(format!("encoding parity: {error}"));
-                if set[0] != length {
+                if *set != length {
                     encoder.reset(self.members, self.parity, length).map_err(failed)?;
-                    set[0] = length;
+                    *set = length;
                 }
                 for image in images {
                     let whole = whole(image, length, &mut self.zeros, &mut self.padded);
@@ -178,26 +177,7 @@ impl Code {
                 let sources = shares.iter().flatten().copied();
                 lost.iter_mut().for_each(|(_, bytes)| xor::sum(bytes, sources.clone()));
             }
-            Kind::ReedSolomon { decoder, set, .. } => {
-                let failed = |error| Error::invalid(format!("rebuilding from parity: {error}"));
-                if set[1] != length {
-                    decoder.reset(self.members, self.parity, length).map_err(failed)?;
-                    set[1] = length;
-                }
-                let there = shares.iter().enumerate().filter_map(|(i, it)| Some((i, (*it)?)));
-                for (index, share) in there.take(self.members) {
-                    let whole = whole(share, length, &mut self.zeros, &mut self.padded);
-                    match index.checked_sub(self.members) {
-                        None => decoder.add_original_shard(index, whole),
-                        Some(parity) => decoder.add_recovery_shard(parity, whole),
-                    }
-                    .map_err(failed)?;
-                }
-                let made = decoder.decode().map_err(failed)?;
-                for (index, bytes) in lost {
-                    bytes.copy_from_slice(made.restored_original(*index).unwrap_or_default());
-                }
-            }
+            Kind::ReedSolomon { inverse, .. } => inverse.rebuild(shares, lost)?,
         }
         Ok(())
     }
@@ -209,9 +189,9 @@ impl Code {
         wanted: usize,
         mut lengths: impl Iterator<Item = usize>,
     ) -> Result<()> {
-        if length == 0 || !length.is_multiple_of(UNIT) || length > REBUILD_STRIPE {
+        if length == 0 || !length.is_multiple_of(UNIT) || length > MAX_STRIPE {
             return Err(Error::invalid(format!(
-                "a stripe of {length} bytes: it must be a multiple of {UNIT}, and at most {REBUILD_STRIPE}"
+                "a stripe of {length} bytes: it must be a multiple of {UNIT}, and at most {MAX_STRIPE}"
             )));
         }
         if given != wanted {

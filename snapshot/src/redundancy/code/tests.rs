@@ -46,7 +46,7 @@ fn full(code: &mut Code, images: &[Vec<u8>]) -> Vec<Vec<u8>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(32))]
 
     /// Whatever is lost within the promise is rebuilt bit for bit; with one share fewer it is said how many
     /// are there.
@@ -106,7 +106,7 @@ proptest! {
     #[test]
     fn incremental_parity_equals_full_parity(
         scheme in prop::sample::select(SCHEMES.as_slice()),
-        lengths in prop::collection::vec(0usize..200_000, 9),
+        lengths in prop::collection::vec(0usize..80_000, 9),
         rounds in prop::collection::vec(
             prop::collection::vec((0usize..9, any::<prop::sample::Index>(), 1usize..9000, any::<u8>()), 0..12),
             1..4,
@@ -187,7 +187,7 @@ fn a_call_that_makes_no_sense_is_refused() {
         refused(encode(&two, 0, 100), "multiple of 64");
         refused(encode(&two, 0, 0), "multiple of 64");
         refused(encode(&two, 1, 128), "parity 1 of 1");
-        let mut long = vec![0; REBUILD_STRIPE + UNIT];
+        let mut long = vec![0; MAX_STRIPE + UNIT];
         let error = code.encode(&two, &mut [(0, &mut long)]).unwrap_err();
         refused(error, "at most");
         let mut rebuild = |shares: &[Option<&[u8]>], index, length: usize| {
