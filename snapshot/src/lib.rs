@@ -26,16 +26,23 @@
 //! 4. *Commit*: when every process of the job is complete.
 
 pub mod epoch;
+pub mod files;
 pub mod image;
+mod interval;
 mod layout;
 mod memory;
 mod pages;
 mod peek;
+mod protected;
+pub mod redundancy;
 pub mod restore;
 pub mod session;
 pub mod store;
 mod stream;
+pub mod track;
 
+pub use interval::Interval;
 pub use layout::{Area, Layout};
 pub use pages::{PAGE, PageSet};
+pub use protected::{Mapping, Memory, Plain};
 pub use sojourn_fabric::{Error, Result};

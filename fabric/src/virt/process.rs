@@ -103,6 +103,11 @@ impl Process {
         Ok(self.service.publish_note(name, note)?)
     }
 
+    /// Takes a note back: who fetches it from now on waits for another of that name.
+    pub fn withdraw(&self, name: &str) {
+        self.service.withdraw_note(name);
+    }
+
     /// Tells `peer` to take all its contexts to the device of that name, and waits until it has.
     ///
     /// # Errors

@@ -47,6 +47,7 @@ pub use damaged::{Damaged, Part, Why};
 pub use geometry::Geometry;
 pub use header::{HeaderPage, MAX_EPOCH, Stamp, VERSION, WORD_AT};
 pub use slot::{Slot, Source, exercise};
+pub(crate) use tables::check_entries;
 pub use tables::{AREA_BYTES, ENTRY_BYTES, PageEntry, PageTable, decode_areas, encode_areas};
 
 #[cfg(test)]

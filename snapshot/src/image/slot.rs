@@ -3,7 +3,7 @@
 use super::damaged::{Damaged, Part, Why};
 use super::geometry::Geometry;
 use super::header::{Header, HeaderPage, Stamp, WORD_AT};
-use super::tables::{AREA_BYTES, ENTRY_BYTES, PageTable, crc_of_zeros, decode_areas};
+use super::tables::{AREA_BYTES, PageTable, check_entries, decode_areas};
 use crate::epoch::Epoch;
 use crate::{Layout, PAGE, Result};
 use std::ops::Range;
@@ -19,6 +19,26 @@ pub trait Source {
     /// # Errors
     /// Whatever is in the way of reading them. Not all there is one.
     fn read(&self, at: usize, into: &mut [u8]) -> Result<()>;
+}
+
+impl<S: Source + ?Sized> Source for &S {
+    fn bytes(&self) -> usize {
+        (**self).bytes()
+    }
+
+    fn read(&self, at: usize, into: &mut [u8]) -> Result<()> {
+        (**self).read(at, into)
+    }
+}
+
+impl Source for Vec<u8> {
+    fn bytes(&self) -> usize {
+        self.len()
+    }
+
+    fn read(&self, at: usize, into: &mut [u8]) -> Result<()> {
+        self.as_slice().read(at, into)
+    }
 }
 
 impl Source for [u8] {
@@ -69,7 +89,12 @@ impl Slot {
         let mut pages = PageTable::room(header.chunks);
         read(source, Part::Pages, geometry.pages_at(), pages.as_mut_bytes())?;
         checksum(Part::Pages, geometry.pages_at(), pages.as_bytes(), header.pages_crc)?;
-        check_entries(&pages, &layout, &header)?;
+        check_entries(&pages, &layout, Epoch(header.stamp.epoch).count()).map_err(
+            |(chunk, what)| {
+                let at = geometry.entries_at(chunk..chunk + 1).start;
+                Damaged::nonsense(Part::Pages, at, what)
+            },
+        )?;
 
         let mut windows = vec![0; header.windows];
         read(source, Part::Windows, geometry.windows_at(), &mut windows)?;
@@ -220,34 +245,6 @@ fn open_areas<S: Source + ?Sized>(
         return Err(nonsense(format!("it has {chunks} chunks, and the header says {should}")));
     }
     Ok(layout)
-}
-
-/// What the entries say can be: epochs that have been, and of zeros their checksum.
-fn check_entries(
-    pages: &PageTable,
-    layout: &Layout,
-    header: &Header,
-) -> std::result::Result<(), Damaged> {
-    for (index, area) in layout.areas().iter().enumerate() {
-        let own = layout.chunks_of(index);
-        for chunk in own.clone() {
-            let entry = pages.entries()[chunk];
-            let bytes = (area.bytes - (chunk - own.start) * PAGE).min(PAGE);
-            let at = header.geometry.pages_at() + chunk * ENTRY_BYTES;
-            let of = format_args!("chunk {} of area {}", chunk - own.start, area.id);
-            let epoch = Epoch(header.stamp.epoch).count();
-            if entry.changed() > epoch {
-                let changed = entry.changed();
-                let what = format!("{of} changed in epoch {changed}, and this is {epoch}");
-                return Err(Damaged::nonsense(Part::Pages, at, what));
-            }
-            if entry.is_zero() && entry.crc() != crc_of_zeros(bytes) {
-                let what = format!("{of} is zeros, with a checksum of something else");
-                return Err(Damaged::nonsense(Part::Pages, at, what));
-            }
-        }
-    }
-    Ok(())
 }
 
 fn read<S: Source + ?Sized>(

@@ -139,6 +139,34 @@ pub(super) fn crc_of_zeros(bytes: usize) -> u32 {
     if bytes == PAGE { *ZEROS_CRC } else { crc32c::crc32c(&[0; PAGE][..bytes]) }
 }
 
+/// What the entries of an image of this epoch say can be: epochs that have been, and of zeros their checksum.
+/// Else the chunk, and what is wrong with it.
+pub(crate) fn check_entries(
+    pages: &PageTable,
+    layout: &Layout,
+    epoch: u64,
+) -> std::result::Result<(), (usize, String)> {
+    for (index, area) in layout.areas().iter().enumerate() {
+        let own = layout.chunks_of(index);
+        for chunk in own.clone() {
+            let entry = pages.entries()[chunk];
+            let bytes = (area.bytes - (chunk - own.start) * PAGE).min(PAGE);
+            let of = format_args!("chunk {} of area {}", chunk - own.start, area.id);
+            let changed = entry.changed();
+            if changed > epoch {
+                return Err((
+                    chunk,
+                    format!("{of} changed in epoch {changed}, and this is {epoch}"),
+                ));
+            }
+            if entry.is_zero() && entry.crc() != crc_of_zeros(bytes) {
+                return Err((chunk, format!("{of} is zeros, with a checksum of something else")));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// The page table of an image: one entry for each chunk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PageTable(Vec<PageEntry>);

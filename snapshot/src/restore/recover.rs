@@ -2,8 +2,8 @@
 
 use super::copy::{Copy, ReadReport};
 use crate::epoch::{
-    Answer, Epoch, Found, Incarnation, Member, Origin, Recovery, RecoveryLimits, Request, Step,
-    StoreId,
+    Answer, Epoch, Found, Incarnation, Member, Origin, Recovery, RecoveryLimits, Request, Scope,
+    Step, StoreId,
 };
 use crate::session::{Restored, StoreAt};
 use crate::store::Client;
