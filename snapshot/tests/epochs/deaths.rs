@@ -24,6 +24,11 @@ fn at_step(step: &'static str) {
         let store: i32 = std::env::var("EPOCHS_VICTIM").unwrap().parse().unwrap();
         // SAFETY: a store of the test that has started this process, which has not reaped it.
         assert_eq!(unsafe { libc::kill(store, libc::SIGKILL) }, 0);
+        // Its memory is there until it is a zombie.
+        let state = || std::fs::read_to_string(format!("/proc/{store}/stat")).unwrap();
+        while !state().rsplit_once(") ").unwrap().1.starts_with('Z') {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
     if who != "store" {
         // SAFETY: this process itself.
@@ -155,7 +160,7 @@ fn a_store_that_dies_in_mid_epoch_is_replaced_in_that_epoch() {
     let stores = ["a", "b", "c"].map(|name| job.store(name, "8M"));
     let all: Vec<&Store> = stores.iter().collect();
     let more = [
-        ("EPOCHS_FAIL", "sent:3:store".to_owned()),
+        ("EPOCHS_FAIL", "send:3:store".to_owned()),
         ("EPOCHS_VICTIM", stores[0].pid().to_string()),
         ("EPOCHS_COPIES", "2".to_owned()),
     ];
