@@ -109,6 +109,14 @@ impl Copy {
         Ok(Copy { slot, at, lanes, pd, client })
     }
 
+    /// Opens what is there now, over the same connection.
+    #[cfg(test)]
+    pub(super) fn again(&mut self) -> Result<()> {
+        let all = self.slot.geometry().bytes();
+        self.slot = image::Slot::open(&Bytes::new(&self.pd, &mut self.lanes, self.at, all)?)?;
+        Ok(())
+    }
+
     /// What it is of: stamp, areas, page table, windows.
     #[must_use]
     pub fn slot(&self) -> &image::Slot {

@@ -10,6 +10,8 @@
 
 mod copy;
 mod recover;
+#[cfg(test)]
+mod tests;
 
 pub use copy::{Copy, ReadReport};
 pub use recover::{RecoverOptions, Recovered, recover};
