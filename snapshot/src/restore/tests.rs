@@ -1,8 +1,10 @@
 //! A store that is served by a thread of the test: its memory is vandalised, and its writers change.
 
 use super::copy::Copy;
+use super::lazy::Lazy;
 use crate::epoch::{Answer, Epoch, Incarnation, Member, Request, Slot};
 use crate::image;
+use crate::memory::Mapping;
 use crate::session::{Options, Program, Session, StoreAt};
 use crate::store::{self, Client, Granted, Store, StoreConfig};
 use crate::{Area, Layout, PAGE, Result};
@@ -34,7 +36,7 @@ impl Served {
         let at = Endpoint::Unix(dir.path().join("store"));
         let config = StoreConfig {
             device: "soft0".into(),
-            bytes: 1 << 20,
+            bytes: 16 << 20,
             listen: at.clone(),
             key: key.clone(),
             name: "a".into(),
@@ -222,4 +224,101 @@ fn a_writer_reaches_no_compartment_but_its_own_and_a_reader_writes_nowhere() {
     lane.drain(&mut |()| {}).unwrap();
     lane.post(Op::Write(reader.slots[0]), room.slice(0..8), (), &mut |()| {}).unwrap();
     assert!(lane.drain(&mut |()| {}).is_err());
+}
+
+/// Two areas of which one begins and ends at pages and the other does neither, in one mapping.
+fn lazy_layout(mapping: &Mapping) -> Layout {
+    let base = mapping.base().as_ptr() as usize;
+    Layout::new([
+        Area { id: 1, addr: base, bytes: LAZY - 7 },
+        Area { id: 2, addr: base + LAZY + 50, bytes: 3 * PAGE },
+    ])
+    .unwrap()
+}
+
+/// Bytes of the first area, almost.
+const LAZY: usize = 700 * PAGE;
+
+fn lazy_byte(at: usize) -> u8 {
+    // A run of zero pages among the others.
+    if (300..310).contains(&(at / PAGE)) { 0 } else { (at / PAGE * 7 + at) as u8 | 1 }
+}
+
+fn lazy_epoch(store: &Served) -> u64 {
+    let mapping = Mapping::new(LAZY + 5 * PAGE).unwrap();
+    let layout = lazy_layout(&mapping);
+    for at in 0..mapping.length() {
+        // SAFETY: within the mapping, which nobody else uses yet.
+        unsafe { mapping.base().as_ptr().add(at).write(lazy_byte(at)) };
+    }
+    let mut options = Options::new(store.key.clone(), MEMBER, 1, vec![store.at.clone()]);
+    options.windows = 64;
+    let bytes = 2 * image::Geometry::of(&layout, options.windows).unwrap().bytes() as u64;
+    let mut program = Still(layout.areas().iter().map(Area::range).collect());
+    // SAFETY: the memory outlives the session.
+    unsafe { Session::open(options, layout, None) }.unwrap().checkpoint(&mut program).unwrap();
+    bytes
+}
+
+/// What is at an offset of the mapping, as a program sees it.
+fn touch(mapping: &Mapping, at: usize) -> u8 {
+    // SAFETY: within the mapping; filled in, if it has to be, before the load returns.
+    unsafe { mapping.base().as_ptr().add(at).read_volatile() }
+}
+
+fn begin(
+    store: &Served,
+    mapping: &Mapping,
+    failed: impl FnOnce(&crate::Error) + Send + 'static,
+) -> Result<Lazy> {
+    let copy = Copy::open("soft0", &store.key, &store.at, MEMBER, Slot::A, 1)?;
+    // SAFETY: memory that nobody else uses yet.
+    unsafe { Lazy::begin(vec![copy], &lazy_layout(mapping), failed) }
+}
+
+#[test]
+fn memory_that_is_restored_lazily_is_what_it_was_wherever_it_is_touched_first() {
+    let store = Served::new();
+    lazy_epoch(&store);
+    let mapping = Mapping::new(LAZY + 5 * PAGE).unwrap();
+    let lazy = match begin(&store, &mapping, |error| panic!("{error}")) {
+        Err(error) if error.errno() == libc::EOPNOTSUPP => {
+            println!("skipped: {error}");
+            return;
+        }
+        lazy => lazy.unwrap(),
+    };
+    for at in [LAZY - 8, 650 * PAGE, 305 * PAGE + 1, 77, LAZY + 50, LAZY + 50 + 3 * PAGE - 1] {
+        assert_eq!(touch(&mapping, at), lazy_byte(at), "at {at:#x}");
+    }
+    let report = lazy.finish().unwrap();
+    assert_eq!(report.bytes as usize, (LAZY / PAGE - 1 - 10) * PAGE);
+    for at in (0..LAZY - 7).chain(LAZY + 50..LAZY + 50 + 3 * PAGE) {
+        assert_eq!(touch(&mapping, at), lazy_byte(at), "at {at:#x}");
+    }
+}
+
+#[test]
+fn a_chunk_that_is_damaged_is_never_seen_and_the_program_is_told() {
+    let store = Served::new();
+    let bytes = lazy_epoch(&store);
+    let mut vandal = Vandal::new(&store, 2, bytes);
+    // The last whole page of the first area.
+    let at = bytes as usize / 2 - 5 * PAGE + 9;
+    let was = vandal.read(Slot::A, at);
+    vandal.write(Slot::A, at, was ^ 4).unwrap();
+    let mapping = Mapping::new(LAZY + 5 * PAGE).unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    let lazy = match begin(&store, &mapping, move |error| tell.send(error.to_string()).unwrap()) {
+        Err(error) if error.errno() == libc::EOPNOTSUPP => {
+            println!("skipped: {error}");
+            return;
+        }
+        lazy => lazy.unwrap(),
+    };
+    assert_eq!(touch(&mapping, 5), lazy_byte(5));
+    let error = lazy.finish().unwrap_err();
+    assert_eq!(error.errno(), libc::EBADMSG);
+    assert!(error.to_string().contains("chunk 698 of area 1"), "{error}");
+    assert_eq!(told.recv().unwrap(), error.to_string());
 }
