@@ -99,7 +99,7 @@ mod lanes {
     const _: () = assert!(3 * LANE + LINE == PAGE && LANE.is_multiple_of(LINE));
     /// How far ahead memory is fetched: three streams in one page are more than the processor sees through
     /// by itself. Nothing happens where there is no memory.
-    const AHEAD: usize = PAGE;
+    const AHEAD: usize = 4 * PAGE;
 
     /// For each byte of a crc the value that it has `LANE` zero bytes later.
     static SHIFT: LazyLock<[[u32; 256]; 4]> = LazyLock::new(|| {
