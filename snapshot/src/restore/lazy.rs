@@ -265,9 +265,9 @@ fn read_unit(copy: &mut Copy, chunks: &Range<usize>) -> Result<u64> {
     }
     lane.drain(&mut |_| {})?;
     let good = |(i, entry): (usize, &PageEntry)| {
+        let at = copy.room.as_ptr().wrapping_add(i * PAGE);
         // SAFETY: a page of the room.
-        entry.is_zero()
-            || unsafe { peek::crc(copy.room.as_ptr().add(i * PAGE), PAGE) } == entry.crc()
+        entry.is_zero() || unsafe { peek::crc(at, PAGE, at.wrapping_add(PAGE)) } == entry.crc()
     };
     if let Some(i) = (0..entries.len()).find(|i| !good((*i, &entries[*i]))) {
         let mut there = vec![0; PAGE];
