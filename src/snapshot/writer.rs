@@ -28,7 +28,7 @@ pub(super) struct Writer {
     pub(super) tracker: Box<dyn Tracker>,
     pub(super) meeting: Arc<Meeting>,
     pub(super) job: Job,
-    pub(super) circle: Circle,
+    pub(super) circle: Arc<Circle>,
     pub(super) term: Term,
     /// The last epoch that was dealt.
     pub(super) last: Epoch,
