@@ -120,6 +120,7 @@ impl Decider {
         if self.rulings.is_empty() {
             if self.deadline().is_some_and(|at| now >= at) {
                 self.give_up(now);
+                self.advance(now);
             }
             self.tell(now);
         }
@@ -192,7 +193,18 @@ impl Decider {
         self.seats.values_mut().for_each(|seat| seat.tell_at = now);
     }
 
+    /// Goes on, through stages in which there is nothing to wait for.
     fn advance(&mut self, now: Duration) {
+        loop {
+            let stage = self.stage;
+            self.next_stage(now);
+            if self.stage == stage {
+                return;
+            }
+        }
+    }
+
+    fn next_stage(&mut self, now: Duration) {
         let reports = || self.seats.values().map(|seat| seat.report);
         let all_complete = |epoch: Epoch| {
             let complete = |report: Option<Report>| {

@@ -81,7 +81,8 @@
 //!
 //! It keeps nothing that a new one could not ask for. Members heed the newest term only, and a report counts for
 //! the term that it was made for; so an older decider that lives on decides nothing: what it would need is said
-//! to the newer one. A member that is complete stays complete until it is told; so if an older one has committed
+//! to the newer one. (A restored process is told from which term on it listens: what its life before was told may
+//! still be on the way.) A member that is complete stays complete until it is told; so if an older one has committed
 //! an epoch, all were complete, and still are, or have heard. In a job of one process the driver carries the
 //! messages, and that is all.
 //!
@@ -128,6 +129,7 @@ mod decider;
 mod message;
 mod recovery;
 mod replica;
+pub mod sim;
 mod store;
 #[cfg(test)]
 mod tests;

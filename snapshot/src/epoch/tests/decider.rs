@@ -73,6 +73,18 @@ fn one_that_gives_up_or_dies_or_is_late_ends_an_epoch_for_all() {
 }
 
 #[test]
+fn where_nobody_has_to_hear_of_it_the_next_epoch_may_begin_at_once() {
+    let mut it = decider(1);
+    (1..=2).for_each(|n| it.report(Member(n), standing(1, 1, None, 0), NOW));
+    it.start(NOW).unwrap();
+    (1..=2).for_each(|n| {
+        let gave_up = Report { largest: epoch(1), ..standing(1, 2, None, 0) };
+        it.report(Member(n), gave_up, NOW);
+    });
+    assert_eq!(it.start(NOW), Some(epoch(2)));
+}
+
+#[test]
 fn a_new_decider_finds_out_what_the_old_one_may_have_decided() {
     // What each says, and whether the epoch is committed.
     let cases = [

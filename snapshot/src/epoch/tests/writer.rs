@@ -33,7 +33,7 @@ impl Rig {
     fn new(policy: Policy, stores: &[u64]) -> Self {
         let life = Incarnation::of_life(1);
         Rig {
-            writer: Writer::new((CHUNKS, 64), life, None, policy, WriterLimits::default()),
+            writer: Writer::new((CHUNKS, 64), life, TERM, None, policy, WriterLimits::default()),
             spare: stores.iter().map(|n| StoreId(*n)).collect(),
             at: BTreeMap::new(),
             words: BTreeMap::new(),
@@ -321,6 +321,15 @@ fn who_is_complete_waits_for_a_decision_of_the_newest_decider() {
 }
 
 #[test]
+fn a_new_life_does_not_listen_to_the_decider_of_the_one_before() {
+    let mut rig = Rig::new(policy(1, 1), &[7]);
+    let (life, limits) = (Incarnation::of_life(2), WriterLimits::default());
+    rig.writer = Writer::new((CHUNKS, 64), life, Term(2), None, policy(1, 1), limits);
+    rig.tell(Word::Begin(epoch(1)));
+    assert_eq!(rig.writer.stage(), Stage::Idle);
+}
+
+#[test]
 fn an_epoch_that_takes_too_long_is_given_up_and_what_hangs_is_let_go() {
     let mut rig = Rig::new(policy(1, 1), &[7]);
     rig.tell(Word::Begin(epoch(1)));
@@ -342,7 +351,7 @@ fn what_was_restored_from_a_slot_is_not_sent_to_it() {
     let mut rig = Rig::new(policy(1, 1), &[7]);
     let life = Incarnation::of_life(2);
     rig.writer =
-        Writer::new((CHUNKS, 64), life, Some(origin), policy(1, 1), WriterLimits::default());
+        Writer::new((CHUNKS, 64), life, TERM, Some(origin), policy(1, 1), WriterLimits::default());
     rig.words.insert(StoreId(7), [epoch(3), epoch(4)]);
     rig.dirty = set(&[2]);
     rig.commit(5);
