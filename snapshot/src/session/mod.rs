@@ -81,7 +81,26 @@ pub struct Options {
     pub policy: Policy,
     /// How long is waited.
     pub limits: WriterLimits,
+    /// Called at each of [`STEPS`], just before it is taken ("sent": just after). For tests that let something
+    /// die there.
+    pub at_step: fn(&'static str),
 }
+
+/// What an epoch goes through, in the order in which each comes first.
+pub const STEPS: [&str; 12] = [
+    "grant",
+    "invalidate",
+    "collect",
+    "send",
+    "sent",
+    "pause",
+    "resume",
+    "seal",
+    "word",
+    "check",
+    "note",
+    "committed",
+];
 
 impl Options {
     /// The least: one copy, two threads.
@@ -98,6 +117,7 @@ impl Options {
             windows: 1 << 20,
             policy: Policy::default(),
             limits: WriterLimits::default(),
+            at_step: |_| {},
         }
     }
 }

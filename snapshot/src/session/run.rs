@@ -238,6 +238,9 @@ impl Session {
         program: &mut dyn Program,
         sends: &mut BTreeMap<Incarnation, (Slot, PageSet)>,
     ) -> Option<Event> {
+        if let Some(step) = step(&action) {
+            (self.options.at_step)(step);
+        }
         match action {
             Action::Ask(by, store, request) => Some(self.ask(by, store, request)),
             Action::Place(known) => {
@@ -287,7 +290,7 @@ impl Session {
             bytes,
             chunks,
             zeros,
-            rounds: collects,
+            rounds: collects.saturating_sub(1),
             paused,
             took: self.began.elapsed(),
             sending,
@@ -401,6 +404,7 @@ impl Session {
 
     /// Sends to all stores at once, so that each chunk is looked at once.
     fn send(&mut self, mut sends: BTreeMap<Incarnation, (Slot, PageSet)>) -> Vec<Event> {
+        (self.options.at_step)("send");
         let since = Instant::now();
         let (mut by, mut targets) = (vec![], vec![]);
         for (incarnation, link) in &mut self.links {
@@ -416,10 +420,28 @@ impl Session {
         self.toll.chunks += pumped.chunks;
         self.toll.zeros += pumped.zeros;
         self.toll.sending += since.elapsed();
+        (self.options.at_step)("sent");
         let outcomes = by.into_iter().zip(failed);
         let sent = outcomes.map(|(by, failed)| self.written(by, failed.map_or(Ok(()), Err)));
         // What is left has no connection any more.
         sent.chain(sends.into_keys().map(Event::Lost)).collect()
+    }
+}
+
+/// What an action is called in [`STEPS`](super::STEPS).
+fn step(action: &Action) -> Option<&'static str> {
+    match action {
+        Action::Ask(_, _, Request::Grant { .. }) => Some("grant"),
+        Action::Ask(_, _, Request::Check { .. }) => Some("check"),
+        Action::Ask(_, _, Request::Note { .. }) => Some("note"),
+        Action::Invalidate(..) => Some("invalidate"),
+        Action::Collect => Some("collect"),
+        Action::Pause => Some("pause"),
+        Action::Resume => Some("resume"),
+        Action::Seal(..) => Some("seal"),
+        Action::Word(..) => Some("word"),
+        Action::Committed(..) => Some("committed"),
+        _ => None,
     }
 }
 
