@@ -113,7 +113,8 @@ impl Flusher {
     #[must_use]
     pub fn wants(&self, epoch: u64) -> bool {
         let state = self.shared.state();
-        epoch.is_multiple_of(self.every) && !state.busy && state.offered.is_none()
+        let idle = !state.busy && state.offered.is_none() && !state.closed;
+        idle && epoch.is_multiple_of(self.every)
     }
 
     /// Drains a committed epoch: the images of all processes. Says whether it will be; where it is busy,
@@ -241,6 +242,10 @@ impl Drop for Idle<'_> {
     fn drop(&mut self) {
         let mut state = self.0.state();
         (state.draining, state.busy) = (None, false);
+        if std::thread::panicking() {
+            // Nobody is there to drain any more.
+            state.closed = true;
+        }
         drop(state);
         self.0.changed.notify_all();
     }

@@ -60,6 +60,8 @@ impl Stored {
             files.push(open(directory, &under, found)?);
             top = found.clone();
         }
+        // What they were compared by. Of many processes, and chains of them, it would be a lot to hold.
+        files[1..].iter_mut().for_each(DataFile::forget_tables);
         Ok(Stored { files })
     }
 
@@ -76,23 +78,6 @@ impl Stored {
     /// The extents of its own epoch's file.
     pub(super) fn extents(&self) -> &[Extent] {
         self.files[0].extents()
-    }
-
-    /// Checks every extent of its own epoch's file.
-    ///
-    /// # Errors
-    /// `EBADMSG` names the first that is damaged.
-    pub(super) fn check_extents(&mut self) -> Result<()> {
-        let file = &mut self.files[0];
-        for index in 0..file.extents().len() {
-            file.unpack(index).map_err(|error| named(error, file.source()))?;
-        }
-        Ok(())
-    }
-
-    /// What identifies the image.
-    pub(super) fn tables(&self) -> blake3::Hash {
-        self.files[0].tables()
     }
 
     /// Whether an increment on top of it would leave out only what it has: see [`super`].

@@ -6,6 +6,7 @@ use super::io::{ASIDE, ReadFile, make_dir, sync_dir};
 use super::manifest::{
     MAX_MANIFEST, Manifest, epoch_of, epoch_of_data, job_name, job_of, manifest_name,
 };
+use super::read::damaged;
 use crate::{Error, Result};
 use nix::fcntl::{Flock, FlockArg};
 use std::collections::BTreeSet;
@@ -58,8 +59,14 @@ impl Directory {
     /// `ENOENT` where it does not exist; names the jobs that do.
     pub fn open(root: &Path, job: &[u8; 16]) -> Result<Directory> {
         let path = root.join(job_name(job));
-        if path.is_dir() {
-            return Ok(Directory { path, job: *job, patience: PATIENCE });
+        match std::fs::metadata(&path) {
+            Ok(about) if about.is_dir() => {
+                return Ok(Directory { path, job: *job, patience: PATIENCE });
+            }
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::os(&error, format_args!("opening {}", path.display())));
+            }
+            _ => {}
         }
         let there: Vec<String> = jobs(root)?.iter().map(job_name).collect();
         let there = match there.as_slice() {
@@ -173,13 +180,29 @@ impl Directory {
         Ok(many)
     }
 
-    /// The images of all processes of an epoch.
+    /// Whether an epoch can be restored, as far as manifests and sizes of files tell: no file is opened.
     ///
     /// # Errors
-    /// As [`Self::image`].
-    pub(super) fn images(&self, epoch: u64) -> Result<Vec<Stored>> {
-        let manifest = self.manifest(epoch)?;
-        manifest.members.iter().map(|member| self.image(epoch, member.process)).collect()
+    /// Why not.
+    pub(super) fn glance(&self, manifest: &Manifest) -> Result<()> {
+        let mut next = Some(manifest.clone());
+        for _ in 0..MAX_CHAIN {
+            let Some(manifest) = next else { return Ok(()) };
+            for member in &manifest.members {
+                let path = self.path.join(&member.file);
+                let about = std::fs::symlink_metadata(&path).map_err(|error| {
+                    Error::os(&error, format_args!("looking at {}", path.display()))
+                })?;
+                if !about.is_file() || about.len() != member.bytes {
+                    let (path, is, bytes) = (path.display(), about.len(), member.bytes);
+                    return Err(damaged(format!(
+                        "{path} has {is} bytes, and its manifest says {bytes}"
+                    )));
+                }
+            }
+            next = manifest.base.map(|base| self.manifest(base)).transpose()?;
+        }
+        Err(damaged(format!("epoch {} stands on more than {MAX_CHAIN} files", manifest.epoch)))
     }
 
     /// Keeps others from writing until it is dropped.

@@ -62,6 +62,12 @@ pub struct Flushed {
     pub chunks: u64,
 }
 
+/// What an increment stands on.
+struct Under {
+    epoch: u64,
+    tables: String,
+}
+
 /// Files that got their names, to be removed again where what they are for fails.
 struct Undo<'a> {
     directory: &'a Directory,
@@ -85,7 +91,8 @@ impl Directory {
     ///
     /// # Errors
     /// `EINVAL` where the images are not those of this job and epoch; `EEXIST` where there is this epoch, or a later
-    /// one, already; whatever is in the way of reading an image, or of writing the file that is named.
+    /// one, already; whatever is in the way of reading an image, or of writing the file that is named. Where
+    /// only syncing the manifest's name has failed, the epoch may exist.
     pub fn flush(
         &self,
         epoch: u64,
@@ -108,15 +115,12 @@ impl Directory {
         }
         self.clean(&lock)?;
         watcher(&Progress { step: Step::Cleaned, file: "", done: 0, total: 0 })?;
-        let mut bases = self.bases(options);
+        let base = self.base(options);
         let mut undo = Undo { directory: self, names: Vec::new() };
         let mut members = Vec::new();
         for image in images {
-            let process = image.stamp().process;
-            let under = bases.iter().position(|base| base.stamp().process == process);
-            let under = under.map(|index| bases.swap_remove(index));
-            let under = under.filter(|base| base.carries(*image));
-            members.push(self.write(*image, under.as_ref(), options.codec, &mut undo, watcher)?);
+            let under = base.as_ref().and_then(|base| self.under(base, *image));
+            members.push(self.write(*image, under, options.codec, &mut undo, watcher)?);
         }
         self.commit(Manifest::new(self.job(), epoch, members), undo, watcher)
     }
@@ -154,35 +158,44 @@ impl Directory {
         Ok(flushed)
     }
 
-    /// The images that the next epoch may stand on: none where the chain would be too long, or is damaged.
-    fn bases(&self, options: &Options) -> Vec<Stored> {
-        let Some(last) = self.epochs().ok().and_then(|epochs| epochs.last().copied()) else {
-            return Vec::new();
-        };
-        let found = self.manifest(last).and_then(|manifest| {
-            if self.increments(&manifest)? < options.chain {
-                self.images(last)
-            } else {
-                Ok(Vec::new())
-            }
+    /// The epoch that the next may stand on: none where the chain would be too long, or is damaged.
+    fn base(&self, options: &Options) -> Option<Manifest> {
+        let last = self.epochs().ok()?.last().copied()?;
+        let short = self.manifest(last).and_then(|manifest| {
+            let short = self.increments(&manifest)? < options.chain;
+            Ok(short.then_some(manifest))
         });
-        found.unwrap_or_else(|error| {
+        short.unwrap_or_else(|error| {
             tracing::warn!("nothing can stand on epoch {last}, the next is full: {error}");
-            Vec::new()
+            None
         })
+    }
+
+    /// What an increment of this process would stand on, where that carries it.
+    fn under(&self, base: &Manifest, image: &dyn Image) -> Option<Under> {
+        let member = base.members.iter().find(|it| it.process == image.stamp().process.0)?;
+        match Stored::open(self, base, member) {
+            Ok(stored) => stored
+                .carries(image)
+                .then(|| Under { epoch: base.epoch, tables: member.tables.clone() }),
+            Err(error) => {
+                tracing::warn!("process {} is written in full: {error}", member.process);
+                None
+            }
+        }
     }
 
     /// Writes one data file, under its name.
     fn write(
         &self,
         image: &mut dyn Image,
-        under: Option<&Stored>,
+        under: Option<Under>,
         codec: Codec,
         undo: &mut Undo<'_>,
         watcher: &mut Watcher<'_>,
     ) -> Result<Member> {
         let stamp = *image.stamp();
-        let base = under.map(|under| under.stamp().epoch);
+        let base = under.as_ref().map(|under| under.epoch);
         let name = data_name(stamp.epoch, stamp.process.0, base.is_some());
         let mut file = Aside::create(self.path(), &name)?;
         let mut told =
@@ -223,9 +236,10 @@ impl Directory {
         at(Step::ManifestWritten)?;
         file.sync()?;
         at(Step::ManifestSynced)?;
-        file.rename()?;
-        // It exists. From here on nothing is taken back.
+        // From here on nothing is taken back: a rename that is reported as failed may have been done. Where it
+        // was not, the data files are of no epoch, and the next who writes cleans them.
         undo.names.clear();
+        file.rename()?;
         let _ = at(Step::ManifestRenamed);
         sync_dir(self.path())?;
         let _ = at(Step::Committed);
@@ -245,7 +259,7 @@ impl Directory {
 
 fn member(
     image: &dyn Image,
-    under: Option<&Stored>,
+    under: Option<Under>,
     name: String,
     file: &Aside,
     written: &Written,
@@ -259,8 +273,8 @@ fn member(
         bytes: file.bytes(),
         blake3: file.hash().to_hex().to_string(),
         tables: written.tables.to_hex().to_string(),
-        base: under.map(|under| under.stamp().epoch),
-        base_tables: under.map(|under| under.tables().to_hex().to_string()),
+        base: under.as_ref().map(|under| under.epoch),
+        base_tables: under.map(|under| under.tables),
         windows: image.windows().len() as u64,
         chunks: image.layout().chunks() as u64,
         stored_chunks: written.stored_chunks,

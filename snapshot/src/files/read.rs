@@ -161,11 +161,17 @@ impl<S: Source> DataFile<S> {
         Ok(())
     }
 
+    /// Lets go of the page table and the windows, which are not needed to read chunks.
+    pub(super) fn forget_tables(&mut self) {
+        self.pages = PageTable::default();
+        self.windows = Vec::new();
+    }
+
     /// Unpacks the extent at `index` of [`Self::extents`].
     ///
     /// # Errors
     /// `EBADMSG` where it is damaged.
-    pub(super) fn unpack(&mut self, index: usize) -> Result<()> {
+    fn unpack(&mut self, index: usize) -> Result<()> {
         if self.unpacked == Some(index) {
             return Ok(());
         }

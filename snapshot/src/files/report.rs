@@ -31,7 +31,8 @@ pub struct Listed {
     pub zero_chunks: u64,
     /// The part of the chunks that is in its files: of an increment, what was dirty.
     pub share: f64,
-    /// Why it cannot be restored, as far as manifests, sizes and tables tell.
+    /// Why it cannot be restored, as far as manifests and sizes of files tell. [`Directory::probe`] and
+    /// [`Directory::verify`] read them.
     pub damaged: Option<String>,
 }
 
@@ -130,7 +131,7 @@ impl Directory {
 
     fn listed(&self, epoch: u64) -> Listed {
         let (mut listed, sound) = match self.manifest(epoch) {
-            Ok(manifest) => (summary(&manifest), self.probe(epoch)),
+            Ok(manifest) => (summary(&manifest), self.glance(&manifest)),
             Err(error) => (Listed { epoch, ..Listed::default() }, Err(error)),
         };
         listed.damaged = sound.err().map(|error| error.to_string());

@@ -3,9 +3,12 @@
 use crate::world::{JOB, JOB_NAME, Process, files, flush, restored};
 use proptest::prelude::*;
 use sojourn_snapshot::files::{
-    Codec, Directory, Manifest, Options, exercise_data, exercise_manifest, unwatched,
+    Codec, Directory, Image, Manifest, Options, SlotImage, exercise_data, exercise_manifest,
+    unwatched,
 };
-use sojourn_snapshot::{Error, PAGE};
+use sojourn_snapshot::image::{PageTable, Stamp};
+use sojourn_snapshot::{Error, Layout, PAGE, Result};
+use std::ops::Range;
 use std::path::PathBuf;
 
 /// A full epoch, an increment on it, and the process as it was at that.
@@ -149,6 +152,60 @@ fn a_manifest_that_was_edited_is_refused() {
     assert_eq!(restored(&directory, 2, 1).unwrap(), process.memory);
 }
 
+/// An image whose chunks are not those of its page table.
+struct Liar(SlotImage<Vec<u8>>);
+
+impl Image for Liar {
+    fn stamp(&self) -> &Stamp {
+        self.0.stamp()
+    }
+
+    fn layout(&self) -> &Layout {
+        self.0.layout()
+    }
+
+    fn pages(&self) -> &PageTable {
+        self.0.pages()
+    }
+
+    fn windows(&self) -> &[u8] {
+        self.0.windows()
+    }
+
+    fn read(&mut self, chunks: Range<usize>, into: &mut [u8]) -> Result<()> {
+        self.0.read(chunks, into)?;
+        into[0] ^= 1;
+        Ok(())
+    }
+
+    fn confirm(&mut self) -> Result<()> {
+        self.0.confirm()
+    }
+}
+
+#[test]
+fn extents_and_chunks_are_each_checked() {
+    let (_root, directory, mut process) = small();
+    process.noise(0, 0, PAGE, 8);
+    let mut liar = Liar(process.image(3));
+    let options = Options { codec: Codec::Raw, chain: 3 };
+    directory.flush(3, &mut [&mut liar], &options, &mut unwatched).unwrap();
+    // All of the file is as it was written, and it is not what the table says.
+    directory.probe(3).unwrap();
+    let error = restored(&directory, 3, 1).unwrap_err().to_string();
+    let words = "epoch-0000000003.process-1.inc: chunk 0 of the image is not the one of epoch 3";
+    assert!(error.contains(words), "{error}");
+    assert!(!directory.verify(3, &mut unwatched).unwrap().is_sound());
+
+    let file = path(&directory, "epoch-0000000003.process-1.inc");
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[8] ^= 1;
+    std::fs::write(&file, &bytes).unwrap();
+    // Now the chunk would be right, and the extent is not.
+    let error = restored(&directory, 3, 1).unwrap_err().to_string();
+    assert!(error.contains("the extent at 8 has another checksum"), "{error}");
+}
+
 #[test]
 fn a_file_that_is_missing_or_of_something_else_is_named() {
     let (root, directory, mut process) = small();
@@ -157,6 +214,8 @@ fn a_file_that_is_missing_or_of_something_else_is_named() {
     std::fs::remove_file(&base).unwrap();
     let error = names(&directory, "epoch-0000000001.process-1.full");
     assert_eq!(error.errno(), libc::ENOENT);
+    let listed = directory.list().unwrap();
+    assert!(listed.iter().all(|it| it.damaged.as_ref().unwrap().contains("process-1.full")));
     let verified = directory.verify(2, &mut unwatched).unwrap();
     assert!(verified.problems.iter().any(|it| it.epoch == 1 && it.what.contains("process-1.full")));
     // Neither a pipe, a link nor a directory is a file.
