@@ -25,6 +25,8 @@ pub(super) struct DataFile<S> {
     /// The extent that was unpacked last, since chunks are wanted one behind the other.
     unpacked: Option<usize>,
     room: Vec<u8>,
+    /// The same as it is stored, where that is not as it is.
+    stored: Vec<u8>,
 }
 
 impl<S: Source> DataFile<S> {
@@ -98,8 +100,19 @@ impl<S: Source> DataFile<S> {
             epoch,
             paused_at: trailer.paused_at.get(),
         };
-        let (unpacked, room) = (None, Vec::new());
-        Ok(DataFile { source, stamp, base, layout, pages, windows: held, extents, unpacked, room })
+        let (unpacked, room, stored) = (None, Vec::new(), Vec::new());
+        Ok(DataFile {
+            source,
+            stamp,
+            base,
+            layout,
+            pages,
+            windows: held,
+            extents,
+            unpacked,
+            room,
+            stored,
+        })
     }
 
     /// Where it is read from.
@@ -178,18 +191,22 @@ impl<S: Source> DataFile<S> {
         self.unpacked = None;
         let extent = self.extents[index];
         let at = extent.at.get();
-        // Bounded by the file, in which it was found to be.
-        let mut stored = vec![0; extent.stored.get() as usize];
-        self.source.read(at as usize, &mut stored)?;
-        if crc32c::crc32c(&stored) != extent.crc.get() {
+        let codec = Codec::of(extent.codec.get()).unwrap_or_default();
+        let bytes = bytes_of(&self.layout, chunks_of(&extent));
+        // Both are bounded: it was found to be in the file, and of at most [`MAX_RUN`] chunks.
+        let length = extent.stored.get() as usize;
+        let stored = if codec == Codec::Raw { &mut self.room } else { &mut self.stored };
+        stored.resize(length, 0);
+        self.source.read(at as usize, stored)?;
+        if crc32c::crc32c(stored) != extent.crc.get() {
             return Err(damaged(format!("the extent at {at} has another checksum than it had")));
         }
-        let codec = Codec::of(extent.codec.get()).unwrap_or_default();
-        self.room.clear();
-        self.room.resize(bytes_of(&self.layout, chunks_of(&extent)), 0);
-        codec
-            .unpack(&stored, &mut self.room)
-            .map_err(|what| damaged(format!("the extent at {at} {what}")))?;
+        if codec != Codec::Raw {
+            self.room.resize(bytes, 0);
+            codec
+                .unpack(&self.stored, &mut self.room)
+                .map_err(|what| damaged(format!("the extent at {at} {what}")))?;
+        }
         self.unpacked = Some(index);
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! What is pruned can be done without.
 
-use crate::world::{JOB, Memory, Process, files, flush, restored};
+use crate::world::{JOB, Memory, Process, files, flush, read, restored};
 use proptest::prelude::*;
 use sojourn_snapshot::files::{Codec, Directory, Keep, Options, unwatched};
 use std::collections::{BTreeMap, BTreeSet};
@@ -78,6 +78,16 @@ fn a_job_can_go_on_from_an_earlier_epoch() {
     process.noise(0, 0, 9000, 1);
     flush(&directory, 4, &mut [&mut process], &Options::default()).unwrap();
     assert_eq!(restored(&directory, 4, 1).unwrap(), process.memory);
+}
+
+#[test]
+fn what_is_open_can_be_read_though_it_is_pruned() {
+    let (_root, directory, _, was) = epochs(4, 3);
+    let mut image = directory.image(3, 1).unwrap();
+    directory.compact(4, Codec::Raw, &mut unwatched).unwrap();
+    directory.prune(&Keep { last: 1, every: None }, false, &mut unwatched).unwrap();
+    assert_eq!(directory.epochs().unwrap(), [4]);
+    assert_eq!(read(&mut image).unwrap(), was[&3]);
 }
 
 #[test]
