@@ -2,23 +2,63 @@
 
 use crate::verbs::Context;
 use crate::{Error, Result, best_device};
+use sojourn_fabric::names::ProcessId;
 use sojourn_fabric::names::env::{self, JobEnvironment};
 use sojourn_fabric::virt::Process;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A process's membership in its job. It lasts as long as this value: dropping it leaves the job.
+/// The note in which every rank says which life of its own this is.
+const LIFE: &str = "sojourn/life";
+/// How long [`Job::regroup`] waits for one rank before it looks again whether another was replaced.
+const LOOK: Duration = Duration::from_millis(200);
+/// Between two looks at a rank that is dead.
+const REST: Duration = Duration::from_millis(10);
+
+/// A process's membership in its job. It lasts as long as this value: dropping it, and its clones, leaves the job.
 ///
 /// Ranks tell each other what they need by *notes*: small blobs that one publishes under a name,
 /// and others fetch from it. Notes are for setting up, and for whatever else is rare; data
 /// travels by verbs.
+///
+/// Clones are the same membership.
+#[derive(Clone)]
 pub struct Job {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
     process: Process,
     rank: u32,
     size: u32,
     device: Option<String>,
-    /// Barriers that this rank has entered.
-    barriers: AtomicU64,
+    barriers: Circle,
+    group: Mutex<Group>,
+}
+
+/// Barriers that count by themselves, so that one thread of each rank may meet the others' while another
+/// thread meets theirs.
+#[derive(Debug)]
+pub(crate) struct Circle {
+    name: String,
+    /// Those that this rank has entered.
+    entered: AtomicU64,
+}
+
+impl Circle {
+    /// A circle of that name, which is no other's.
+    pub(crate) fn new(name: impl Into<String>) -> Self {
+        Circle { name: name.into(), entered: AtomicU64::new(0) }
+    }
+}
+
+/// The ranks that meet each other: which life of each.
+struct Group {
+    /// Empty for a process that takes another's place, until it has met the others.
+    lives: Vec<u32>,
+    /// What the names of its notes begin with, so that no note of an earlier group is taken for one of this.
+    prefix: String,
 }
 
 impl Job {
@@ -33,36 +73,153 @@ impl Job {
     pub fn from_env() -> Result<Self> {
         match JobEnvironment::read().map_err(|error| Error::invalid(error.to_string()))? {
             Some(told) => Self::join(&told),
-            None => Ok(Job {
+            None => Ok(Job::over(Inner {
                 process: Process::standalone()?,
                 rank: 0,
                 size: 1,
                 device: std::env::var(env::DEVICE).ok().filter(|name| !name.is_empty()),
-                barriers: AtomicU64::new(0),
-            }),
+                barriers: Circle::new("sojourn/barrier"),
+                group: Mutex::new(Group::first(1)),
+            })),
         }
     }
 
     fn join(told: &JobEnvironment) -> Result<Self> {
-        Ok(Job {
-            process: Process::join(told)?,
+        let process = Process::join(told)?;
+        let life = process.grant().incarnation.0;
+        process.publish(LIFE, &life.to_be_bytes())?;
+        let group = match life {
+            FIRST_LIFE => Group::first(told.size),
+            _ => Group { lives: Vec::new(), prefix: String::new() },
+        };
+        Ok(Job::over(Inner {
+            process,
             rank: told.rank,
             size: told.size,
             device: told.device.clone(),
-            barriers: AtomicU64::new(0),
-        })
+            barriers: Circle::new("sojourn/barrier"),
+            group: Mutex::new(group),
+        }))
+    }
+
+    fn over(inner: Inner) -> Self {
+        Job { inner: Arc::new(inner) }
+    }
+
+    /// Whether this process has taken the place of one that died, and must [`Self::regroup`] before it
+    /// meets the others.
+    #[must_use]
+    pub fn is_replacement(&self) -> bool {
+        self.inner.process.grant().incarnation.0 != FIRST_LIFE
+    }
+
+    /// Makes the job whole again after ranks have died and others have taken their places
+    /// (`sojourn run --restarts`): all ranks call it, those that live on and those that are new, and it
+    /// returns when all have. From then on notes of before are gone, and barriers count anew. What the
+    /// ranks had connected is theirs to make again.
+    ///
+    /// A rank that lives on calls it when something tells it that another has died: a connection that
+    /// broke, a fetch that failed. So it waits for a rank to be replaced, and returns no sooner.
+    ///
+    /// # Errors
+    /// `ETIMEDOUT` where by `deadline` nobody was replaced, or somebody is missing; the message says who.
+    pub fn regroup(&self, deadline: Instant) -> Result<()> {
+        let mut group = self.group();
+        let mut missing = "no rank has been replaced".to_owned();
+        while Instant::now() < deadline {
+            let soon = deadline.min(Instant::now() + LOOK);
+            let lives = match self.lives(soon) {
+                Ok(lives) if lives != group.lives => lives,
+                Ok(_) => {
+                    std::thread::sleep(REST);
+                    continue;
+                }
+                Err(error) => {
+                    missing = error.to_string();
+                    std::thread::sleep(REST);
+                    continue;
+                }
+            };
+            let prefix = format!("{:016x}/", fingerprint(&lives));
+            let met = format!("{prefix}sojourn/met");
+            self.inner.process.publish(&met, &[])?;
+            let met =
+                (0..self.inner.size).try_for_each(|rank| self.ask(rank, &met, soon).map(drop));
+            match met {
+                Ok(()) => {
+                    *group = Group { lives, prefix };
+                    self.inner.barriers.entered.store(0, Ordering::Relaxed);
+                    return Ok(());
+                }
+                Err(error) => missing = error.to_string(),
+            }
+        }
+        Err(Error::new(libc::ETIMEDOUT, format!("bringing the ranks together again: {missing}")))
+    }
+
+    /// Looks whether all ranks of the group are alive: for one that waits for another, and would not be told
+    /// (a connection on which nothing is sent does not break). It asks every rank.
+    ///
+    /// # Errors
+    /// `EHOSTUNREACH` where one has died or been replaced; the message names it.
+    pub fn check(&self) -> Result<()> {
+        let group = self.group();
+        for (rank, life) in (0..).zip(&group.lives) {
+            match self.ask(rank, LIFE, Instant::now() + LOOK) {
+                Ok(now) if now == life.to_be_bytes() => {}
+                // Slow is not dead.
+                Err(error) if error.errno() == libc::ETIMEDOUT => {}
+                Err(error) => return Err(error),
+                Ok(_) => {
+                    let text = format!("rank {rank} died, and another process is in its place");
+                    return Err(Error::new(libc::EHOSTUNREACH, text));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells groups apart: another after each [`Self::regroup`], and the same for all ranks of one.
+    pub(crate) fn generation(&self) -> String {
+        self.group().prefix.clone()
+    }
+
+    /// The number of this process in the job, as stores know it.
+    pub(crate) fn process_of(rank: u32) -> ProcessId {
+        JobEnvironment::process_of(rank)
+    }
+
+    /// Which life of each rank there is.
+    fn lives(&self, deadline: Instant) -> Result<Vec<u32>> {
+        (0..self.inner.size)
+            .map(|rank| {
+                let note = self.ask(rank, LIFE, deadline)?;
+                note.try_into().map(u32::from_be_bytes).map_err(|_| {
+                    Error::new(libc::EPROTO, format!("rank {rank} tells no life that it has"))
+                })
+            })
+            .collect()
+    }
+
+    fn group(&self) -> MutexGuard<'_, Group> {
+        self.inner.group.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a note is called among all processes of all groups.
+    fn full_name(&self, name: &str) -> String {
+        format!("{}{name}", self.group().prefix)
     }
 
     /// This process's number in the job, from 0.
     #[must_use]
     pub fn rank(&self) -> u32 {
-        self.rank
+        self.inner.rank
     }
 
     /// How many ranks the job has.
     #[must_use]
     pub fn size(&self) -> u32 {
-        self.size
+        self.inner.size
     }
 
     /// The device to open: the one that the user named, or the best of this machine.
@@ -70,7 +227,7 @@ impl Job {
     /// # Errors
     /// As [`best_device`].
     pub fn device(&self) -> Result<String> {
-        match &self.device {
+        match &self.inner.device {
             Some(name) => Ok(name.clone()),
             None => best_device(),
         }
@@ -81,7 +238,7 @@ impl Job {
     /// # Errors
     /// Where there is no such device, or it cannot be opened.
     pub fn context(&self) -> Result<Context> {
-        self.process.open(&self.device()?)
+        self.inner.process.open(&self.device()?)
     }
 
     /// Leaves a note for the other ranks. It is there until this rank leaves the job, so end with
@@ -90,7 +247,7 @@ impl Job {
     /// # Errors
     /// Where the name or the note is longer than a note may be.
     pub fn publish(&self, name: &str, note: &[u8]) -> Result<()> {
-        self.process.publish(name, note)
+        self.inner.process.publish(&self.full_name(name), note)
     }
 
     /// The note that `rank` published under `name`, or will within [`Self::PATIENCE`].
@@ -106,13 +263,19 @@ impl Job {
     /// # Errors
     /// As [`Self::fetch`].
     pub fn fetch_until(&self, rank: u32, name: &str, deadline: Instant) -> Result<Vec<u8>> {
-        if rank >= self.size {
+        if rank >= self.inner.size {
             return Err(Error::invalid(format!(
                 "a note of rank {rank}: this job has the ranks 0 to {}",
-                self.size - 1
+                self.inner.size - 1
             )));
         }
-        self.process
+        self.ask(rank, &self.full_name(name), deadline)
+    }
+
+    /// The note of that full name.
+    fn ask(&self, rank: u32, name: &str, deadline: Instant) -> Result<Vec<u8>> {
+        self.inner
+            .process
             .fetch(JobEnvironment::process_of(rank), name, deadline)
             .map_err(|error| error.context(format_args!("rank {rank}")))
     }
@@ -127,45 +290,91 @@ impl Job {
     pub fn exchange(&self, name: &str, note: &[u8]) -> Result<Vec<Vec<u8>>> {
         let deadline = Instant::now() + Self::PATIENCE;
         self.publish(name, note)?;
-        (0..self.size)
-            .map(|rank| match rank == self.rank {
+        (0..self.inner.size)
+            .map(|rank| match rank == self.inner.rank {
                 true => Ok(note.to_vec()),
                 false => self.fetch_until(rank, name, deadline),
             })
             .collect()
     }
 
+    /// Takes a note back, whose name may be used again then. Who fetches it from now on waits.
+    pub fn withdraw(&self, name: &str) {
+        self.inner.process.withdraw(&self.full_name(name));
+    }
+
     /// Returns when every rank has called it, the same number of times.
     ///
-    /// It travels by notes, in ⌈log₂ n⌉ rounds: for the beginning and the end of a program, not
-    /// for its inner loop.
+    /// It travels by notes, in ⌈log₂ n⌉ rounds: for the beginning and the end of a program and for what
+    /// is as rare, not for its inner loop.
     ///
     /// # Errors
     /// As [`Self::fetch`], where a rank does not come.
     pub fn barrier(&self) -> Result<()> {
+        self.meet(&self.inner.barriers, 0).map(drop)
+    }
+
+    /// A barrier of a circle, from which every rank takes with it the largest of the numbers that the ranks came
+    /// with.
+    ///
+    /// # Errors
+    /// As [`Self::barrier`].
+    pub(crate) fn meet(&self, circle: &Circle, number: u64) -> Result<u64> {
+        let mut largest = number;
         let deadline = Instant::now() + Self::PATIENCE;
-        let number = self.barriers.fetch_add(1, Ordering::Relaxed);
-        let size = u64::from(self.size);
+        let count = circle.entered.fetch_add(1, Ordering::Relaxed);
+        let size = u64::from(self.inner.size);
         let distances = || (0..u32::BITS).map(|round| 1u64 << round).take_while(|far| *far < size);
-        let at = |far: u64| u32::try_from((u64::from(self.rank) + far) % size).unwrap_or_default();
+        let at =
+            |far: u64| u32::try_from((u64::from(self.inner.rank) + far) % size).unwrap_or_default();
+        let name = |count: u64, far: u64| format!("{}/{count}/{far}", circle.name);
+        let passed = |count: u64| format!("{}/{count}/passed", circle.name);
         // In each round a rank hears from one before it that has heard from as many as itself.
         for far in distances() {
-            let name = format!("sojourn/barrier/{number}/{far}");
-            self.publish(&name, &[])?;
-            self.fetch_until(at(size - far), &name, deadline)
+            self.publish(&name(count, far), &largest.to_be_bytes())?;
+            let from = at(size - far);
+            let heard = self
+                .fetch_until(from, &name(count, far), deadline)
                 .map_err(|error| error.context("waiting at a barrier"))?;
+            let heard = heard.try_into().map(u64::from_be_bytes).map_err(|_| {
+                Error::new(libc::EPROTO, format!("rank {from} came to a barrier without a number"))
+            })?;
+            // Some arrive twice, which the largest does not mind.
+            largest = largest.max(heard);
         }
         // A note goes with the rank that left it, which may leave the job after this: so it stays
         // until those that fetch its notes have gone on. One that has left has gone on too.
-        let passed = format!("sojourn/barrier/{number}/passed");
-        self.publish(&passed, &[])?;
+        self.publish(&passed(count), &[])?;
         for far in distances() {
-            if let Err(error) = self.fetch_until(at(far), &passed, deadline) {
+            if let Err(error) = self.fetch_until(at(far), &passed(count), deadline) {
                 tracing::debug!("leaving a barrier: {error}");
             }
         }
-        Ok(())
+        // Everybody has entered this one, and so has left the one before.
+        if let Some(before) = count.checked_sub(1) {
+            distances().for_each(|far| self.withdraw(&name(before, far)));
+            self.withdraw(&passed(before));
+        }
+        Ok(largest)
     }
+}
+
+/// The life that a rank begins with.
+const FIRST_LIFE: u32 = 1;
+
+impl Group {
+    /// That of a job that begins.
+    fn first(size: u32) -> Self {
+        Group { lives: vec![FIRST_LIFE; size as usize], prefix: String::new() }
+    }
+}
+
+/// FNV-1a: differs for any two groups of a job, but for a chance of one in 2^64.
+fn fingerprint(lives: &[u32]) -> u64 {
+    const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+    const PRIME: u64 = 0x0000_0100_0000_01b3;
+    let bytes = lives.iter().flat_map(|life| life.to_le_bytes());
+    bytes.fold(OFFSET, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME))
 }
 
 #[cfg(test)]
@@ -175,26 +384,50 @@ mod tests {
     use sojourn_fabric::names::{Endpoint, JobKey, PrivateDir};
     use std::sync::atomic::AtomicU32;
 
+    /// A launcher without processes.
+    struct Told {
+        size: u32,
+        home: PrivateDir,
+        server: DirectoryServer,
+    }
+
+    impl Told {
+        fn new(size: u32) -> Self {
+            let home = PrivateDir::create().unwrap();
+            let key = JobKey::generate().unwrap();
+            key.write(&home.path().join("key")).unwrap();
+            let at = Endpoint::Unix(home.path().join("directory"));
+            let server = DirectoryServer::start(ServerConfig::new(at, key, size)).unwrap();
+            Told { size, home, server }
+        }
+
+        fn join(&self, rank: u32) -> Job {
+            let told = JobEnvironment {
+                rank,
+                size: self.size,
+                directory: self.server.endpoints()[0].clone(),
+                key_file: self.home.path().join("key"),
+                device: None,
+            };
+            // A member that has left may still be taken for alive for a moment.
+            let until = Instant::now() + Duration::from_secs(10);
+            loop {
+                match Job::join(&told) {
+                    Ok(job) => return job,
+                    Err(error) if Instant::now() > until => panic!("{error}"),
+                    Err(_) => std::thread::sleep(REST),
+                }
+            }
+        }
+    }
+
     /// Runs `rank` in a thread for each rank of a job of its own.
     fn run<T: Send>(size: u32, rank: impl Fn(Job) -> T + Sync) -> Vec<T> {
-        let home = PrivateDir::create().unwrap();
-        let (at, key_file) = (home.path().join("directory"), home.path().join("key"));
-        let key = JobKey::generate().unwrap();
-        key.write(&key_file).unwrap();
-        let config = ServerConfig::new(Endpoint::Unix(at), key, size);
-        let server = DirectoryServer::start(config).unwrap();
-        let told = |rank| JobEnvironment {
-            rank,
-            size,
-            directory: server.endpoints()[0].clone(),
-            key_file: key_file.clone(),
-            device: None,
-        };
+        let told = Told::new(size);
         std::thread::scope(|scope| {
             let (told, rank) = (&told, &rank);
-            let threads: Vec<_> = (0..size)
-                .map(|i| scope.spawn(move || rank(Job::join(&told(i)).unwrap())))
-                .collect();
+            let threads: Vec<_> =
+                (0..size).map(|i| scope.spawn(move || rank(told.join(i)))).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         })
     }
@@ -215,6 +448,25 @@ mod tests {
                 }
                 // The others may still be on their way out when this one has left.
                 drop(job);
+            });
+        }
+    }
+
+    #[test]
+    fn everybody_leaves_a_barrier_with_the_largest_number() {
+        for size in [1, 2, 3, 5, 8] {
+            run(size, |job| {
+                for round in 0..5 {
+                    let of = |rank: u32| u64::from((rank + round) % size);
+                    let met = job.meet(&job.inner.barriers, of(job.rank())).unwrap();
+                    assert_eq!(met, u64::from(size - 1));
+                }
+                job.barrier().unwrap();
+                // What earlier ones have left behind is gone.
+                let soon = Instant::now() + Duration::from_millis(20);
+                let old = job.fetch_until(job.rank(), "sojourn/barrier/3/passed", soon);
+                assert!(old.is_err());
+                job.barrier().unwrap();
             });
         }
     }
@@ -266,15 +518,69 @@ mod tests {
         });
     }
 
+    /// Promise: those that live on and those that are new meet again, under names of their own.
+    #[test]
+    fn ranks_that_were_replaced_and_those_that_live_on_meet_again() {
+        let told = Told::new(4);
+        let died = AtomicU32::new(0);
+        let soon = || Instant::now() + Duration::from_secs(20);
+        let meet = |job: &Job, round: u8| {
+            job.regroup(soon()).unwrap();
+            let all = job.exchange("x", &[round, job.rank() as u8]).unwrap();
+            assert_eq!(all, (0..4).map(|rank| [round, rank]).collect::<Vec<_>>());
+            job.barrier().unwrap();
+        };
+        std::thread::scope(|scope| {
+            let (told, died, meet) = (&told, &died, &meet);
+            for rank in 0..4 {
+                scope.spawn(move || {
+                    let mut job = told.join(rank);
+                    job.exchange("x", b"before").unwrap();
+                    job.barrier().unwrap();
+                    // Two at a time, then one.
+                    for (round, dead) in [(1, [1, 2]), (2, [3, 3])] {
+                        if dead.contains(&rank) {
+                            drop(job);
+                            died.fetch_add(1, Ordering::SeqCst);
+                            job = told.join(rank);
+                            assert!(job.is_replacement());
+                        } else {
+                            // A survivor may notice sooner than there is anybody new, or later.
+                            std::thread::sleep(Duration::from_millis(u64::from(rank) * 15));
+                            while job.check().is_ok() {}
+                            assert_eq!(job.check().unwrap_err().errno(), libc::EHOSTUNREACH);
+                        }
+                        meet(&job, round);
+                    }
+                });
+            }
+        });
+        assert_eq!(died.load(Ordering::SeqCst), 3);
+    }
+
+    #[test]
+    fn where_nobody_was_replaced_regrouping_ends_at_its_deadline() {
+        run(2, |job| {
+            let soon = Instant::now() + Duration::from_millis(100);
+            let error = job.regroup(soon).unwrap_err();
+            assert_eq!(error.errno(), libc::ETIMEDOUT);
+            assert!(error.to_string().contains("no rank has been replaced"), "{error}");
+            // And the group is what it was.
+            job.check().unwrap();
+            job.barrier().unwrap();
+        });
+    }
+
     #[test]
     fn without_a_launcher_a_process_is_a_job_of_one() {
-        let job = Job {
+        let job = Job::over(Inner {
             process: Process::standalone().unwrap(),
             rank: 0,
             size: 1,
             device: None,
-            barriers: AtomicU64::new(0),
-        };
+            barriers: Circle::new("sojourn/barrier"),
+            group: Mutex::new(Group::first(1)),
+        });
         job.barrier().unwrap();
         assert_eq!(job.exchange("x", b"y").unwrap(), [b"y"]);
         job.publish("note", b"to myself").unwrap();

@@ -51,6 +51,7 @@
 mod choice;
 mod job;
 
+pub mod snapshot;
 pub mod stream;
 
 pub use choice::best_device;

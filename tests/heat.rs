@@ -66,6 +66,30 @@ fn it_is_the_same_while_ranks_are_relocated() {
     }
 }
 
+/// Promise: a rank that is killed is replaced by another process, and the field stays the same.
+#[test]
+fn it_is_the_same_where_ranks_are_killed_and_others_take_their_places() {
+    let place = Place::new();
+    let args = "--size 96x96 --steps 6000 --checksum";
+    let one = alone(&place, args);
+    // Each of these ranks is killed once, one after the other.
+    for (i, killed) in ["0", "1", "2 0", "1 2 0"].into_iter().enumerate() {
+        let command = format!(
+            "tenths=0
+             for rank in {killed}; do
+                tenths=$((tenths + 3))
+                [ $rank = $SOJOURN_RANK ] && mkdir killed-{i}-$rank 2>/dev/null &&
+                    {{ sleep 0.$tenths; kill -9 $$; }} &
+             done
+             exec {SOJOURN} heat {args} --recover"
+        );
+        let done = place.run("-n 3 --restarts 3 --timeout 100", &command);
+        let died = done.err.matches("starting it anew").count();
+        assert_eq!(done.ok().trim(), format!("[0] {one}"), "{killed}");
+        assert_eq!(died, killed.split(' ').count());
+    }
+}
+
 /// Promise: where a device fails under a rank that has another, the program notices nothing; where it may
 /// not go there, it gets the error that verbs give.
 #[test]

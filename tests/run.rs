@@ -51,6 +51,26 @@ fn a_rank_that_dies_by_a_signal_is_reported_with_it() {
     assert!(said.contains("rank 2 ended by signal 11 (SIGSEGV)"), "{said}");
 }
 
+/// Promise: a rank that dies by a signal is started anew as often as was said, and not once more.
+#[test]
+fn a_rank_that_dies_by_a_signal_is_started_anew() {
+    let place = Place::new();
+    let script = "echo life >> lives; echo rank $SOJOURN_RANK; \
+        [ $SOJOURN_RANK = 0 ] || [ $(wc -l < lives) -ge 5 ] || { sleep 0.2; kill -9 $$; }; \
+        until [ $(wc -l < lives) -ge 5 ]; do sleep 0.01; done; echo over";
+    let done = place.run("-n 2 --restarts 3", script);
+    let err = done.err.clone();
+    let out = done.ok();
+    assert_eq!(out.matches("[1] rank 1").count(), 4, "{out}");
+    assert_eq!((out.matches("[0] over").count(), out.matches("[1] over").count()), (1, 1), "{out}");
+    assert_eq!(err.matches("rank 1 ended by signal 9 (SIGKILL); starting it anew").count(), 3);
+    let err = place.run("-n 2 --restarts 2", "[ $SOJOURN_RANK = 0 ] || kill -9 $$; sleep 9");
+    assert!(err.failed(137).contains("rank 1 ended by signal 9 (SIGKILL); ending the other rank"));
+    // Any other end is one.
+    let done = place.run("-n 2 --restarts 2", "[ $SOJOURN_RANK = 0 ] || exit 3; sleep 9");
+    assert!(!done.failed(3).contains("anew"));
+}
+
 #[test]
 fn a_death_by_a_signal_counts_before_the_failures_that_it_brings_about() {
     // Rank 0 fails first; but rank 1 was dying then, as a process whose connections close before

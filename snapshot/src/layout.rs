@@ -117,6 +117,16 @@ impl Layout {
         self.first[index]..self.first[index + 1]
     }
 
+    /// The index in [`Self::areas`] of the area that has `chunk`.
+    ///
+    /// # Panics
+    /// Where there is no such chunk.
+    #[must_use]
+    pub fn area_of(&self, chunk: usize) -> usize {
+        assert!(chunk < self.chunks(), "chunk {chunk} of {}", self.chunks());
+        self.first.partition_point(|first| *first <= chunk) - 1
+    }
+
     /// The pieces of memory that `chunks` are, each with its first chunk: one for each area.
     ///
     /// # Panics
@@ -206,6 +216,7 @@ mod tests {
                 let (first, range) = pieces[0].clone();
                 prop_assert_eq!(first, chunk);
                 prop_assert!(!range.is_empty() && range.len() <= PAGE);
+                prop_assert!(layout.chunks_of(layout.area_of(chunk)).contains(&chunk));
                 bytes += range.len();
                 let mut set = PageSet::new(layout.chunks());
                 layout.mark(range.clone(), &mut set);

@@ -27,11 +27,24 @@
 //!
 //! The bytes of a slot are [`image`]; committed epochs are drained from there to a directory by [`files`].
 
+pub mod epoch;
 pub mod files;
 pub mod image;
+mod interval;
 mod layout;
+mod memory;
 mod pages;
+mod peek;
+mod protected;
+pub mod redundancy;
+pub mod restore;
+pub mod session;
+pub mod store;
+mod stream;
+pub mod track;
 
+pub use interval::Interval;
 pub use layout::{Area, Layout};
 pub use pages::{PAGE, PageSet};
+pub use protected::{Mapping, Memory, Plain};
 pub use sojourn_fabric::{Error, Result};

@@ -84,6 +84,7 @@ pub(crate) fn run(args: &DemoArgs) -> Outcome {
             device: Some(&device),
             place: Place::Alone(None),
             timeout: Some(TIMEOUT),
+            restarts: 0,
             program: &program,
             arguments: &arguments,
             environment: &environment,

@@ -51,6 +51,9 @@ pub(crate) struct HeatArgs {
     /// Let the (soft) device fail under this rank, after two thirds of the steps
     #[arg(long, value_name = "RANK", conflicts_with = "raw")]
     fail: Option<u32>,
+    /// Where a rank dies, go on with the one that takes its place (`sojourn run --restarts`)
+    #[arg(long)]
+    recover: bool,
     /// Print the checksum of the field, and nothing else
     #[arg(long, conflicts_with = "json")]
     checksum: bool,
@@ -164,7 +167,8 @@ pub(crate) fn run(args: &HeatArgs) -> Outcome {
     };
     let job = Job::from_env()?;
     let device = if job.size() > 1 { Some(job.device()?) } else { None };
-    let problem = Problem { pattern, steps: args.steps, tolerance: args.tolerance };
+    let problem =
+        Problem { pattern, steps: args.steps, tolerance: args.tolerance, recover: args.recover };
     check_devices(&args.relocate)?;
     let travel = RefCell::new(None);
     let open = || match &device {

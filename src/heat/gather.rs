@@ -63,7 +63,7 @@ impl Gather {
     /// `None`.
     pub(super) fn run(
         &mut self,
-        wires: &mut Wires,
+        wires: &mut Wires<'_>,
         grid: &Grid,
     ) -> Result<Option<(Vec<f64>, Traffic)>> {
         match &self.role {

@@ -6,49 +6,55 @@
 //! themselves, which insulates it.
 
 use super::decomposition::Side;
+use sojourn::Result;
+use sojourn::snapshot::Memory;
 use std::ops::Range;
 
 /// Two fields, of this step and of the next, each with its ring of ghosts.
 pub(crate) struct Grid {
     width: usize,
     height: usize,
-    now: Vec<f64>,
-    next: Vec<f64>,
+    fields: [Memory<f64>; 2],
+    /// The one of this step.
+    now: usize,
     /// How much of the difference to its neighbours a cell takes over at each step; 0 holds it.
     /// Without ghosts.
-    rate: Vec<f64>,
+    rate: Memory<f64>,
 }
 
 impl Grid {
-    /// A grid of `width` × `height` cells; `cell(x, y)` gives each its value and its rate.
-    pub(crate) fn new(
-        width: usize,
-        height: usize,
-        mut cell: impl FnMut(usize, usize) -> (f64, f64),
-    ) -> Self {
+    /// A grid of `width` × `height` cells, all of them 0 and held.
+    pub(crate) fn new(width: usize, height: usize) -> Result<Self> {
         let size = (width + 2) * (height + 2);
-        let mut grid = Grid {
-            width,
-            height,
-            now: vec![0.0; size],
-            next: vec![0.0; size],
-            rate: vec![0.0; width * height],
-        };
-        for y in 0..height {
-            for x in 0..width {
+        let fields = [Memory::new(size)?, Memory::new(size)?];
+        Ok(Grid { width, height, fields, now: 0, rate: Memory::new(width * height)? })
+    }
+
+    /// Begins anew: `cell(x, y)` gives each cell its value and its rate.
+    pub(crate) fn fill(&mut self, mut cell: impl FnMut(usize, usize) -> (f64, f64)) {
+        self.now = 0;
+        for y in 0..self.height {
+            for x in 0..self.width {
                 let (value, rate) = cell(x, y);
-                let at = grid.at(x, y);
-                grid.now[at] = value;
-                grid.rate[y * width + x] = rate;
+                let at = self.at(x, y);
+                self.fields[0][at] = value;
+                self.rate[y * self.width + x] = rate;
             }
         }
-        grid
+    }
+
+    fn now(&self) -> &[f64] {
+        &self.fields[self.now]
+    }
+
+    fn next(&self) -> &[f64] {
+        &self.fields[1 - self.now]
     }
 
     /// The cells of a row, as they are now.
     pub(crate) fn row(&self, y: usize) -> &[f64] {
         let at = self.at(0, y);
-        &self.now[at..at + self.width]
+        &self.now()[at..at + self.width]
     }
 
     /// All cells as they are now, row by row.
@@ -66,19 +72,19 @@ impl Grid {
 
     /// The edge cells along `side` as they are now.
     pub(crate) fn edge(&self, side: Side) -> impl Iterator<Item = f64> {
-        (0..self.side(side)).map(move |i| self.now[self.edge_at(side, i)])
+        (0..self.side(side)).map(move |i| self.now()[self.edge_at(side, i)])
     }
 
     /// The edge cells along `side` as they will be, once [`Self::step_border`] has made them.
     pub(crate) fn next_edge(&self, side: Side) -> impl Iterator<Item = f64> {
-        (0..self.side(side)).map(move |i| self.next[self.edge_at(side, i)])
+        (0..self.side(side)).map(move |i| self.next()[self.edge_at(side, i)])
     }
 
     /// Fills the ghosts beyond `side` with the neighbour's edge.
     pub(crate) fn set_ghosts(&mut self, side: Side, edge: impl Iterator<Item = f64>) {
         for (i, value) in (0..self.side(side)).zip(edge) {
             let at = self.ghost_at(side, i);
-            self.now[at] = value;
+            self.fields[self.now][at] = value;
         }
     }
 
@@ -86,7 +92,7 @@ impl Grid {
     pub(crate) fn insulate(&mut self, side: Side) {
         for i in 0..self.side(side) {
             let (ghost, cell) = (self.ghost_at(side, i), self.edge_at(side, i));
-            self.now[ghost] = self.now[cell];
+            self.fields[self.now][ghost] = self.now()[cell];
         }
     }
 
@@ -125,7 +131,7 @@ impl Grid {
 
     /// The next values become those of now.
     pub(crate) fn swap(&mut self) {
-        std::mem::swap(&mut self.now, &mut self.next);
+        self.now = 1 - self.now;
     }
 
     fn span(&mut self, y: usize, columns: Range<usize>, measure: bool) -> f64 {
@@ -133,13 +139,15 @@ impl Grid {
         let (at, length) = (self.at(columns.start, y), columns.len());
         let rate = y * self.width + columns.start;
         let (north, south) = (at - stride, at + stride);
+        let [first, second] = &mut self.fields;
+        let (now, next) = if self.now == 0 { (first, second) } else { (second, first) };
         let around = Around {
-            north: &self.now[north..north + length],
-            middle: &self.now[at - 1..at + length + 1],
-            south: &self.now[south..south + length],
+            north: &now[north..north + length],
+            middle: &now[at - 1..at + length + 1],
+            south: &now[south..south + length],
         };
         let rate = &self.rate[rate..rate + length];
-        let next = &mut self.next[at..at + length];
+        let next = &mut next[at..at + length];
         advance(&around, rate, next);
         if measure { change(&around.middle[1..], next) } else { 0.0 }
     }
@@ -208,6 +216,12 @@ mod tests {
         (mixed >> 11) as f64 / (1u64 << 53) as f64
     }
 
+    fn grid(width: usize, height: usize, cell: impl Fn(usize, usize) -> (f64, f64)) -> Grid {
+        let mut grid = Grid::new(width, height).unwrap();
+        grid.fill(cell);
+        grid
+    }
+
     fn insulated_step(grid: &mut Grid) -> f64 {
         Side::ALL.into_iter().for_each(|side| grid.insulate(side));
         let border = grid.step_border(true);
@@ -219,7 +233,7 @@ mod tests {
     #[test]
     fn border_and_inner_cells_together_are_all_cells_once() {
         for (width, height) in [(1, 1), (1, 5), (5, 1), (2, 2), (3, 3), (4, 7)] {
-            let mut grid = Grid::new(width, height, |x, y| (noise(x, y), 0.2));
+            let mut grid = grid(width, height, |x, y| (noise(x, y), 0.2));
             let before = grid.cells();
             let largest = insulated_step(&mut grid);
             let at = |x: isize, y: isize| {
@@ -242,7 +256,7 @@ mod tests {
 
     #[test]
     fn an_insulated_plate_keeps_its_heat_and_evens_out() {
-        let mut grid = Grid::new(9, 6, |x, y| (noise(x, y), 0.2));
+        let mut grid = grid(9, 6, |x, y| (noise(x, y), 0.2));
         let before: f64 = grid.cells().iter().sum();
         for _ in 0..2000 {
             insulated_step(&mut grid);
@@ -255,7 +269,7 @@ mod tests {
     #[test]
     fn held_cells_hold() {
         let held = |x: usize| if x == 2 { (1.0, 0.0) } else { (0.0, 0.2) };
-        let mut grid = Grid::new(5, 3, |x, _| held(x));
+        let mut grid = grid(5, 3, |x, _| held(x));
         for _ in 0..500 {
             insulated_step(&mut grid);
         }

@@ -61,7 +61,7 @@ impl Halo {
     /// Sends the edges of `step`, which `edge` of the grid gives.
     pub(super) fn send<I: Iterator<Item = f64>>(
         &mut self,
-        wires: &mut Wires,
+        wires: &mut Wires<'_>,
         step: u64,
         edge: impl Fn(Side) -> I,
     ) -> Result<()> {
@@ -80,7 +80,12 @@ impl Halo {
     }
 
     /// Waits for the neighbours' edges of `step`, and fills the ghosts of the grid with them.
-    pub(super) fn receive(&mut self, wires: &mut Wires, step: u64, grid: &mut Grid) -> Result<()> {
+    pub(super) fn receive(
+        &mut self,
+        wires: &mut Wires<'_>,
+        step: u64,
+        grid: &mut Grid,
+    ) -> Result<()> {
         for side in &self.insulated {
             grid.insulate(*side);
         }

@@ -47,6 +47,8 @@ pub(crate) struct Problem {
     pub(crate) steps: u64,
     /// Stop when no cell changes by more than this in a step.
     pub(crate) tolerance: f64,
+    /// Where a rank dies, wait for the one that takes its place, and go on with it.
+    pub(crate) recover: bool,
 }
 
 /// What a run came to, at rank 0.
@@ -69,6 +71,21 @@ pub(crate) struct Solution {
     pub(crate) waited: Duration,
 }
 
+/// How far a rank has come, beside its grid: what its epochs hold.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+struct At {
+    step: u64,
+    /// The largest change of all ranks that is known.
+    residual: f64,
+    /// That of this rank where the ranks are finding the next; negative where they are not.
+    largest: f64,
+}
+
+impl At {
+    const START: At = At { step: 0, residual: f64::INFINITY, largest: -1.0 };
+}
+
 /// Computes, with the other ranks of `job`, over what `open` opens (a job of one opens nothing).
 /// `progress` is told the step and the last known residual, every [`MEASURE_EVERY`] steps. The
 /// result is at rank 0; the others get `None`.
@@ -88,25 +105,71 @@ pub(crate) fn solve(
         ))
     })?;
     let block = cut.block(job.rank());
-    let mut grid = Grid::new(block.x.len(), block.y.len(), |x, y| {
-        problem.pattern.cell(block.x.start + x, block.y.start + y)
-    });
-    let mut team = if job.size() == 1 {
-        Team::alone()
-    } else {
-        agree(job, problem)?;
-        Team::connect(job, &open()?, &cut, plate)?
-    };
+    let mut grid = Grid::new(block.x.len(), block.y.len())?;
+    let context = if job.size() == 1 { None } else { Some(open()?) };
+    if job.is_replacement() {
+        job.regroup(Instant::now() + Job::PATIENCE)?;
+    }
+    loop {
+        let mut at = At::START;
+        grid.fill(|x, y| problem.pattern.cell(block.x.start + x, block.y.start + y));
+        let connect = || match &context {
+            None => Ok(Team::alone()),
+            Some(context) => {
+                agree(job, problem)?;
+                Team::connect(job, context, &cut, plate)
+            }
+        };
+        let start = Instant::now();
+        let done = connect().and_then(|mut team| {
+            compute(&mut team, &mut grid, &mut at, problem, &mut progress)?;
+            let elapsed = start.elapsed();
+            let gathered = team.gather(&grid)?;
+            // What was sent is done; what is still to come is done when all others are here.
+            job.barrier()?;
+            Ok((elapsed, gathered))
+        });
+        match done {
+            Ok((elapsed, gathered)) => {
+                return Ok(gathered.map(|(field, traffic)| Solution {
+                    field,
+                    steps: at.step,
+                    residual: at.residual,
+                    elapsed,
+                    blocks: (cut.columns, cut.rows),
+                    bytes: traffic.bytes,
+                    requests: traffic.requests,
+                    waited: traffic.waited,
+                }));
+            }
+            Err(error) if problem.recover => {
+                tracing::info!("rank {} goes back: {error}", job.rank());
+                // Not recovered from: the error that came first says more than that nobody was replaced.
+                job.regroup(Instant::now() + Job::PATIENCE).map_err(|_| error)?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
 
-    let start = Instant::now();
-    let (mut step, mut residual) = (0, f64::INFINITY);
-    team.send_edges(0, |side| grid.edge(side))?;
-    while step < problem.steps {
-        team.receive_edges(step, &mut grid)?;
-        step += 1;
-        let measure = step.is_multiple_of(MEASURE_EVERY) || step == problem.steps;
+/// Takes the steps that are left.
+fn compute(
+    team: &mut Team<'_>,
+    grid: &mut Grid,
+    at: &mut At,
+    problem: &Problem,
+    progress: &mut impl FnMut(u64, f64),
+) -> Result<()> {
+    team.send_edges(at.step, |side| grid.edge(side))?;
+    if at.largest >= 0.0 {
+        team.begin_residual(at.largest)?;
+    }
+    while at.step < problem.steps {
+        team.receive_edges(at.step, grid)?;
+        at.step += 1;
+        let measure = at.step.is_multiple_of(MEASURE_EVERY) || at.step == problem.steps;
         let mut largest = grid.step_border(measure);
-        team.send_edges(step, |side| grid.next_edge(side))?;
+        team.send_edges(at.step, |side| grid.next_edge(side))?;
         let rows = grid.inner_rows();
         for first in rows.clone().step_by(ROWS_AT_A_TIME) {
             let some = first..rows.end.min(first + ROWS_AT_A_TIME);
@@ -116,33 +179,20 @@ pub(crate) fn solve(
         grid.swap();
         if measure {
             if let Some(known) = team.finish_residual()? {
-                residual = known;
-                progress(step, residual);
+                at.residual = known;
+                progress(at.step, known);
             }
             team.begin_residual(largest)?;
-            if residual <= problem.tolerance {
+            at.largest = largest;
+            if at.residual <= problem.tolerance {
                 break;
             }
         }
     }
     if let Some(last) = team.finish_residual()? {
-        residual = last;
+        at.residual = last;
     }
-    let elapsed = start.elapsed();
-
-    let gathered = team.gather(&grid)?;
-    // What was sent is done; what is still to come is done when all others are here.
-    job.barrier()?;
-    Ok(gathered.map(|(field, traffic)| Solution {
-        field,
-        steps: step,
-        residual,
-        elapsed,
-        blocks: (cut.columns, cut.rows),
-        bytes: traffic.bytes,
-        requests: traffic.requests,
-        waited: traffic.waited,
-    }))
+    Ok(())
 }
 
 /// Checks that all ranks were asked for the same.

@@ -61,7 +61,7 @@ impl AllReduce {
 
     /// Begins a reduction with this rank's number, which is not negative. The one before must
     /// have been finished.
-    pub(super) fn begin(&mut self, wires: &mut Wires, number: f64) -> Result<()> {
+    pub(super) fn begin(&mut self, wires: &mut Wires<'_>, number: f64) -> Result<()> {
         debug_assert!(self.running.is_none() && number >= 0.0);
         self.generation += 1;
         self.running = Some(Running { largest: number, round: 0 });
@@ -69,7 +69,7 @@ impl AllReduce {
     }
 
     /// Takes what has arrived, without waiting.
-    pub(super) fn progress(&mut self, wires: &mut Wires) -> Result<()> {
+    pub(super) fn progress(&mut self, wires: &mut Wires<'_>) -> Result<()> {
         while let Some(round) = self.waiting() {
             let from = self.rounds[round].from;
             let Some(imm) = wires.try_notice(from)? else { break };
@@ -79,7 +79,7 @@ impl AllReduce {
     }
 
     /// Waits for the result of the reduction that is running; `None` where none is.
-    pub(super) fn finish(&mut self, wires: &mut Wires) -> Result<Option<f64>> {
+    pub(super) fn finish(&mut self, wires: &mut Wires<'_>) -> Result<Option<f64>> {
         while let Some(round) = self.waiting() {
             let imm = wires.notice(self.rounds[round].from, "its part of the residual")?;
             self.take(wires, imm)?;
@@ -96,7 +96,7 @@ impl AllReduce {
         (self.generation % SLOTS) as usize * 8
     }
 
-    fn send(&mut self, wires: &mut Wires) -> Result<()> {
+    fn send(&mut self, wires: &mut Wires<'_>) -> Result<()> {
         let slot = self.slot();
         if let Some(Running { largest, round }) = self.running
             && let Some(to) = self.rounds.get(round).map(|round| round.to)
@@ -106,7 +106,7 @@ impl AllReduce {
         Ok(())
     }
 
-    fn take(&mut self, wires: &mut Wires, imm: u32) -> Result<()> {
+    fn take(&mut self, wires: &mut Wires<'_>, imm: u32) -> Result<()> {
         let slot = self.slot();
         let Some(running) = &mut self.running else { return Ok(()) };
         let round = &self.rounds[running.round];

@@ -11,21 +11,21 @@ use sojourn::verbs::Context;
 use sojourn::{Job, Result};
 
 /// The other ranks.
-pub(super) enum Team {
+pub(super) enum Team<'a> {
     /// There are none; the residual that is under way.
     Alone(Option<f64>),
     /// There are some.
-    Peers(Box<Peers>),
+    Peers(Box<Peers<'a>>),
 }
 
-pub(super) struct Peers {
-    wires: Wires,
+pub(super) struct Peers<'a> {
+    wires: Wires<'a>,
     halo: Halo,
     reduce: AllReduce,
     gather: Gather,
 }
 
-impl Team {
+impl<'a> Team<'a> {
     /// A job of one.
     pub(super) fn alone() -> Self {
         Team::Alone(None)
@@ -33,7 +33,7 @@ impl Team {
 
     /// Connects with the other ranks over `context`, and returns when all have.
     pub(super) fn connect(
-        job: &Job,
+        job: &'a Job,
         context: &Context,
         cut: &Decomposition,
         plate: (usize, usize),

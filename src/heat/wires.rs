@@ -31,6 +31,10 @@ const SIGNAL_EVERY: u32 = 16;
 /// the launcher long before.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Until it is asked whether that has died: it may owe something on a connection on which nothing is
+/// sent, which does not break.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// Completions taken at a time.
 const BATCH: usize = 32;
 
@@ -80,7 +84,7 @@ impl Plan {
     }
 
     /// Connects all of them, and returns when every rank has.
-    pub(super) fn connect(self, job: &Job, context: &Context) -> Result<Wires> {
+    pub(super) fn connect<'a>(self, job: &'a Job, context: &Context) -> Result<Wires<'a>> {
         let pd = context.alloc_pd()?;
         let each = SENDS + 2 * RECEIVES;
         let cq = context.create_cq((each * self.wires.len() as u32).max(1))?;
@@ -115,7 +119,7 @@ impl Plan {
         let wires = wires.collect::<Result<Vec<_>>>()?;
         // Before a peer is ready to receive its sender would run into its retry limit.
         job.barrier()?;
-        Ok(Wires { wires, cq, memory, traffic: Traffic::default() })
+        Ok(Wires { job, wires, cq, memory, traffic: Traffic::default() })
     }
 }
 
@@ -184,7 +188,8 @@ struct Wire {
 }
 
 /// The wires of this rank, connected.
-pub(super) struct Wires {
+pub(super) struct Wires<'a> {
+    job: &'a Job,
     wires: Vec<Wire>,
     cq: CompletionQueue,
     memory: MemoryRegion,
@@ -195,7 +200,7 @@ pub(super) struct Wires {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Mark(u64);
 
-impl Wires {
+impl Wires<'_> {
     /// What went over them until now.
     pub(super) fn traffic(&self) -> Traffic {
         self.traffic
@@ -310,7 +315,12 @@ impl Wires {
         let mut n = self.cq.poll(&mut wcs)?;
         if n == 0 {
             let start = Instant::now();
-            n = self.cq.wait(&mut wcs, start + PATIENCE)?;
+            while n == 0 && start.elapsed() < PATIENCE {
+                n = self.cq.wait(&mut wcs, Instant::now() + LOOK)?;
+                if n == 0 {
+                    self.job.check()?;
+                }
+            }
             self.traffic.waited += start.elapsed();
         }
         if n == 0 {

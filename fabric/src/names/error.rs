@@ -195,6 +195,28 @@ impl Error {
     }
 }
 
+/// The same error as verbs tell it, with the errno that says the same.
+impl From<Error> for crate::Error {
+    fn from(error: Error) -> crate::Error {
+        use Error as E;
+        let errno = match &error {
+            E::System { errno, .. } => *errno as i32,
+            E::KeyFile { .. } | E::KeyMismatch { .. } | E::SocketDirectory { .. } => libc::EACCES,
+            E::Taken { .. } => libc::EADDRINUSE,
+            E::AlreadyAlive { .. } => libc::EEXIST,
+            E::NoDescriptors { .. } => libc::EMFILE,
+            E::Environment { .. } | E::Endpoint { .. } | E::Limit { .. } => libc::EINVAL,
+            E::Gone { .. } | E::Unreachable { .. } => libc::EHOSTUNREACH,
+            E::NotYet { .. } | E::Deadline { .. } => libc::ETIMEDOUT,
+            E::Unknown { .. } => libc::ENOENT,
+            E::Busy { .. } => libc::EBUSY,
+            E::OnServiceThread { .. } => libc::EDEADLK,
+            E::Directory { .. } | E::Stopped => libc::EIO,
+        };
+        crate::Error::new(errno, error.to_string())
+    }
+}
+
 /// The number inside an `io::Error`; those without one are the library's own refusals of its
 /// arguments.
 pub(crate) fn errno_of(error: &std::io::Error) -> Errno {

@@ -41,21 +41,27 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Names a connection; never used twice.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub(crate) struct LinkId(u64);
+pub struct LinkId(u64);
 
 /// Why a connection ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub(crate) enum LinkError {
+pub enum LinkError {
+    /// The other side closed it.
     #[error("it closed the connection")]
     Closed,
+    /// The same, before it had proved that it holds the key.
     #[error("it closed the connection before it had authenticated itself")]
     ClosedEarly,
+    /// It did not prove that in time.
     #[error("it did not authenticate itself in time")]
     Silent,
+    /// The process at the other end of a unix socket is another user's.
     #[error("it runs as another user")]
     OtherUser,
+    /// What the operating system said.
     #[error("{}", .0.desc())]
     System(Errno),
+    /// What it sent is not what a holder of the key sends.
     #[error(transparent)]
     Session(#[from] SessionError),
 }
@@ -72,7 +78,7 @@ impl From<Errno> for LinkError {
 
 /// What happened on the connections.
 #[derive(Debug)]
-pub(crate) enum Event {
+pub enum Event {
     /// A peer is authenticated: one that connected here, or one that we connected to.
     Opened(LinkId),
     /// It sent this.
@@ -108,7 +114,7 @@ const WRITE: Ready = Ready { read: false, write: true };
 const FIRST_LINK: u64 = 1 << 32;
 
 /// The connections of one thread.
-pub(crate) struct Links {
+pub struct Links {
     poller: Poller,
     key: JobKey,
     handshake_time: Duration,
@@ -124,11 +130,12 @@ pub(crate) struct Links {
 }
 
 impl Links {
-    pub(crate) fn new(
-        key: JobKey,
-        handshake_time: Duration,
-        max_inbound: usize,
-    ) -> Result<Links, Error> {
+    /// None yet. Of those that connect here at most `max_inbound` are held, once they have proved
+    /// that they hold `key`, for which either side has `handshake_time` ([`HANDSHAKE_TIME`]).
+    ///
+    /// # Errors
+    /// Where no file descriptor is left.
+    pub fn new(key: JobKey, handshake_time: Duration, max_inbound: usize) -> Result<Links, Error> {
         Ok(Links {
             poller: Poller::new()?,
             key,
@@ -145,7 +152,10 @@ impl Links {
     }
 
     /// Listens there too. Returns where: with the port that the system chose.
-    pub(crate) fn listen(&mut self, at: &Endpoint) -> Result<Endpoint, Error> {
+    ///
+    /// # Errors
+    /// Where the place is taken, or is none for a socket.
+    pub fn listen(&mut self, at: &Endpoint) -> Result<Endpoint, Error> {
         let listener = Listener::bind(at)?;
         let endpoint = listener.endpoint()?;
         self.poller
@@ -156,13 +166,16 @@ impl Links {
     }
 
     /// Begins to connect. Ends in [`Event::Opened`] or [`Event::Ended`].
-    pub(crate) fn connect(&mut self, to: &Endpoint, now: Instant) -> Result<LinkId, Errno> {
+    ///
+    /// # Errors
+    /// What the operating system says at once.
+    pub fn connect(&mut self, to: &Endpoint, now: Instant) -> Result<LinkId, Errno> {
         let stream = Stream::connect(to)?;
         self.insert(stream, true, now)
     }
 
     /// Queues a message, and writes what the socket takes. A connection that fails reports so.
-    pub(crate) fn send(&mut self, id: LinkId, message: &[u8]) {
+    pub fn send(&mut self, id: LinkId, message: &[u8]) {
         let Some(link) = self.links.get_mut(&id) else { return };
         if link.ended.is_some() {
             return;
@@ -176,7 +189,7 @@ impl Links {
     }
 
     /// Ends a connection without a report.
-    pub(crate) fn close(&mut self, id: LinkId) {
+    pub fn close(&mut self, id: LinkId) {
         if let Some(mut link) = self.links.remove(&id) {
             self.poller.delete(link.stream.as_fd());
             if let Some(timer) = link.deadline.take() {
@@ -192,12 +205,12 @@ impl Links {
     }
 
     /// When to be driven at the latest.
-    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+    pub fn next_deadline(&self) -> Option<Instant> {
         self.timers.next()
     }
 
     /// Does all IO that is possible now.
-    pub(crate) fn drive(&mut self, now: Instant) {
+    pub fn drive(&mut self, now: Instant) {
         for (token, ready) in self.poller.ready() {
             match usize::try_from(token) {
                 Ok(index) if token < FIRST_LINK => self.accept(index, now),
@@ -214,7 +227,7 @@ impl Links {
 
     /// What has happened since; a message at a time, from each peer in turn. To be called until
     /// there is nothing, before the caller sleeps.
-    pub(crate) fn next_event(&mut self) -> Option<Event> {
+    pub fn next_event(&mut self) -> Option<Event> {
         while let Some(id) = self.lively.pop_front() {
             let Some(link) = self.links.get_mut(&id) else { continue };
             if link.must_read_first() {

@@ -15,7 +15,7 @@
 //! | `types` | process numbers, addresses, records |
 //! | `key`, `session` | the job key; the Noise channel, without IO |
 //! | `message` | what is said, and its limits |
-//! | `stream`, `links` | sockets; all connections of one thread |
+//! | `stream`, `links` | sockets; all connections of one thread ([`Links`], for other servers too) |
 //! | `conversation` | one blocking connection between two commands |
 //! | `timers`, `poller` | what happens later; sleeping and being woken |
 //! | `directory` | the trait, the server (state machine and shell), the client, the local one |
@@ -41,13 +41,14 @@ mod types;
 pub use conversation::{Conversation, Reception};
 pub use error::Error;
 pub use key::{JobKey, KEY_LEN};
-pub use links::HANDSHAKE_TIME;
+pub use links::{Event as LinkEvent, HANDSHAKE_TIME, LinkError, LinkId, Links};
 pub use message::{
     MAX_COVERS, MAX_DEVICE_NAME, MAX_KEY_DEVICES, MAX_MOVED, MAX_NOTE, MAX_NOTE_NAME, MAX_ORDERED,
     MAX_REASON, MAX_SOCKET_PATH, MAX_STEPS, MAX_TCP_ADDRESSES,
 };
 pub use poller::Ready;
 pub use service::{Done, Fetched, Handle, Job, OnReady, Owner, Service, ServiceConfig, Watch};
-pub(crate) use session::{OPENING, OVERHEAD, Received, Session, SessionError};
+pub use session::SessionError;
+pub(crate) use session::{OPENING, OVERHEAD, Received, Session};
 pub use stream::{Endpoint, PrivateDir};
 pub use types::*;

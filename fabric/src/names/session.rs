@@ -50,19 +50,26 @@ pub(crate) enum Refusal {
 
 /// Why a session can't go on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub(crate) enum SessionError {
+pub enum SessionError {
+    /// It was made with another key.
     #[error("it does not hold the same job key")]
     KeyMismatch,
+    /// Its listener has as many connections as it takes.
     #[error("it has no room for another connection")]
     Full,
+    /// It speaks this version of the protocol.
     #[error("it speaks version {0} of the control protocol, this process version {VERSION}")]
     Version(u8),
+    /// A frame of this length cannot be.
     #[error("it sent a frame of {0} bytes, which is out of bounds")]
     Frame(usize),
+    /// A frame that was not made by the other end.
     #[error("it sent a frame that does not authenticate")]
     Forged,
+    /// A message of our own, of this length.
     #[error("a message of {0} bytes is too large to send")]
     TooLarge(usize),
+    /// The cipher could not be used.
     #[error("the cipher failed")]
     Cipher,
 }

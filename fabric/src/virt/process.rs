@@ -11,8 +11,7 @@ use crate::error::{Error, Result};
 use crate::names::directory::LocalDirectory;
 use crate::names::env::JobEnvironment;
 use crate::names::{
-    self, Done, Fetch, Grant, Handle, JobKey, Order, ProcessId, Record, Relocated, Service,
-    ServiceConfig,
+    Done, Fetch, Grant, Handle, JobKey, Order, ProcessId, Record, Relocated, Service, ServiceConfig,
 };
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -37,7 +36,7 @@ impl Process {
     /// Where the job key cannot be read or does not match, where the directory cannot be reached, or
     /// where a live process has this number.
     pub fn join(told: &JobEnvironment) -> Result<Self> {
-        Self::start(told.service().map_err(refused)?)
+        Self::start(told.service()?)
     }
 
     /// Joins a job by another way than a launcher's environment.
@@ -53,14 +52,14 @@ impl Process {
     /// # Errors
     /// Where no file descriptor is left.
     pub fn standalone() -> Result<Self> {
-        let key = JobKey::generate().map_err(refused)?;
-        let directory = LocalDirectory::new(key.job_id()).map_err(refused)?;
+        let key = JobKey::generate()?;
+        let directory = LocalDirectory::new(key.job_id())?;
         Self::member(ServiceConfig::new(Box::new(directory), key), true)
     }
 
     fn member(config: ServiceConfig, alone: bool) -> Result<Self> {
         let core = Core::new();
-        let service = Service::start(config, core.owner()).map_err(refused)?;
+        let service = Service::start(config, core.owner())?;
         core.joined(Arc::new(Member { service: Handle::clone(&service), alone }));
         Ok(Process { core, service })
     }
@@ -101,7 +100,12 @@ impl Process {
     /// # Errors
     /// Where the name or the note is longer than a note may be.
     pub fn publish(&self, name: &str, note: &[u8]) -> Result<()> {
-        self.service.publish_note(name, note).map_err(refused)
+        Ok(self.service.publish_note(name, note)?)
+    }
+
+    /// Takes a note back: who fetches it from now on waits for another of that name.
+    pub fn withdraw(&self, name: &str) {
+        self.service.withdraw_note(name);
     }
 
     /// Tells `peer` to take all its contexts to the device of that name, and waits until it has.
@@ -118,7 +122,7 @@ impl Process {
         let ticket = RandomState::new().hash_one(device);
         loop {
             let what = Fetch::Relocate { ticket, device: device.to_owned() };
-            match self.service.fetch_wait(peer, what, deadline).map_err(refused)? {
+            match self.service.fetch_wait(peer, what, deadline)? {
                 Record::Order(Order::Done(moves)) => return Ok(moves),
                 Record::Order(Order::Failed(why)) => {
                     return Err(Error::new(libc::ECANCELED, format!("{peer}: {why}")));
@@ -150,7 +154,7 @@ impl Process {
                 libc::EPROTO,
                 format!("{peer} answered with something else than the note {name:?}"),
             )),
-            Err(error) => Err(refused(error)),
+            Err(error) => Err(error.into()),
         }
     }
 }
@@ -185,26 +189,6 @@ impl Resolver for Member {
     fn run_soon(&self, job: Box<dyn FnOnce() + Send>) {
         self.service.run(job);
     }
-}
-
-/// An error of the control path, with the errno that says the same.
-pub(super) fn refused(error: names::Error) -> Error {
-    use names::Error as E;
-    let errno = match &error {
-        E::System { errno, .. } => *errno as i32,
-        E::KeyFile { .. } | E::KeyMismatch { .. } | E::SocketDirectory { .. } => libc::EACCES,
-        E::Taken { .. } => libc::EADDRINUSE,
-        E::AlreadyAlive { .. } => libc::EEXIST,
-        E::NoDescriptors { .. } => libc::EMFILE,
-        E::Environment { .. } | E::Endpoint { .. } | E::Limit { .. } => libc::EINVAL,
-        E::Gone { .. } | E::Unreachable { .. } => libc::EHOSTUNREACH,
-        E::NotYet { .. } | E::Deadline { .. } => libc::ETIMEDOUT,
-        E::Unknown { .. } => libc::ENOENT,
-        E::Busy { .. } => libc::EBUSY,
-        E::OnServiceThread { .. } => libc::EDEADLK,
-        E::Directory { .. } | E::Stopped => libc::EIO,
-    };
-    Error::new(errno, error.to_string())
 }
 
 #[cfg(test)]

@@ -1,14 +1,13 @@
-//! Virtual time, and what is going to happen.
+//! What is going to happen.
 //!
 //! Events of one channel (packets of one direction, messages between two processes) happen in the
 //! order in which they were made; those of different channels in any. A run by seed takes the
 //! earliest; an exhaustive one goes on from every first event of a channel.
 
 use super::device::{Packet, Response};
+use super::schedule::Schedule;
+pub(super) use super::schedule::Time;
 use super::shell::Letter;
-
-/// Virtual time in microseconds.
-pub(super) type Time = u64;
 
 /// Something that is going to happen.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -37,6 +36,10 @@ pub(super) enum Event {
     Move(usize),
     /// A process whose shared receives may have vanished is to create their queue anew.
     Anew(usize),
+    /// A process is to stand still for a moment.
+    Hold(usize),
+    /// That moment is over.
+    EndHold(usize),
     /// A process dies.
     Death(usize),
     /// The device of a process dies.
@@ -74,37 +77,16 @@ impl Event {
             Event::Fatal(at) => (14, *at, 0),
             Event::Noticed { by, dead } => (15, *by, *dead),
             Event::Anew(at) => (16, *at, 0),
+            Event::Hold(at) => (17, *at, 0),
+            Event::EndHold(at) => (18, *at, 0),
         }
     }
 }
 
-#[derive(Clone, Debug)]
-struct Pending {
-    at: Time,
-    order: u64,
-    event: Event,
-}
+/// All that is going to happen.
+pub(super) type Queue = Schedule<Event>;
 
-/// All that is going to happen. There are some tens of events: a list is fast enough.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Queue {
-    pending: Vec<Pending>,
-    order: u64,
-}
-
-impl Queue {
-    pub(super) fn push(&mut self, at: Time, event: Event) {
-        self.order += 1;
-        self.pending.push(Pending { at, order: self.order, event });
-    }
-
-    /// The earliest event, out of the queue.
-    pub(super) fn pop(&mut self) -> Option<(Time, Event)> {
-        let first = self.pending.iter().enumerate().min_by_key(|(_, it)| (it.at, it.order))?.0;
-        let Pending { at, event, .. } = self.pending.swap_remove(first);
-        Some((at, event))
-    }
-
+impl Schedule<Event> {
     pub(super) fn has(&self, wanted: &Event) -> bool {
         self.pending.iter().any(|it| it.event == *wanted)
     }

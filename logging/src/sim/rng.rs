@@ -3,10 +3,12 @@
 
 /// A generator.
 #[derive(Clone, Debug)]
-pub(super) struct Rng([u64; 4]);
+pub struct Rng([u64; 4]);
 
 impl Rng {
-    pub(super) fn new(seed: u64) -> Self {
+    /// The generator of a seed.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
         let mut state = seed;
         Rng(std::array::from_fn(|_| {
             state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -17,7 +19,10 @@ impl Rng {
         }))
     }
 
-    pub(super) fn next(&mut self) -> u64 {
+    /// Any number.
+    // It is no iterator: it has no end.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> u64 {
         let s = &mut self.0;
         let result = s[1].wrapping_mul(5).rotate_left(7).wrapping_mul(9);
         let t = s[1] << 17;
@@ -30,21 +35,32 @@ impl Rng {
         result
     }
 
-    /// Below `n`, which is not 0. (The bias of a remainder does not matter here.)
-    pub(super) fn below(&mut self, n: u64) -> u64 {
+    /// Below `n`. (The bias of a remainder does not matter here.)
+    ///
+    /// # Panics
+    /// Where `n` is 0.
+    pub fn below(&mut self, n: u64) -> u64 {
         (self.next() >> 16) % n
     }
 
-    pub(super) fn between(&mut self, from: u64, to: u64) -> u64 {
+    /// From `from` to `to`, both included.
+    ///
+    /// # Panics
+    /// Where `to` is smaller.
+    pub fn between(&mut self, from: u64, to: u64) -> u64 {
         from + self.below(to - from + 1)
     }
 
     /// True so many times in a thousand.
-    pub(super) fn permille(&mut self, n: u32) -> bool {
+    pub fn permille(&mut self, n: u32) -> bool {
         n > 0 && self.below(1000) < u64::from(n)
     }
 
-    pub(super) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+    /// One of these.
+    ///
+    /// # Panics
+    /// Where there are none.
+    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len() as u64) as usize]
     }
 }

@@ -3,6 +3,7 @@
 use super::damaged::{Damaged, Part, Why};
 use super::geometry::Geometry;
 use super::tables::PageTable;
+use crate::epoch::Epoch;
 use crate::{Error, Layout, PAGE, Result};
 use sojourn_fabric::names::{Incarnation, ProcessId};
 use zerocopy::little_endian::{U32, U64};
@@ -10,7 +11,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligne
 
 /// Of the format that is written and read here.
 pub const VERSION: u32 = 1;
-/// The largest number of an epoch: it has to fit beside a flag in 32 bits. One each second lasts 68 years.
+/// The largest count of an epoch ([`Epoch::count`]): it has to fit beside a flag in 32 bits. One each second lasts 68 years.
 pub const MAX_EPOCH: u64 = (1 << 31) - 1;
 /// Where in a slot the word is: the last cache line of the header's page, which nobody else writes with it.
 pub const WORD_AT: usize = PAGE - 64;
@@ -29,7 +30,7 @@ pub struct Stamp {
     pub process: ProcessId,
     /// Its incarnation when it wrote this.
     pub incarnation: Incarnation,
-    /// The number of the epoch, 1 to [`MAX_EPOCH`].
+    /// The number of the epoch, as in [`Epoch`]: its count is 1 to [`MAX_EPOCH`].
     pub epoch: u64,
     /// When the process was paused for it: nanoseconds since 1970.
     pub paused_at: u64,
@@ -69,7 +70,7 @@ impl HeaderPage {
     /// The header of an epoch. Its word is 0: who writes the slot puts it there at the end.
     ///
     /// # Errors
-    /// `EINVAL` for an epoch that is not 1 to [`MAX_EPOCH`], a page table that is not of this layout, and
+    /// `EINVAL` for an epoch whose count is not 1 to [`MAX_EPOCH`], a page table that is not of this layout, and
     /// anything that `geometry` has no room for.
     pub fn new(
         stamp: &Stamp,
@@ -78,7 +79,7 @@ impl HeaderPage {
         pages: &PageTable,
         windows: &[u8],
     ) -> Result<HeaderPage> {
-        if !(1..=MAX_EPOCH).contains(&stamp.epoch) {
+        if !(1..=MAX_EPOCH).contains(&Epoch(stamp.epoch).count()) {
             let epoch = stamp.epoch;
             return Err(Error::invalid(format!("epoch {epoch}: numbers are 1 to {MAX_EPOCH}")));
         }
@@ -161,7 +162,7 @@ impl HeaderPage {
         if found != expected {
             return Err(Damaged::new(Part::Header, 0, Why::Checksum { found, expected }));
         }
-        if !(1..=MAX_EPOCH).contains(&self.epoch.get()) {
+        if !(1..=MAX_EPOCH).contains(&Epoch(self.epoch.get()).count()) {
             return Err(nonsense(format!("there is no epoch {}", self.epoch)));
         }
         if self.word != self.epoch {

@@ -4,6 +4,7 @@ use super::damaged::{Damaged, Part, Why};
 use super::geometry::Geometry;
 use super::header::{Header, HeaderPage, Stamp, WORD_AT};
 use super::tables::{AREA_BYTES, PageTable, check_entries, decode_areas};
+use crate::epoch::Epoch;
 use crate::{Layout, PAGE, Result};
 use std::ops::Range;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -88,10 +89,12 @@ impl Slot {
         let mut pages = PageTable::room(header.chunks);
         read(source, Part::Pages, geometry.pages_at(), pages.as_mut_bytes())?;
         checksum(Part::Pages, geometry.pages_at(), pages.as_bytes(), header.pages_crc)?;
-        check_entries(&pages, &layout, header.stamp.epoch).map_err(|(chunk, what)| {
-            let at = geometry.entries_at(chunk..chunk + 1).start;
-            Damaged::nonsense(Part::Pages, at, what)
-        })?;
+        check_entries(&pages, &layout, Epoch(header.stamp.epoch).count()).map_err(
+            |(chunk, what)| {
+                let at = geometry.entries_at(chunk..chunk + 1).start;
+                Damaged::nonsense(Part::Pages, at, what)
+            },
+        )?;
 
         let mut windows = vec![0; header.windows];
         read(source, Part::Windows, geometry.windows_at(), &mut windows)?;

@@ -70,7 +70,7 @@ pub struct PageEntry {
 }
 
 impl PageEntry {
-    /// Of a chunk with these bytes, whose content last changed in epoch `changed`.
+    /// Of a chunk with these bytes, whose content last changed in the epoch of count `changed`.
     ///
     /// It says whether they are all zero: then they need not be sent.
     ///

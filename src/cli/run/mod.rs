@@ -64,6 +64,11 @@ pub(crate) struct RunArgs {
     /// End the job, with status 124, when it takes longer
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     timeout: Option<Duration>,
+    /// Start a rank that dies by a signal anew, so many times in all, in place of ending the job
+    ///
+    /// The program must know how to go on: the new process takes the rank of the dead one, and has none of its memory.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    restarts: u32,
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     program: Vec<OsString>,
@@ -113,6 +118,7 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
         device: args.device.as_deref().or(device.as_deref()),
         place,
         timeout: args.timeout,
+        restarts: args.restarts,
         program: &program,
         arguments: &args.program[1..],
         environment: &[],
@@ -147,6 +153,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) place: Place<'a>,
     /// How long the job may take.
     pub(crate) timeout: Option<Duration>,
+    /// How many times a rank that dies by a signal is started anew.
+    pub(crate) restarts: u32,
     /// The program's file.
     pub(crate) program: &'a Path,
     /// Its arguments.
@@ -188,7 +196,7 @@ impl Launch<'_> {
             .iter()
             .map(|&rank| (rank, self.command(rank, &directory, &key_file)))
             .collect();
-        supervise::supervise(signals, commands, self.timeout, sink)
+        supervise::supervise(signals, commands, self.restarts, self.timeout, sink)
     }
 
     fn key(&self, scratch: &Path) -> Outcome<(PathBuf, JobKey)> {
@@ -232,8 +240,9 @@ impl Launch<'_> {
     }
 
     fn check_descriptors(&self) -> Outcome {
-        let need =
-            OWN_DESCRIPTORS + DESCRIPTORS_PER_RANK * self.ranks.len() as u64 + u64::from(self.size);
+        let need = OWN_DESCRIPTORS
+            + DESCRIPTORS_PER_RANK * (self.ranks.len() as u64 + u64::from(self.restarts))
+            + u64::from(self.size);
         let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).doing("reading RLIMIT_NOFILE")?;
         if need <= limit {
             return Ok(());

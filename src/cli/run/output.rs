@@ -9,6 +9,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 
 /// A line is handed on in pieces of this many bytes: a rank that never ends its line does not fill
@@ -135,38 +136,47 @@ impl Source {
 /// The thread that reads.
 pub(super) struct Pump {
     thread: JoinHandle<Box<dyn Sink>>,
-    stop: PipeWriter,
+    tell: PipeWriter,
+    more: Sender<Source>,
     done: PipeReader,
 }
 
 impl Pump {
     /// Starts reading.
     pub(super) fn start(sources: Vec<Source>, mut sink: Box<dyn Sink>) -> io::Result<Self> {
-        let (stopped, stop) = io::pipe()?;
+        let (told, tell) = io::pipe()?;
         let (done, finished) = io::pipe()?;
+        let (more, new) = mpsc::channel();
         let thread = std::thread::Builder::new().name("output".to_owned()).spawn(move || {
             let _finished = finished;
-            pump(sources, &stopped, &mut *sink);
+            pump(sources, &told, &new, &mut *sink);
             sink
         })?;
-        Ok(Pump { thread, stop, done })
+        Ok(Pump { thread, tell, more, done })
+    }
+
+    /// Reads this too.
+    pub(super) fn add(&mut self, source: Source) -> io::Result<()> {
+        self.more.send(source).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+        self.tell.write_all(&[0])
     }
 
     /// Asks for an end once what is in the pipes now has been read: a descendant that escaped its
     /// rank may hold a pipe open for ever. The descriptor that is returned hangs up when all is
     /// written.
     pub(super) fn finish(self) -> (PipeReader, JoinHandle<Box<dyn Sink>>) {
-        drop(self.stop);
+        drop(self.tell);
         (self.done, self.thread)
     }
 }
 
-fn pump(mut sources: Vec<Source>, stopped: &PipeReader, sink: &mut dyn Sink) {
+fn pump(mut sources: Vec<Source>, told: &PipeReader, new: &Receiver<Source>, sink: &mut dyn Sink) {
     let mut buffer = vec![0; READ];
     let mut stopping = false;
-    while !sources.is_empty() {
+    // Where all pipes have closed, a rank may still be started anew.
+    while !(stopping && sources.is_empty()) {
         if !stopping {
-            match wait(&sources, stopped) {
+            match wait(&sources, told) {
                 Ok(stop) => stopping = stop,
                 Err(errno) => {
                     tracing::warn!("the output of the ranks is lost: poll: {errno}");
@@ -174,6 +184,7 @@ fn pump(mut sources: Vec<Source>, stopped: &PipeReader, sink: &mut dyn Sink) {
                 }
             }
         }
+        sources.extend(new.try_iter());
         let mut more = false;
         sources.retain_mut(|source| match source.turn(&mut buffer, sink) {
             Some(again) => {
@@ -200,19 +211,25 @@ fn pump(mut sources: Vec<Source>, stopped: &PipeReader, sink: &mut dyn Sink) {
     }
 }
 
-/// Waits until there is something to read; true when the launcher wants an end.
-fn wait(sources: &[Source], stopped: &PipeReader) -> Result<bool, Errno> {
+/// Waits until there is something to read, or a source more; true when the launcher wants an end.
+fn wait(sources: &[Source], mut told: &PipeReader) -> Result<bool, Errno> {
     let mut fds: Vec<PollFd<'_>> =
         sources.iter().map(|source| PollFd::new(source.pipe.as_fd(), PollFlags::POLLIN)).collect();
-    fds.push(PollFd::new(stopped.as_fd(), PollFlags::POLLIN));
+    fds.push(PollFd::new(told.as_fd(), PollFlags::POLLIN));
     loop {
         match poll(&mut fds, PollTimeout::NONE) {
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno),
-            Ok(_) => {
-                let stop = fds.last().and_then(|fd| fd.any()).unwrap_or(false);
-                return Ok(stop);
+            Ok(_) if fds.last().and_then(PollFd::any) == Some(true) => {
+                // A byte for each source more, and the end of the pipe for the end.
+                let mut bytes = [0; 16];
+                return match told.read(&mut bytes) {
+                    Ok(n) => Ok(n == 0),
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(false),
+                    Err(error) => Err(Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))),
+                };
             }
+            Ok(_) => return Ok(false),
         }
     }
 }
@@ -220,7 +237,6 @@ fn wait(sources: &[Source], stopped: &PipeReader) -> Result<bool, Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::mpsc;
     use std::time::Duration;
 
     struct Lines(mpsc::Sender<(u32, Stream, Vec<u8>)>);
@@ -242,7 +258,7 @@ mod tests {
     fn lines_come_whole_however_they_were_written() {
         let (tx, rx) = mpsc::channel();
         let ((mut a, from_a), (mut b, from_b)) = (source(0), source(1));
-        let pump = Pump::start(vec![from_a, from_b], Box::new(Lines(tx))).unwrap();
+        let mut pump = Pump::start(vec![from_a, from_b], Box::new(Lines(tx))).unwrap();
         a.write_all(b"one ").unwrap();
         b.write_all(b"other\n").unwrap();
         assert_eq!(rx.recv_timeout(PATIENCE).unwrap(), (1, Stream::Out, b"other".to_vec()));
@@ -251,6 +267,10 @@ mod tests {
         assert_eq!(rx.recv_timeout(PATIENCE).unwrap().2, b"");
         drop((a, b));
         assert_eq!(rx.recv_timeout(PATIENCE).unwrap().2, b"last");
+        let (mut c, from_c) = source(2);
+        pump.add(from_c).unwrap();
+        c.write_all(b"one more\n").unwrap();
+        assert_eq!(rx.recv_timeout(PATIENCE).unwrap().2, b"one more");
         pump.finish().1.join().unwrap();
     }
 

@@ -1,7 +1,7 @@
 //! The ranks of one launcher, from their start to the end of the last.
 //!
 //! One thread waits on a signalfd: for the ends of ranks (SIGCHLD), for signals that end the job,
-//! for its deadlines. No rank is reaped before all have ended: until then its process id stays
+//! for its deadlines. A rank that dies by a signal may be started anew. No rank is reaped before all have ended: until then its process id stays
 //! reserved, so that no peer's `process_vm_writev` and no signal of ours ever meets a stranger.
 
 use super::output::{Pump, Sink, Source, Stream};
@@ -117,6 +117,12 @@ struct Rank {
     ended: Option<WaitStatus>,
 }
 
+/// What is left of the times that a rank may be started anew, and what starts each.
+struct Restarts {
+    left: u32,
+    commands: Vec<(u32, Command)>,
+}
+
 impl Rank {
     fn pid(&self) -> Pid {
         Pid::from_raw(self.child.id().cast_signed())
@@ -127,6 +133,20 @@ impl Rank {
 struct Ranks(Vec<Rank>);
 
 impl Ranks {
+    /// Starts a rank, and returns what it prints on.
+    fn start(&mut self, rank: u32, command: &mut Command) -> Outcome<Vec<Source>> {
+        let doing = format!("starting rank {rank} ({})", command.get_program().to_string_lossy());
+        let mut child = program::start(command).doing(&doing)?;
+        let (out, err) = (child.stdout.take(), child.stderr.take());
+        self.0.push(Rank { rank, child, ended: None });
+        let mut sources = Vec::new();
+        if let (Some(out), Some(err)) = (out, err) {
+            sources.push(Source::new(rank, Stream::Out, out).doing(&doing)?);
+            sources.push(Source::new(rank, Stream::Err, err).doing(&doing)?);
+        }
+        Ok(sources)
+    }
+
     /// Sends `signal` to every rank, and all that it started, where the rank itself has not ended.
     fn signal(&self, signal: Signal) {
         for rank in self.0.iter().filter(|rank| rank.ended.is_none()) {
@@ -175,24 +195,19 @@ impl Drop for Ranks {
 /// that started them (`PR_SET_PDEATHSIG`).
 pub(super) fn supervise(
     signals: &Signals,
-    commands: Vec<(u32, Command)>,
+    mut commands: Vec<(u32, Command)>,
+    restarts: u32,
     timeout: Option<Duration>,
     sink: Box<dyn Sink>,
 ) -> Outcome<(End, Box<dyn Sink>)> {
     let mut ranks = Ranks(Vec::with_capacity(commands.len()));
     let mut sources = Vec::with_capacity(2 * commands.len());
-    for (rank, mut command) in commands {
-        let doing = format!("starting rank {rank} ({})", command.get_program().to_string_lossy());
-        let mut child = program::start(&mut command).doing(&doing)?;
-        let (out, err) = (child.stdout.take(), child.stderr.take());
-        ranks.0.push(Rank { rank, child, ended: None });
-        if let (Some(out), Some(err)) = (out, err) {
-            sources.push(Source::new(rank, Stream::Out, out).doing(&doing)?);
-            sources.push(Source::new(rank, Stream::Err, err).doing(&doing)?);
-        }
+    for (rank, command) in &mut commands {
+        sources.extend(ranks.start(*rank, command)?);
     }
-    let pump = Pump::start(sources, sink).doing("starting the output thread")?;
-    let end = watch(signals, &mut ranks, timeout)?;
+    let mut pump = Pump::start(sources, sink).doing("starting the output thread")?;
+    let restarts = Restarts { left: restarts, commands };
+    let end = watch(signals, &mut ranks, restarts, &mut pump, timeout)?;
     // Ends what the ranks have left behind, so that nothing more comes; reaps.
     drop(ranks);
     let (done, thread) = pump.finish();
@@ -218,7 +233,13 @@ fn hung_up(pipe: &PipeReader) -> bool {
 }
 
 /// Waits for the end of every rank, and brings it about once one has failed.
-fn watch(signals: &Signals, ranks: &mut Ranks, timeout: Option<Duration>) -> Outcome<End> {
+fn watch(
+    signals: &Signals,
+    ranks: &mut Ranks,
+    mut restarts: Restarts,
+    pump: &mut Pump,
+    timeout: Option<Duration>,
+) -> Outcome<End> {
     let mut deadline = timeout.map(|timeout| Instant::now() + timeout);
     let mut end = End::Success;
     let mut phase = Phase::Running;
@@ -241,7 +262,12 @@ fn watch(signals: &Signals, ranks: &mut Ranks, timeout: Option<Duration>) -> Out
             let failed = match status {
                 WaitStatus::Exited(_, 0) => continue,
                 WaitStatus::Exited(_, status) => End::Rank(rank, status),
-                WaitStatus::Signaled(_, signal, _) => End::Killed(rank, signal),
+                WaitStatus::Signaled(_, signal, _) => {
+                    if phase == Phase::Running && restarts.again(rank, signal, ranks, pump)? {
+                        continue;
+                    }
+                    End::Killed(rank, signal)
+                }
                 _ => continue,
             };
             match (reason, failed) {
@@ -286,6 +312,33 @@ fn watch(signals: &Signals, ranks: &mut Ranks, timeout: Option<Duration>) -> Out
             return Ok(end);
         }
         signals.wait(None, deadline)?;
+    }
+}
+
+impl Restarts {
+    /// Starts a rank anew, where that may still be done. Whatever it had started itself is ended first.
+    fn again(
+        &mut self,
+        rank: u32,
+        signal: Signal,
+        ranks: &mut Ranks,
+        pump: &mut Pump,
+    ) -> Outcome<bool> {
+        let command = self.commands.iter_mut().find(|(number, _)| *number == rank);
+        let Some((_, command)) = command.filter(|_| self.left > 0) else { return Ok(false) };
+        self.left -= 1;
+        for life in ranks.0.iter().filter(|life| life.rank == rank) {
+            let _ = killpg(life.pid(), Signal::SIGKILL);
+        }
+        eprintln!(
+            "sojourn: rank {rank} ended by signal {} ({}); starting it anew",
+            signal as i32,
+            signal.as_str()
+        );
+        for source in ranks.start(rank, command)? {
+            pump.add(source).doing("reading what a rank prints")?;
+        }
+        Ok(true)
     }
 }
 

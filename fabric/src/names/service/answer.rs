@@ -89,6 +89,11 @@ impl Answers {
         self.notes.insert(name, note);
     }
 
+    /// Nobody gets that note any more.
+    pub(super) fn withdraw(&mut self, name: &str) {
+        self.notes.remove(name);
+    }
+
     /// Something happened on a connection that a peer made.
     pub(super) fn event(&mut self, event: Event, links: &mut Links, now: Instant) {
         match event {

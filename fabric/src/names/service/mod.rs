@@ -163,6 +163,7 @@ struct Shared {
 enum Command {
     Fetch { peer: ProcessId, what: Fetch, deadline: Instant, done: Reply },
     Publish { name: String, note: Vec<u8> },
+    Withdraw { name: String },
     Run(Job),
     Later(Instant, Job),
     Watch { token: u64, fd: Arc<dyn AsFd + Send + Sync>, call: OnReady },
@@ -231,6 +232,11 @@ impl Handle {
         limit("the length of a note", note.len(), MAX_NOTE)?;
         self.send(Command::Publish { name: name.into(), note: note.into() });
         Ok(())
+    }
+
+    /// Takes a note back: who fetches it from now on waits for another of that name.
+    pub fn withdraw_note(&self, name: &str) {
+        self.send(Command::Withdraw { name: name.into() });
     }
 
     /// Runs a closure on the service thread, soon. It is dropped unrun if the service stops first.

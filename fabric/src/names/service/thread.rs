@@ -88,6 +88,7 @@ impl Thread {
                 self.fetches.fetch(peer, what, deadline, done, io);
             }
             Command::Publish { name, note } => self.answers.publish(name, note, &mut self.links),
+            Command::Withdraw { name } => self.answers.withdraw(&name),
             Command::Run(job) => job(),
             Command::Later(at, job) => {
                 self.later.set(at, job);

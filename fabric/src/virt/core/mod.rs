@@ -62,7 +62,7 @@ mod translation;
 mod underlay;
 
 pub use policy::{Evidence, Outstanding, Policy};
-pub use remap::{Cause, Failover, Phase, Relocation};
+pub use remap::{Cause, Failover, Phase, Relocation, Suspension};
 pub use resolve::{Answer, Resolver};
 pub use retain::{
     Cut, Gap, Message, RetainedConnection, RetainedMessage, RetainedMessages, Retention, Spill,
@@ -75,6 +75,7 @@ use crate::error::{Error, Result};
 use crate::names::{Owner, ProcessId};
 use std::any::Any;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 // A physical `wr_id`: kind (8 bits), number of the queue pair or SRQ (24), receive (1), sequence
 // in the window or slot (31).
@@ -143,6 +144,14 @@ pub fn relocate(
     let moved = remap::relocate(&context, device, Cause::Asked)?;
     context.note_move(moved.clone());
     Ok(moved)
+}
+
+/// Makes a virtual context stand still: see [`Context::suspend`](super::Context::suspend).
+///
+/// # Errors
+/// `EOPNOTSUPP` where `context` is not one of virtual verbs; and as that says.
+pub fn suspend(context: &Arc<dyn DeviceContext>, deadline: Instant) -> Result<Suspension> {
+    remap::suspend(&virtual_context(context)?, deadline)
 }
 
 /// The moves that a virtual context has made, the last [`MAX_MOVES_KEPT`] of them: those that were

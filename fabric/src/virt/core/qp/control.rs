@@ -7,7 +7,6 @@ use crate::error::{Error, Result};
 use crate::names::{self, Fetch, PhysicalEnd, ProcessId, Record, RecordWord};
 use crate::virt::core::lock_mutex;
 use crate::virt::core::underlay::{NO_SUCH_QPN, Underlay};
-use crate::virt::process::refused;
 use sojourn_logging::Start;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -79,6 +78,15 @@ pub(super) struct Connection {
 impl QpCore {
     pub(super) fn modify(&self, attr: &QpAttr, mask: u32) -> Result<()> {
         let _settled = self.pd.context.settled();
+        if self.pd.context.is_held() {
+            return Err(Error::new(
+                libc::EBUSY,
+                format!(
+                    "queue pair {:#x} cannot be changed while its context is suspended: end that first",
+                    self.qpn
+                ),
+            ));
+        }
         // It ends as verbs have it end, or begins anew: nobody need look for another path.
         if mask & qp_mask::STATE != 0 && matches!(attr.qp_state, qp_state::ERR | qp_state::RESET) {
             self.is_ending.store(true, Ordering::Release);
@@ -308,7 +316,7 @@ impl QpCore {
                 libc::EPROTO,
                 format!("{process} answered something else when asked for queue pair {dest:#x}"),
             )),
-            Err(error) => Err(refused(error).context(format_args!(
+            Err(error) => Err(Error::from(error).context(format_args!(
                 "connecting queue pair {:#x} to queue pair {dest:#x} of {process}",
                 self.qpn
             ))),

@@ -17,6 +17,7 @@
 //! | `fresh` | the new physical queue pair, made and connected before the blackout |
 //! | `late` | receives that succeed falsely at ERR |
 //! | `mend` | paths that fail around a move |
+//! | `still` | holds: stop, and go on |
 //!
 //! Called by the shells of the re-map, on any thread. A step that needs all completions to have been
 //! taken says so: the caller harvests, once for many queue pairs.
@@ -25,6 +26,7 @@ mod fresh;
 mod late;
 mod mend;
 mod status;
+mod still;
 
 pub(in crate::virt::core) use self::fresh::Fresh;
 use self::late::Late;

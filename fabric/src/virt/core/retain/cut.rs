@@ -12,7 +12,6 @@ use crate::error::{Error, Result};
 use crate::names::{self, Consumed, Cover, Fetch, MAX_COVERS, ProcessId};
 use crate::virt::core::context::VirtualContext;
 use crate::virt::core::lock_mutex;
-use crate::virt::process::refused;
 use crossbeam_channel::unbounded;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -194,7 +193,7 @@ impl Cut {
                     Err(error) => {
                         let gone = covers.drain(..).filter(is_gone).map(|cover| (peer, cover));
                         self.gone.extend(gone);
-                        let error = refused(error)
+                        let error = Error::from(error)
                             .context(format_args!("telling {peer} of a committed epoch"));
                         failed.get_or_insert(error);
                     }

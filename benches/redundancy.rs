@@ -1,0 +1,134 @@
+//! Parity over the images of a group: XOR against reading the same memory, and Reed–Solomon against the
+//! library that computes it, called alone on the same stripes. GB/s are of the images' bytes.
+
+use criterion::{BenchmarkId, Criterion, Throughput};
+use reed_solomon_simd::{ReedSolomonDecoder, ReedSolomonEncoder};
+use sojourn_snapshot::redundancy::code::STRIPE;
+use sojourn_snapshot::redundancy::{Code, Scheme};
+use std::hint::black_box;
+use std::time::Duration;
+
+/// Bytes of each image: all together are more than any cache holds.
+const IMAGE: usize = 32 << 20;
+const SCHEMES: [&str; 5] = ["xor:4", "xor:8", "rs:4+2", "rs:8+2", "rs:8+4"];
+
+struct Group {
+    scheme: Scheme,
+    images: Vec<Vec<u8>>,
+    parity: Vec<Vec<u8>>,
+}
+
+impl Group {
+    fn new(text: &str) -> sojourn_fabric::Result<Self> {
+        let scheme: Scheme = text.parse()?;
+        let image = |i| (0..IMAGE).map(|at| (at * 31 + i * 7 + at / 251) as u8).collect();
+        let images = (0..scheme.group()).map(image).collect();
+        Ok(Group { scheme, images, parity: vec![vec![1; IMAGE]; scheme.parity()] })
+    }
+
+    /// Computes those shares of parity that `wanted` says.
+    fn encode(&mut self, code: &mut Code, wanted: fn(usize) -> bool) {
+        for at in (0..IMAGE).step_by(STRIPE) {
+            let stripe = at..at + STRIPE;
+            let images: Vec<&[u8]> = self.images.iter().map(|it| &it[stripe.clone()]).collect();
+            let parity = self.parity.iter_mut().enumerate().filter(|(i, _)| wanted(*i));
+            let mut parity: Vec<(usize, &mut [u8])> =
+                parity.map(|(i, it)| (i, &mut it[stripe.clone()])).collect();
+            code.encode(&images, &mut parity).expect("a stripe of images");
+        }
+    }
+
+    /// What the library does of it. Parity has to be put where it belongs, else it is in no store; `put`
+    /// false leaves that out.
+    fn encode_alone(&mut self, encoder: &mut ReedSolomonEncoder, put: bool) {
+        for at in (0..IMAGE).step_by(STRIPE) {
+            for image in &self.images {
+                encoder.add_original_shard(&image[at..at + STRIPE]).expect("a stripe");
+            }
+            let made = encoder.encode().expect("all images");
+            for (bytes, place) in made.recovery_iter().zip(&mut self.parity) {
+                black_box(bytes);
+                if put {
+                    place[at..at + STRIPE].copy_from_slice(bytes);
+                }
+            }
+        }
+    }
+
+    /// Rebuilds the first image.
+    fn rebuild(&self, code: &mut Code, into: &mut [u8]) {
+        for at in (0..IMAGE).step_by(STRIPE) {
+            let stripe = at..at + STRIPE;
+            let images = self.images.iter().chain(&self.parity);
+            let mut shares: Vec<Option<&[u8]>> =
+                images.map(|it| Some(&it[stripe.clone()])).collect();
+            shares[0] = None;
+            code.rebuild(&shares, &mut [(0, &mut into[stripe])]).expect("enough shares");
+        }
+    }
+
+    fn rebuild_alone(&self, decoder: &mut ReedSolomonDecoder, into: &mut [u8]) {
+        for at in (0..IMAGE).step_by(STRIPE) {
+            let stripe = at..at + STRIPE;
+            for (i, image) in self.images.iter().enumerate().skip(1) {
+                decoder.add_original_shard(i, &image[stripe.clone()]).expect("a stripe");
+            }
+            decoder.add_recovery_shard(0, &self.parity[0][stripe.clone()]).expect("a stripe");
+            let made = decoder.decode().expect("enough shares");
+            into[stripe].copy_from_slice(made.restored_original(0).expect("it was lost"));
+        }
+    }
+}
+
+/// The fastest that one thread reads the images in.
+fn read(images: &[Vec<u8>]) -> u64 {
+    let word = |eight: &[u8]| eight.try_into().map_or(0, u64::from_le_bytes);
+    images.iter().flat_map(|it| it.chunks_exact(8)).fold(0, |sum, eight| sum ^ word(eight))
+}
+
+fn parity(c: &mut Criterion) -> sojourn_fabric::Result<()> {
+    let mut whole = vec![1; IMAGE];
+    for text in SCHEMES {
+        let mut group = Group::new(text)?;
+        let (members, shares) = (group.images.len(), group.scheme.parity());
+        let mut code = Code::new(group.scheme, members)?;
+        let mut bench = c.benchmark_group(format!("parity, {text}"));
+        bench.throughput(Throughput::Bytes((members * IMAGE) as u64));
+        bench.sample_size(10).measurement_time(Duration::from_secs(1));
+        bench.warm_up_time(Duration::from_millis(300));
+        let id = |what: &str| BenchmarkId::new(what, text);
+        bench.bench_function(id("encode"), |b| b.iter(|| group.encode(&mut code, |_| true)));
+        bench
+            .bench_function(id("rebuild one"), |b| b.iter(|| group.rebuild(&mut code, &mut whole)));
+        assert!(whole == group.images[0], "what was rebuilt is what was lost");
+        if let Scheme::Xor { .. } = group.scheme {
+            bench.bench_function(id("reading alone"), |b| b.iter(|| read(&group.images)));
+        } else {
+            let new = || ReedSolomonEncoder::new(members, shares, STRIPE);
+            let mut alone = new().expect("a code");
+            bench.bench_function(id("encode, library alone"), |b| {
+                b.iter(|| group.encode_alone(&mut alone, true));
+            });
+            bench.bench_function(id("encode one share"), |b| {
+                b.iter(|| group.encode(&mut code, |i| i == 0));
+            });
+            bench.bench_function(id("encode, library alone, put nowhere"), |b| {
+                b.iter(|| group.encode_alone(&mut alone, false));
+            });
+            let new = || ReedSolomonDecoder::new(members, shares, STRIPE);
+            let mut alone = new().expect("a code");
+            bench.bench_function(id("rebuild one, library alone"), |b| {
+                b.iter(|| group.rebuild_alone(&mut alone, &mut whole));
+            });
+        }
+        bench.finish();
+    }
+    Ok(())
+}
+
+fn main() -> sojourn_fabric::Result<()> {
+    let mut criterion = Criterion::default().configure_from_args();
+    parity(&mut criterion)?;
+    criterion.final_summary();
+    Ok(())
+}

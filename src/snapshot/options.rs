@@ -1,0 +1,187 @@
+//! Where a program's snapshots go, and how often: what its launcher says, and what it may say itself.
+
+use crate::{Error, Result};
+use sojourn_fabric::names::{Endpoint, JobKey, env};
+use sojourn_snapshot::Interval;
+use sojourn_snapshot::redundancy::Scheme;
+use sojourn_snapshot::track::Kind;
+use std::path::Path;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// The stores of the job: `NODE=ENDPOINT` or `NODE@DOMAIN=ENDPOINT`, separated by commas. All ranks are told
+/// the same, in the same order.
+pub const STORES: &str = "SOJOURN_STORES";
+/// The file that holds the key of the stores; that of the job, where it is not set.
+pub const STORE_KEY_FILE: &str = "SOJOURN_STORE_KEY_FILE";
+/// The node that this process runs on: a store of that name is not used for it.
+pub const NODE: &str = "SOJOURN_NODE";
+/// How epochs outlive nodes: `copies:2`, `xor:4`, `rs:4+2`.
+pub const REDUNDANCY: &str = "SOJOURN_REDUNDANCY";
+/// Seconds from one epoch to the next.
+pub const INTERVAL: &str = "SOJOURN_EPOCH_SECONDS";
+/// Mean time between failures of the whole job, in seconds; in place of [`INTERVAL`].
+pub const FAILURES: &str = "SOJOURN_FAILURE_SECONDS";
+
+/// From one epoch to the next, where nothing was said.
+const DEFAULT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// One store of the job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreAddress {
+    /// The node that it is on.
+    pub node: String,
+    /// What it may fail together with, if that is known.
+    pub domain: Option<String>,
+    /// Where it listens.
+    pub at: Endpoint,
+}
+
+impl FromStr for StoreAddress {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let refuse = |why: &str| {
+            Error::invalid(format!(
+                "{STORES}: {text:?} {why}; NODE=ENDPOINT is needed, as node7=tcp:10.0.0.7:7400"
+            ))
+        };
+        let (place, at) = text.split_once('=').ok_or_else(|| refuse("has no ="))?;
+        let at = Endpoint::parse(at).map_err(|error| refuse(&format!("({error})")))?;
+        let (node, domain) = match place.split_once('@') {
+            Some((node, domain)) => (node, Some(domain.to_owned())),
+            None => (place, None),
+        };
+        if node.is_empty() || domain.as_ref().is_some_and(String::is_empty) {
+            return Err(refuse("leaves a name empty"));
+        }
+        Ok(StoreAddress { node: node.to_owned(), domain, at })
+    }
+}
+
+/// What snapshots need to know.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The stores of the job, the same and in the same order for every rank.
+    pub stores: Vec<StoreAddress>,
+    /// The key of the stores.
+    pub key: JobKey,
+    /// The node that this process runs on.
+    pub node: String,
+    /// How epochs outlive nodes.
+    pub scheme: Scheme,
+    /// How often [`super::Snapshots::should_checkpoint`] says yes.
+    pub interval: Interval,
+    /// How it is learned what the program has changed; the best that the kernel has, where it is `None`.
+    pub tracking: Option<Kind>,
+    /// Threads that send, each with a queue pair to each store.
+    pub lanes: usize,
+}
+
+impl Options {
+    /// What the environment says; `None` where it names no stores.
+    ///
+    /// # Errors
+    /// `EINVAL` for a variable that makes no sense: the message names it.
+    pub fn from_env() -> Result<Option<Options>> {
+        Options::read(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+    }
+
+    fn read(get: impl Fn(&str) -> Option<String>) -> Result<Option<Options>> {
+        let Some(stores) = get(STORES) else { return Ok(None) };
+        let stores = stores.split(',').map(str::parse).collect::<Result<Vec<_>>>()?;
+        let key_file = get(STORE_KEY_FILE).or_else(|| get(env::KEY_FILE)).ok_or_else(|| {
+            Error::invalid(format!(
+                "{STORES} is set, and neither {STORE_KEY_FILE} nor {}",
+                env::KEY_FILE
+            ))
+        })?;
+        let key = JobKey::read(Path::new(&key_file))
+            .map_err(|error| Error::invalid(error.to_string()))?;
+        let scheme = match get(REDUNDANCY) {
+            Some(text) => text.parse::<Scheme>().map_err(|error| error.context(REDUNDANCY))?,
+            None => Scheme::Copies(1),
+        };
+        let interval = match (seconds(&get, INTERVAL)?, seconds(&get, FAILURES)?) {
+            (Some(_), Some(_)) => {
+                return Err(Error::invalid(format!(
+                    "{INTERVAL} and {FAILURES} are both set: one is enough"
+                )));
+            }
+            (Some(every), None) => Interval::Every(every),
+            (None, Some(failures)) => Interval::Optimal { failures },
+            (None, None) => Interval::Every(DEFAULT_INTERVAL),
+        };
+        let node = get(NODE).unwrap_or_else(hostname);
+        Ok(Some(Options { stores, key, node, scheme, interval, tracking: None, lanes: 1 }))
+    }
+}
+
+fn seconds(get: impl Fn(&str) -> Option<String>, name: &str) -> Result<Option<Duration>> {
+    let Some(text) = get(name) else { return Ok(None) };
+    let number: Option<f64> = text.parse().ok();
+    let refuse = || Error::invalid(format!("{name}={text}: a number of seconds above 0 is needed"));
+    let number = number.filter(|number| *number > 0.0).ok_or_else(refuse)?;
+    Duration::try_from_secs_f64(number).map(Some).map_err(|_| refuse())
+}
+
+fn hostname() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    if name.trim().is_empty() { "localhost".to_owned() } else { name.trim().to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(more: &[(&str, &str)]) -> Result<Option<Options>> {
+        let home = tempfile::tempdir().unwrap();
+        let key = home.path().join("key");
+        JobKey::generate().unwrap().write(&key).unwrap();
+        let key = key.to_str().unwrap().to_owned();
+        Options::read(|name| match more.iter().rev().find(|(other, _)| *other == name) {
+            Some((_, value)) => Some((*value).to_owned()).filter(|value| !value.is_empty()),
+            None if name == STORE_KEY_FILE => Some(key.clone()),
+            None => None,
+        })
+    }
+
+    #[test]
+    fn what_the_environment_says_is_understood() {
+        assert!(read(&[]).unwrap().is_none());
+        let stores = "a=unix:/run/a,b@rack1=tcp:127.0.0.1:7400";
+        let options =
+            read(&[(STORES, stores), (NODE, "a"), (REDUNDANCY, "copies:2")]).unwrap().unwrap();
+        let names: Vec<_> =
+            options.stores.iter().map(|it| (it.node.as_str(), it.domain.as_deref())).collect();
+        assert_eq!(names, [("a", None), ("b", Some("rack1"))]);
+        assert_eq!((options.node.as_str(), options.scheme), ("a", Scheme::Copies(2)));
+        assert_eq!(options.interval, Interval::Every(DEFAULT_INTERVAL));
+        let options = read(&[(STORES, stores), (FAILURES, "3600.5")]).unwrap().unwrap();
+        assert_eq!(
+            options.interval,
+            Interval::Optimal { failures: Duration::from_millis(3_600_500) }
+        );
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_by_name() {
+        let one = (STORES, "a=unix:/run/a");
+        for (variables, words) in [
+            (vec![(STORES, "a")], ["SOJOURN_STORES", "\"a\""]),
+            (vec![(STORES, "a=unix:/x,=unix:/y")], ["SOJOURN_STORES", "empty"]),
+            (vec![(STORES, "a=nowhere")], ["SOJOURN_STORES", "nowhere"]),
+            (vec![one, (REDUNDANCY, "copies:0")], ["SOJOURN_REDUNDANCY", "copies"]),
+            (vec![one, (INTERVAL, "-1")], ["SOJOURN_EPOCH_SECONDS=-1", "above 0"]),
+            (
+                vec![one, (INTERVAL, "1"), (FAILURES, "1")],
+                ["SOJOURN_EPOCH_SECONDS", "one is enough"],
+            ),
+            (vec![one, (STORE_KEY_FILE, "")], ["SOJOURN_STORE_KEY_FILE", "neither"]),
+            (vec![one, (STORE_KEY_FILE, "/no/such/key")], ["/no/such/key", "key"]),
+        ] {
+            let error = read(&variables).unwrap_err().to_string();
+            assert!(words.iter().all(|word| error.contains(word)), "{variables:?}: {error}");
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! The thread that writes the epochs of one rank.
+//!
+//! It drives a [`Session`], and is the decider's hand in this rank: an epoch is committed when all ranks are
+//! complete, and that is what a barrier tells. With it travels whether one had to give the epoch up, and
+//! the call at which the next one is due. Where a barrier is not passed because a rank has died, the
+//! epoch stays in doubt: whoever restores sees from the stores what has become of it.
+
+use super::meeting::{Meeting, Outcome};
+use crate::job::Circle;
+use crate::{Error, Job, Result};
+use sojourn_snapshot::epoch::{Epoch, Open, Order, Term, Word};
+use sojourn_snapshot::session::{EpochReport, Notice, Program, Session};
+use sojourn_snapshot::track::Tracker;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long the program may take to come, from when an epoch was begun ahead of it.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks at a session that waits for something.
+const LOOK: Duration = Duration::from_millis(2);
+/// In the number that ranks meet with: this one has given the epoch up.
+const GIVEN_UP: u64 = 1 << 63;
+
+/// What the thread has.
+pub(super) struct Writer {
+    pub(super) session: Session,
+    pub(super) tracker: Box<dyn Tracker>,
+    pub(super) meeting: Arc<Meeting>,
+    pub(super) job: Job,
+    pub(super) circle: Circle,
+    pub(super) term: Term,
+    /// The last epoch that was dealt.
+    pub(super) last: Epoch,
+}
+
+impl Writer {
+    /// Writes epochs until the program wants no more.
+    pub(super) fn run(mut self) {
+        while self.meeting.begun() {
+            match self.epoch() {
+                Ok(outcome) => self.meeting.finish(outcome),
+                Err(error) => return self.meeting.fail(error),
+            }
+        }
+    }
+
+    /// One epoch.
+    ///
+    /// # Errors
+    /// It is in doubt, and no other can follow.
+    fn epoch(&mut self) -> Result<Outcome> {
+        self.last = self.last.after(self.term);
+        self.order(Word::Begin(self.last));
+        let mut next = None;
+        loop {
+            let notices = {
+                let mut host = Host { tracker: &mut *self.tracker, meeting: &self.meeting };
+                self.session.drive(&mut host)
+            };
+            for notice in notices {
+                match notice {
+                    Notice::Report(report) => {
+                        let complete = Some(Open { epoch: self.last, complete: true });
+                        if report.open == complete && next.is_none() {
+                            next = Some(self.vote(true)?);
+                        }
+                    }
+                    Notice::Committed(report) => return Ok(self.outcome(Ok(report), next)),
+                    Notice::GivenUp(epoch, why) if epoch == self.last => {
+                        if next.is_none() {
+                            next = Some(self.vote(false)?);
+                        }
+                        let text = format!("{epoch} is given up: {why}");
+                        return Ok(self.outcome(Err(Error::new(libc::ECANCELED, text)), next));
+                    }
+                    Notice::GivenUp(..) => {}
+                    // No scheme with parity is asked for.
+                    Notice::Protect(epoch) => self.session.protected(epoch, Ok(())),
+                    Notice::Fenced(newest) => {
+                        let text = format!("another life of this process writes epochs: {newest}");
+                        return Err(Error::new(libc::ESTALE, text));
+                    }
+                }
+            }
+            let soon = Instant::now() + LOOK;
+            let wake = self.session.wake_at().map_or(soon, |at| at.min(soon));
+            std::thread::sleep(wake.saturating_duration_since(Instant::now()));
+        }
+    }
+
+    fn outcome(&self, report: Result<EpochReport>, next: Option<u64>) -> Outcome {
+        Outcome { report, next: next.unwrap_or_default() }
+    }
+
+    /// Meets the others, and carries out what that decides. Returns the call at which the next epoch is due.
+    fn vote(&mut self, complete: bool) -> Result<u64> {
+        let mine = self.meeting.wish() & !GIVEN_UP | if complete { 0 } else { GIVEN_UP };
+        let met = self
+            .job
+            .meet(&self.circle, mine)
+            .map_err(|error| error.context(format_args!("whether {} is committed", self.last)))?;
+        let word = match met & GIVEN_UP {
+            0 => Word::Commit(self.last),
+            _ => Word::Abort(self.last),
+        };
+        self.order(word);
+        Ok(met & !GIVEN_UP)
+    }
+
+    fn order(&mut self, word: Word) {
+        self.session.order(Order { term: self.term, word });
+    }
+}
+
+/// The program, as a session sees it.
+struct Host<'a> {
+    tracker: &'a mut dyn Tracker,
+    meeting: &'a Meeting,
+}
+
+impl Program for Host<'_> {
+    fn collect(&mut self, dirty: &mut dyn FnMut(Range<usize>)) -> Result<()> {
+        self.tracker.collect(dirty)
+    }
+
+    fn pause(&mut self) -> Result<Vec<u8>> {
+        self.meeting.pause(PATIENCE)?;
+        Ok(Vec::new())
+    }
+
+    fn resume(&mut self) {
+        self.meeting.resume();
+    }
+}
