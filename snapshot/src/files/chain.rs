@@ -6,6 +6,7 @@ use super::image::Image;
 use super::io::ReadFile;
 use super::manifest::{Manifest, Member};
 use super::read::{DataFile, damaged};
+use crate::epoch::Epoch;
 use crate::image::{PageTable, Source, Stamp};
 use crate::{Error, Layout, PAGE, Result};
 use std::ops::Range;
@@ -67,7 +68,7 @@ impl Stored {
 
     /// The epochs whose files it is in, from its own down to the full one.
     pub(super) fn epochs(&self) -> impl Iterator<Item = u64> {
-        self.files.iter().map(|file| file.stamp().epoch)
+        self.files.iter().map(|file| Epoch(file.stamp().epoch).count())
     }
 
     /// The paths of these files.
@@ -83,7 +84,7 @@ impl Stored {
     /// Whether an increment on top of it would leave out only what it has: see [`super`].
     pub(super) fn carries(&self, image: &dyn Image) -> bool {
         let top = &self.files[0];
-        let epoch = top.stamp().epoch;
+        let epoch = Epoch(top.stamp().epoch).count();
         // A process that was restored elsewhere may have its memory at other addresses.
         let shape = |layout: &Layout| -> Vec<(u32, usize)> {
             layout.areas().iter().map(|area| (area.id, area.bytes)).collect()
@@ -134,7 +135,7 @@ impl Image for Stored {
             if crc32c::crc32c(room) != entry.crc() {
                 let what = format!(
                     "chunk {chunk} of the image is not the one of epoch {}",
-                    self.stamp().epoch
+                    Epoch(self.stamp().epoch).count()
                 );
                 return Err(named(damaged(what), self.files[index].source()));
             }
@@ -164,7 +165,8 @@ fn open(directory: &Directory, manifest: &Manifest, member: &Member) -> Result<D
     let stored: u64 = file.extents().iter().map(|extent| u64::from(extent.chunks.get())).sum();
     let zeros = file.pages().entries().iter().filter(|entry| entry.is_zero()).count() as u64;
     let differs = [
-        ("epoch", stamp.epoch != manifest.epoch),
+        ("epoch", Epoch(stamp.epoch).count() != manifest.epoch),
+        ("term", Epoch(stamp.epoch).term().0 != manifest.term),
         ("process", stamp.process.0 != member.process),
         ("incarnation", stamp.incarnation.0 != member.incarnation),
         ("time", stamp.paused_at != member.paused_at),

@@ -7,6 +7,7 @@ use super::manifest::{
     MAX_MANIFEST, Manifest, epoch_of, epoch_of_data, job_name, job_of, manifest_name,
 };
 use super::read::damaged;
+use crate::epoch::Epoch;
 use crate::{Error, Result};
 use nix::fcntl::{Flock, FlockArg};
 use std::collections::BTreeSet;
@@ -314,7 +315,7 @@ fn names(dir: &Path) -> Result<Vec<String>> {
 /// `EINVAL` names the process that does not belong.
 pub(super) fn check_images<'a>(
     job: &[u8; 16],
-    epoch: u64,
+    epoch: Epoch,
     images: impl Iterator<Item = &'a dyn Image>,
 ) -> Result<()> {
     let mut seen = BTreeSet::new();
@@ -325,16 +326,16 @@ pub(super) fn check_images<'a>(
             let (is, job) = (job_name(&stamp.job), job_name(job));
             return Err(Error::invalid(format!("{of} is of job {is}, and not of {job}")));
         }
-        if stamp.epoch != epoch {
-            let is = stamp.epoch;
-            return Err(Error::invalid(format!("{of} has epoch {is}, and not {epoch}")));
+        if stamp.epoch != epoch.0 {
+            let is = Epoch(stamp.epoch);
+            return Err(Error::invalid(format!("{of} has {is}, and not {epoch}")));
         }
         if !seen.insert(of) {
-            return Err(Error::invalid(format!("{of} twice in epoch {epoch}")));
+            return Err(Error::invalid(format!("{of} twice in {epoch}")));
         }
     }
     if seen.is_empty() {
-        return Err(Error::invalid(format!("epoch {epoch} of no process at all")));
+        return Err(Error::invalid(format!("{epoch} of no process at all")));
     }
     Ok(())
 }

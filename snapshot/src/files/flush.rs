@@ -8,6 +8,7 @@ use super::image::Image;
 use super::io::{Aside, sync_dir};
 use super::manifest::{MAX_MANIFEST, Manifest, Member, data_name, manifest_name, records};
 use super::{Progress, Step, Watcher};
+use crate::epoch::Epoch;
 use crate::{Error, Result};
 use serde::Serialize;
 
@@ -44,7 +45,7 @@ impl Default for Options {
 /// What was written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Flushed {
-    /// The epoch.
+    /// The count of the epoch.
     pub epoch: u64,
     /// What its increments stand on.
     pub base: Option<u64>,
@@ -84,18 +85,18 @@ impl Drop for Undo<'_> {
 }
 
 impl Directory {
-    /// Writes epoch `epoch` of the job: the images of all of its processes.
+    /// Writes an epoch of the job: the images of all of its processes.
     ///
     /// It is an increment on the last epoch that is there, for each process for which that can be (see
     /// [`super`]). What is there stays as it is, whatever happens.
     ///
     /// # Errors
-    /// `EINVAL` where the images are not those of this job and epoch; `EEXIST` where there is this epoch, or a later
+    /// `EINVAL` where the images are not those of this job and epoch; `EEXIST` where there is an epoch of this count, or a larger
     /// one, already; whatever is in the way of reading an image, or of writing the file that is named. Where
     /// only syncing the manifest's name has failed, the epoch may exist.
     pub fn flush(
         &self,
-        epoch: u64,
+        epoch: Epoch,
         images: &mut [&mut dyn Image],
         options: &Options,
         watcher: &mut Watcher<'_>,
@@ -103,12 +104,12 @@ impl Directory {
         options.check()?;
         check_images(self.job(), epoch, images.iter().map(|image| &**image))?;
         let lock = self.lock()?;
-        if let Some(last) = self.epochs()?.last().filter(|last| **last >= epoch) {
+        if let Some(last) = self.epochs()?.last().filter(|last| **last >= epoch.count()) {
             let path = self.path().display();
             return Err(Error::new(
                 libc::EEXIST,
                 format!(
-                    "epoch {epoch} cannot be written: {path} has epoch {last}; to go on from an earlier one, \
+                    "{epoch} cannot be written: {path} has epoch {last}; to go on from an earlier one, \
                      remove those after it first"
                 ),
             ));
@@ -134,11 +135,11 @@ impl Directory {
         let lock = self.lock()?;
         self.clean(&lock)?;
         watcher(&Progress { step: Step::Cleaned, file: "", done: 0, total: 0 })?;
-        let manifest = self.manifest(epoch)?;
+        let mut manifest = self.manifest(epoch)?;
         let mut undo = Undo { directory: self, names: Vec::new() };
         let mut members = Vec::new();
         let mut replaced = Vec::new();
-        for member in manifest.members {
+        for member in std::mem::take(&mut manifest.members) {
             if member.base.is_none() {
                 members.push(member);
                 continue;
@@ -147,7 +148,7 @@ impl Directory {
             members.push(self.write(&mut image, None, codec, &mut undo, watcher)?);
             replaced.push(member.file);
         }
-        let flushed = self.commit(Manifest::new(self.job(), epoch, members), undo, watcher)?;
+        let flushed = self.commit(manifest.with(members), undo, watcher)?;
         for name in replaced {
             // It exists, and is whole; these are cleaned at the next time where they are still there.
             if let Err(error) = self.remove(&name) {
@@ -196,7 +197,7 @@ impl Directory {
     ) -> Result<Member> {
         let stamp = *image.stamp();
         let base = under.as_ref().map(|under| under.epoch);
-        let name = data_name(stamp.epoch, stamp.process.0, base.is_some());
+        let name = data_name(Epoch(stamp.epoch).count(), stamp.process.0, base.is_some());
         let mut file = Aside::create(self.path(), &name)?;
         let mut told =
             |file: &str, done, total| watcher(&Progress { step: Step::Data, file, done, total });

@@ -3,6 +3,7 @@
 use super::codec::Codec;
 use super::data::{EXTENT, Extent, MAGIC, MAX_RUN, TRAILER, Trailer, VERSION, runs, tables_hash};
 use super::image::bytes_of;
+use crate::epoch::Epoch;
 use crate::image::{
     AREA_BYTES, ENTRY_BYTES, Geometry, MAX_EPOCH, PageTable, Source, Stamp, check_entries,
     decode_areas,
@@ -85,7 +86,7 @@ impl<S: Source> DataFile<S> {
             let has = layout.chunks();
             return Err(damaged(format!("its areas have {has} chunks, its trailer says {chunks}")));
         }
-        check_entries(&pages, &layout, epoch).map_err(|(_, what)| damaged(what))?;
+        check_entries(&pages, &layout, Epoch(epoch).count()).map_err(|(_, what)| damaged(what))?;
         let base = Some(trailer.base.get()).filter(|base| *base != 0);
         check_extents(&extents, &layout, &pages, base, tables_at)?;
         let mut magic = [0; MAGIC.len()];
@@ -229,7 +230,7 @@ fn check_trailer(trailer: &Trailer) -> Result<()> {
     if trailer.checksum() != trailer.crc.get() {
         return Err(damaged("its trailer has another checksum than it had"));
     }
-    let (epoch, base) = (trailer.epoch.get(), trailer.base.get());
+    let (epoch, base) = (Epoch(trailer.epoch.get()).count(), trailer.base.get());
     if !(1..=MAX_EPOCH).contains(&epoch) || base >= epoch {
         return Err(damaged(format!("there is no epoch {epoch} on top of {base}")));
     }

@@ -11,8 +11,10 @@ use std::path::PathBuf;
 /// An epoch, in a list of them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Listed {
-    /// Its number.
+    /// Its count.
     pub epoch: u64,
+    /// The term in which it was dealt.
+    pub term: u32,
     /// What its increments stand on.
     pub base: Option<u64>,
     /// How many processes it has.
@@ -147,6 +149,7 @@ fn summary(manifest: &Manifest) -> Listed {
     );
     Listed {
         epoch: manifest.epoch,
+        term: manifest.term,
         base: manifest.base,
         processes: members.len(),
         paused_at: members.iter().map(|member| member.paused_at).max().unwrap_or_default(),

@@ -1,6 +1,7 @@
 //! The thread that drains epochs while the program goes on.
 
-use crate::world::{JOB, Process, restored};
+use crate::world::{JOB, Process, number, restored};
+use sojourn_snapshot::epoch::Epoch;
 use sojourn_snapshot::files::{
     Codec, Directory, Drained, Flusher, Image, Keep, Options, Plan, SlotImage,
 };
@@ -36,8 +37,8 @@ fn each_nth_epoch_is_drained_compacted_and_pruned() {
     for epoch in 1..=18u64 {
         process.noise(0, 400 * epoch as usize, 300, epoch);
         let image = process.image(epoch);
-        if flusher.wants(epoch) {
-            assert!(flusher.offer(epoch, vec![Box::new(image)]));
+        if flusher.wants(number(epoch)) {
+            assert!(flusher.offer(number(epoch), vec![Box::new(image)]));
             was.insert(epoch, process.memory.clone());
             assert!(flusher.drained(Instant::now() + LONG));
         }
@@ -48,7 +49,7 @@ fn each_nth_epoch_is_drained_compacted_and_pruned() {
             outcomes.extend(flusher.outcomes());
             std::thread::yield_now();
         }
-        while !flusher.wants(0) {
+        while !flusher.wants(Epoch(0)) {
             assert!(Instant::now() < deadline);
             std::thread::yield_now();
         }
@@ -56,7 +57,7 @@ fn each_nth_epoch_is_drained_compacted_and_pruned() {
     assert!(flusher.finish(LONG).is_empty());
     outcomes.iter().for_each(sound);
     let which = |so: fn(&Drained) -> bool| -> Vec<u64> {
-        outcomes.iter().filter(|it| so(it)).map(|it| it.epoch).collect()
+        outcomes.iter().filter(|it| so(it)).map(|it| it.epoch.count()).collect()
     };
     assert_eq!(which(|_| true), [3, 6, 9, 12, 15, 18]);
     // 3 ◁ 6 ◁ 9, which is made full; ◁ 12 ◁ 15, which is made full; ◁ 18
@@ -107,14 +108,14 @@ fn a_slot_that_is_begun_anew_while_it_is_drained_is_given_up() {
     let slot = Arc::new(Mutex::new(process.slot(1)));
     let (image, asked, go) = gated(&slot);
     let flusher = Flusher::start(directory.clone(), plan(1, 0, None)).unwrap();
-    assert!(flusher.wants(1) && flusher.draining().is_none());
-    assert!(flusher.offer(1, vec![Box::new(image)]));
+    assert!(flusher.wants(number(1)) && flusher.draining().is_none());
+    assert!(flusher.offer(number(1), vec![Box::new(image)]));
     asked.recv_timeout(LONG).unwrap();
     // Meanwhile it is busy, and says with what.
-    assert!(!flusher.wants(2));
-    assert_eq!(flusher.draining(), Some(1));
+    assert!(!flusher.wants(number(2)));
+    assert_eq!(flusher.draining(), Some(number(1)));
     let other: Vec<Box<dyn Image + Send>> = vec![Box::new(process.image(2))];
-    assert!(!flusher.offer(2, other));
+    assert!(!flusher.offer(number(2), other));
     assert!(!flusher.drained(Instant::now()));
     // The chunk is read as it was, and then the word is gone.
     go.send(()).unwrap();
@@ -137,7 +138,7 @@ fn a_flush_can_be_ended_before_it_is_done() {
     let slot = Arc::new(Mutex::new(process.slot(1)));
     let (image, asked, go) = gated(&slot);
     let flusher = Flusher::start(directory.clone(), plan(1, 0, None)).unwrap();
-    assert!(flusher.offer(1, vec![Box::new(image)]));
+    assert!(flusher.offer(number(1), vec![Box::new(image)]));
     asked.recv_timeout(LONG).unwrap();
     let ended = std::thread::spawn(move || flusher.finish(Duration::ZERO));
     // Its read comes back at last. (Whether it is told to end before or after that, it ends.)

@@ -1,6 +1,6 @@
 //! A writer that is killed, at each of its steps: what was there can be restored, and the next one goes on.
 
-use crate::world::{JOB, Process, files, flush, restored};
+use crate::world::{JOB, Process, files, flush, number, restored};
 use sojourn_snapshot::files::{Codec, Directory, Image, Keep, Options, Progress, Step, unwatched};
 use sojourn_snapshot::{Error, PAGE, Result};
 use std::os::unix::process::ExitStatusExt;
@@ -65,7 +65,7 @@ fn work(
             let [mut one, mut two] = processes(4);
             let (mut one, mut two) = (one.image(4), two.image(4));
             let images: &mut [&mut dyn Image] = &mut [&mut one, &mut two];
-            directory.flush(4, images, &options(), watcher).map(drop)
+            directory.flush(number(4), images, &options(), watcher).map(drop)
         }
         "compact" => directory.compact(3, Codec::Raw, watcher).map(drop),
         "prune" => directory.prune(&Keep { last: 1, every: None }, false, watcher).map(drop),

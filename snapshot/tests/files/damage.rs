@@ -1,6 +1,6 @@
 //! What is damaged is named, and never restored as if it were not.
 
-use crate::world::{JOB, JOB_NAME, Process, files, flush, restored};
+use crate::world::{JOB, JOB_NAME, Process, files, flush, number, restored};
 use proptest::prelude::*;
 use sojourn_snapshot::files::{
     Codec, Directory, Image, Manifest, Options, SlotImage, exercise_data, exercise_manifest,
@@ -139,6 +139,7 @@ fn a_manifest_that_was_edited_is_refused() {
     forged(&|it| it.members.clear(), "it has no process");
     forged(&|it| it.members.push(it.members[0].clone()), "process 1 comes before 1");
     // What can be, and is not so.
+    forged(&|it| it.term = 4, "another term");
     forged(&|it| it.members[0].incarnation = 7, "another incarnation");
     forged(&|it| it.members[0].areas[0].addr += 4096, "another areas");
     forged(&|it| it.members[0].bytes += 1, "bytes, and its manifest says");
@@ -189,7 +190,7 @@ fn extents_and_chunks_are_each_checked() {
     process.noise(0, 0, PAGE, 8);
     let mut liar = Liar(process.image(3));
     let options = Options { codec: Codec::Raw, chain: 3 };
-    directory.flush(3, &mut [&mut liar], &options, &mut unwatched).unwrap();
+    directory.flush(number(3), &mut [&mut liar], &options, &mut unwatched).unwrap();
     // All of the file is as it was written, and it is not what the table says.
     directory.probe(3).unwrap();
     let error = restored(&directory, 3, 1).unwrap_err().to_string();

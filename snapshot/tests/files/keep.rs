@@ -1,6 +1,6 @@
 //! What is pruned can be done without.
 
-use crate::world::{JOB, Memory, Process, files, flush, read, restored};
+use crate::world::{JOB, Memory, Process, files, flush, number, read, restored};
 use proptest::prelude::*;
 use sojourn_snapshot::files::{Codec, Directory, Keep, Options, unwatched};
 use std::collections::{BTreeMap, BTreeSet};
@@ -108,7 +108,7 @@ fn who_writes_waits_for_another_and_not_for_ever() {
         }
         Ok(())
     };
-    directory.flush(2, &mut [&mut image], &Options::default(), &mut watcher).unwrap();
+    directory.flush(number(2), &mut [&mut image], &Options::default(), &mut watcher).unwrap();
     assert!(tried);
     flush(&hasty, 3, &mut [&mut other], &Options::default()).unwrap();
 }
