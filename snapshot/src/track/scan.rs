@@ -182,6 +182,13 @@ impl Backend for Scan {
     }
 
     fn begin(&mut self, fresh: &[Range<usize>], maps: &[Mapping]) -> Result<()> {
+        if super::soft_dirty::is_open() {
+            return Err(Error::new(
+                libc::EBUSY,
+                "a tracker by soft-dirty bits is open in this process, and would not see what it \
+                 writes to memory that userfaultfd protects: close it first",
+            ));
+        }
         self.register(fresh, maps, true)
     }
 

@@ -8,6 +8,7 @@ mod changes;
 mod choice;
 mod memory;
 mod oracle;
+mod signals;
 
 use sojourn_snapshot::track::{Kind, Tracker, open};
 use std::sync::{Mutex, MutexGuard};

@@ -1,7 +1,7 @@
 //! Memory of every kind, and an image of it that is made of what a tracker tells.
 
-use sojourn_snapshot::PAGE;
 use sojourn_snapshot::track::Tracker;
+use sojourn_snapshot::{PAGE, Result};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -191,16 +191,28 @@ impl Image {
         Image { words: vec![0x5a5a_5a5a_dead_beef; memory.bytes / 8] }
     }
 
-    /// One collect; the pages that it told.
+    /// One collect while nobody writes; the pages that it told.
     pub(crate) fn update(&mut self, tracker: &mut dyn Tracker, memory: &Memory) -> Vec<usize> {
+        self.take(memory, |told| tracker.collect_at_rest(told))
+    }
+
+    /// One collect while others write.
+    pub(crate) fn update_meanwhile(&mut self, tracker: &mut dyn Tracker, memory: &Memory) {
+        self.take(memory, |told| tracker.collect(told));
+    }
+
+    fn take(
+        &mut self,
+        memory: &Memory,
+        collect: impl FnOnce(&mut dyn FnMut(Range<usize>)) -> Result<()>,
+    ) -> Vec<usize> {
         let mut told = Vec::new();
-        tracker
-            .collect(&mut |range| {
-                assert!(range.start % PAGE == 0 && range.end % PAGE == 0 && !range.is_empty());
-                let range = range.start.max(memory.addr)..range.end.min(memory.range().end);
-                told.extend(range.step_by(PAGE).map(|at| (at - memory.addr) / PAGE));
-            })
-            .unwrap();
+        collect(&mut |range| {
+            assert!(range.start % PAGE == 0 && range.end % PAGE == 0 && !range.is_empty());
+            let range = range.start.max(memory.addr)..range.end.min(memory.range().end);
+            told.extend(range.step_by(PAGE).map(|at| (at - memory.addr) / PAGE));
+        })
+        .unwrap();
         told.sort_unstable();
         told.dedup();
         for page in &told {
