@@ -14,7 +14,7 @@
 //!   an alternate signal stack can be tracked: the kernel could not deliver the signal.
 //!
 //! What is mapped in the place of tracked memory is found by comparing mappings at each collect: other
-//! files, other kinds, what can be written though it is clean. Fresh private memory and dropped pages
+//! files, other kinds. What can be written is dirty, whoever has mapped it. Fresh private memory and dropped pages
 //! are found by [`super::pagemap`]. Private mappings of explicit huge pages are dirty each time: one
 //! that was dropped cannot be told from one that was not.
 
@@ -25,9 +25,6 @@ use super::signal::{self, Region};
 use super::{Backend, Kind, ranges};
 use crate::{Error, PAGE, Result};
 use std::ops::Range;
-
-/// Runs of a region that are protected one by one; with more, the whole region is, in one call.
-const FEW_RUNS: usize = 128;
 
 /// Tracks by protecting.
 pub(super) struct Protect {
@@ -46,20 +43,18 @@ impl Protect {
         Ok(Protect { regions, outline, pages: Pages::open()?, copies })
     }
 
-    /// Makes regions of what can be written in these ranges. All of it is marked and none protected.
-    fn make(&mut self, fresh: &[Range<usize>]) -> Result<()> {
+    /// Makes regions of what can be written in these ranges. None of it is protected.
+    fn make(&mut self, fresh: &[Range<usize>]) {
         let mut made = Vec::new();
         for mapping in self.outline.mappings() {
             let parts = ranges::intersect(std::slice::from_ref(&mapping.range), fresh);
             if mapping.write && can_tell(mapping) {
-                for part in parts {
-                    made.push(Region::new(part, mapping.execute, mapping.page)?);
-                }
+                let region = |part| Region::new(part, mapping.execute, mapping.page);
+                made.extend(parts.into_iter().map(region));
             }
         }
         signal::add(&made);
         self.regions.append(&mut made);
-        Ok(())
     }
 
     /// Ends regions, or parts of them; `leave` is told of each part first.
@@ -80,20 +75,11 @@ impl Protect {
         self.regions = keep;
     }
 
-    /// Marks what can be written though it should not: somebody has changed its protection, or has
-    /// mapped other memory of the same kind. What was no region and can be written now is told.
-    fn find_writable(&mut self, now: &[Mapping]) -> Vec<Range<usize>> {
-        let writable = ranges::normalize(
-            now.iter().filter(|it| it.write).map(|it| it.range.clone()).collect(),
-        );
-        for region in &self.regions {
-            for part in ranges::intersect(std::slice::from_ref(&region.range), &writable) {
-                region.marks.set(&part);
-            }
-        }
+    /// What was no region, because it could not be written, and can be now.
+    fn newly_writable(&self, writable: &[Range<usize>]) -> Vec<Range<usize>> {
         let regions = self.regions.iter().map(|it| it.range.clone()).collect();
         let readable = ranges::subtract(&self.outline.of(can_tell), &ranges::normalize(regions));
-        ranges::intersect(&readable, &writable)
+        ranges::intersect(&readable, writable)
     }
 }
 
@@ -124,7 +110,8 @@ impl Backend for Protect {
             ));
         }
         self.outline.add(fresh, maps);
-        self.make(fresh)
+        self.make(fresh);
+        Ok(())
     }
 
     fn end(&mut self, gone: &[Range<usize>]) {
@@ -142,41 +129,31 @@ impl Backend for Protect {
             for region in &self.regions {
                 // Released first: from then on nothing faults, and everything is told each time.
                 region.release(&region.range);
-                region.marks.set(&region.range);
             }
             tracked.iter().cloned().for_each(dirty);
             return Ok(());
         }
         let now = maps::brief()?;
         let mut changed = self.outline.changes(&now, tracked);
-        changed.extend(self.find_writable(&now));
+        let writable = now.iter().filter(|it| it.write).map(|it| it.range.clone());
+        let writable = ranges::normalize(writable.collect());
+        changed.extend(self.newly_writable(&writable));
         let changed = ranges::normalize(changed);
         if !changed.is_empty() {
             // What is mapped there now is none of ours, and its protection not ours to change.
             self.unmake(&changed, |_, _| ());
             self.outline.renew(&changed)?;
             self.copies.forget(&changed);
-            self.make(&changed)?;
+            self.make(&changed);
             changed.into_iter().for_each(&mut *dirty);
         }
 
-        let announced = signal::announced();
         let mut told = Vec::new();
         for region in &self.regions {
-            let mut runs = Vec::new();
-            region.marks.take(&region.range, |run| ranges::push(&mut runs, run));
-            if runs.len() > FEW_RUNS {
-                region.protect(&region.range);
-            } else {
-                runs.iter().for_each(|run| _ = region.protect(run));
-            }
-            told.append(&mut runs);
-            match &announced {
-                None => told.push(region.range.clone()),
-                Some(pages) => {
-                    let here = pages.iter().filter(|page| region.range.contains(page));
-                    told.extend(here.map(|page| *page..region.end_of(*page)));
-                }
+            for run in ranges::intersect(std::slice::from_ref(&region.range), &writable) {
+                // Where that fails the run can still be written, and is told again.
+                region.protect(&run);
+                told.push(run);
             }
         }
         told.into_iter().for_each(&mut *dirty);

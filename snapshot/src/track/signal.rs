@@ -1,27 +1,14 @@
 //! The `SIGSEGV` handler of [`super::protect`], and what it shares with the tracker.
 //!
-//! # Nothing is lost
+//! A page is *clean* where it is protected, and dirty where it can be written: the kernel's own list of
+//! mappings is the only record. The handler makes the page of a refused store writable, and no more. A
+//! collect reads that list, protects what can be written, and tells it. So nothing is lost:
 //!
-//! A page is *clean* (protected, its mark not set) or may be written. The handler, at a store to a
-//! clean page:
-//!
-//! 1. announces the page in a slot,
-//! 2. makes it writable,
-//! 3. sets its mark,
-//! 4. gives the slot back.
-//!
-//! A collect, of all pages: reads the slots, then takes the marks, then protects the pages whose marks
-//! it took, and tells these and the announced ones. So:
-//!
-//! - *A page that can be written is marked or announced.* Between 2 and 3 other threads may write to
-//!   it; a collect in between finds it in the slot. One that finds the slot empty comes before 1 (then
-//!   nothing was written yet) or after 4 (then it reads the slot before the mark, so it sees the mark).
-//! - *What is written behind a collect is found by the next.* Pages are protected after their marks
-//!   are taken: a mark that is set after that may be left on a protected page, and is one too many. The
-//!   other order, mark before 2, could leave a writable page without a mark: its mark is taken and it
-//!   is protected between the two, and then made writable.
-//! - A store between taking the mark and protecting is in the page when its teller returns, and the
-//!   page is told now.
+//! - What was written before the list was read could be written then, and is told.
+//! - A page that becomes writable after the list was read is not protected by this collect, which
+//!   protects just what it tells; the next one finds it.
+//! - A store to a page that is told, before it is protected, is in the page when its teller returns;
+//!   one after that is refused, and makes the page dirty again.
 //!
 //! # Whose fault it is
 //!
@@ -31,15 +18,11 @@
 //! late: its page was protected at its store, and is not tracked any more. The kernel is asked whether
 //! such a page can be written now, and if so the store is made again.
 
-use crate::{Error, Result};
+use crate::{Error, PAGE, Result};
 use std::ops::Range;
-use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-use crate::PAGE;
-
-/// Threads that can announce a page at once. With more, everything is dirty while they are at it.
-const SLOTS: usize = 64;
 /// Ranges that are remembered after their tracking ended, for threads that are late.
 const MAX_RETIRED: usize = 64;
 /// `madvise`: the page is made writable, or the call fails. Linux 5.14.
@@ -48,84 +31,20 @@ const MADV_POPULATE_WRITE: i32 = 23;
 #[cfg(target_arch = "x86_64")]
 const FAULT_WRITE: i64 = 1 << 1;
 
-/// The marks of a region, in memory of their own: the handler must be able to write them.
-pub(super) struct Marks {
-    start: usize,
-    /// One bit for each page; written through atomics only.
-    map: memmap2::MmapMut,
-}
-
-impl Marks {
-    /// All set.
-    fn new(range: &Range<usize>) -> Result<Marks> {
-        let words = (range.len() / PAGE).div_ceil(64);
-        let mut map = memmap2::MmapMut::map_anon(words * 8)
-            .map_err(|error| Error::os(&error, format!("mapping marks of {words} words")))?;
-        map.fill(0xff);
-        Ok(Marks { start: range.start, map })
-    }
-
-    fn word(&self, index: usize) -> &AtomicU64 {
-        assert!(index < self.map.len() / 8, "a page beyond the region");
-        // SAFETY: inside the mapping, which is page aligned; all access is atomic once the marks are
-        // shared.
-        unsafe { AtomicU64::from_ptr(self.map.as_ptr().cast::<u64>().cast_mut().add(index)) }
-    }
-
-    fn bits(&self, range: &Range<usize>) -> impl Iterator<Item = (usize, u64)> + use<> {
-        let mut at = (range.start - self.start) / PAGE;
-        let end = (range.end - self.start) / PAGE;
-        std::iter::from_fn(move || {
-            let word = at / 64;
-            let upto = end.min((word + 1) * 64);
-            (at < upto).then(|| {
-                let mask = u64::MAX >> (64 - (upto - at)) << (at % 64);
-                at = upto;
-                (word, mask)
-            })
-        })
-    }
-
-    pub(super) fn set(&self, range: &Range<usize>) {
-        self.bits(range).for_each(|(word, mask)| {
-            self.word(word).fetch_or(mask, Ordering::SeqCst);
-        });
-    }
-
-    /// Takes the marks of a range; the pages that had one.
-    pub(super) fn take(&self, range: &Range<usize>, mut told: impl FnMut(Range<usize>)) {
-        for (word, mask) in self.bits(range) {
-            if self.word(word).load(Ordering::SeqCst) & mask == 0 {
-                continue;
-            }
-            let mut bits = self.word(word).fetch_and(!mask, Ordering::SeqCst) & mask;
-            while bits != 0 {
-                let first = bits.trailing_zeros() as usize;
-                let many = (bits >> first).trailing_ones() as usize;
-                let at = self.start + (word * 64 + first) * PAGE;
-                told(at..at + many * PAGE);
-                bits &= !(u64::MAX >> (64 - many) << first);
-            }
-        }
-    }
-}
-
 /// Memory of one mapping that is protected page by page.
 #[derive(Clone)]
 pub(super) struct Region {
     pub(super) range: Range<usize>,
     /// What it allows when it is not protected.
     allows: i32,
-    pub(super) marks: Arc<Marks>,
     /// The unit of protection: more than a page for explicit huge ones.
     page: usize,
 }
 
 impl Region {
-    pub(super) fn new(range: Range<usize>, execute: bool, page: usize) -> Result<Region> {
+    pub(super) fn new(range: Range<usize>, execute: bool, page: usize) -> Region {
         let allows = libc::PROT_READ | libc::PROT_WRITE | if execute { libc::PROT_EXEC } else { 0 };
-        let marks = Arc::new(Marks::new(&range)?);
-        Ok(Region { range, allows, marks, page })
+        Region { range, allows, page }
     }
 
     /// Protects a part of it. False where the kernel refuses: something else is mapped there.
@@ -136,11 +55,6 @@ impl Region {
     /// Undoes that.
     pub(super) fn release(&self, part: &Range<usize>) -> bool {
         set_protection(part, self.allows)
-    }
-
-    /// Where the page that begins at `page` ends.
-    pub(super) fn end_of(&self, page: usize) -> usize {
-        page + self.page
     }
 
     /// The part of it that is left without `gone`.
@@ -166,9 +80,6 @@ struct Table {
 static TABLE: AtomicPtr<Table> = AtomicPtr::new(std::ptr::null_mut());
 /// Handlers that look at a table.
 static READERS: AtomicUsize = AtomicUsize::new(0);
-static ANNOUNCED: [AtomicUsize; SLOTS] = [const { AtomicUsize::new(0) }; SLOTS];
-/// Handlers that announce all there is.
-static EVERYTHING: AtomicI32 = AtomicI32::new(0);
 /// The action that was there before ours. Never freed: a handler may look at it.
 static PREVIOUS: AtomicPtr<libc::sigaction> = AtomicPtr::new(std::ptr::null_mut());
 
@@ -235,19 +146,8 @@ pub(super) fn covers(range: &Range<usize>) -> bool {
 
 /// Whether the handler must be able to write to this range, whatever is protected.
 pub(super) fn needs(range: &Range<usize>) -> bool {
-    let at = |start: usize, bytes: usize| start < range.end && range.start < start + bytes;
-    at(&raw const READERS as usize, size_of_val(&READERS))
-        || at(&raw const ANNOUNCED as usize, size_of_val(&ANNOUNCED))
-        || at(&raw const EVERYTHING as usize, size_of_val(&EVERYTHING))
-}
-
-/// The pages that handlers are about to mark; `None` for all.
-pub(super) fn announced() -> Option<Vec<usize>> {
-    if EVERYTHING.load(Ordering::SeqCst) != 0 {
-        return None;
-    }
-    let slots = ANNOUNCED.iter().map(|slot| slot.load(Ordering::SeqCst));
-    Some(slots.filter(|page| *page != 0).collect())
+    let start = &raw const READERS as usize;
+    start < range.end && range.start < start + size_of_val(&READERS)
 }
 
 /// Installs the handler, once for the life of this process: a late fault must find it.
@@ -305,7 +205,7 @@ fn current() -> Result<libc::sigaction> {
     Ok(now)
 }
 
-/// Makes a clean page writable and marks it, or hands the signal on.
+/// Makes a clean page writable, or hands the signal on.
 extern "C" fn handler(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the C library's own, for this thread.
     let errno = unsafe { *libc::__errno_location() };
@@ -354,30 +254,9 @@ fn resolve(addr: usize) -> bool {
 fn open_page(region: &Region, addr: usize) -> bool {
     let start = addr - (addr - region.range.start) % region.page;
     let page = start..start + region.page;
-    let claim = |slot: &&AtomicUsize| {
-        slot.compare_exchange(0, page.start, Ordering::SeqCst, Ordering::SeqCst).is_ok()
-    };
-    let slot = ANNOUNCED.iter().find(claim);
-    if slot.is_none() {
-        EVERYTHING.fetch_add(1, Ordering::SeqCst);
-    }
-    let mut opened = region.release(&page);
-    if opened {
-        region.marks.set(&page);
-    }
-    match slot {
-        Some(slot) => slot.store(0, Ordering::SeqCst),
-        None => _ = EVERYTHING.fetch_sub(1, Ordering::SeqCst),
-    }
-    if !opened {
-        // A process may have so many mappings and no more, and each page makes two of one. The whole
-        // region is one.
-        EVERYTHING.fetch_add(1, Ordering::SeqCst);
-        opened = region.release(&region.range);
-        region.marks.set(&region.range);
-        EVERYTHING.fetch_sub(1, Ordering::SeqCst);
-    }
-    opened
+    // A process may have so many mappings and no more, and each page makes two of one. The whole
+    // region is one.
+    region.release(&page) || region.release(&region.range)
 }
 
 fn is_writable(addr: usize) -> bool {

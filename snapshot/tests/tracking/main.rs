@@ -6,6 +6,7 @@
 
 mod changes;
 mod choice;
+mod device;
 mod memory;
 mod oracle;
 mod signals;
