@@ -1,6 +1,6 @@
 //! Memory of every kind, and an image of it that is made of what a tracker tells.
 
-use sojourn_snapshot::track::Tracker;
+use sojourn_snapshot::track::{Kind, Tracker};
 use sojourn_snapshot::{PAGE, Result};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -31,6 +31,12 @@ pub(crate) const ALL: [Made; 7] = [
 ];
 
 impl Made {
+    /// A back end says that it cannot track it, and tells all of it each time.
+    pub(crate) fn always_dirty(self, kind: Kind) -> bool {
+        let shared = matches!(self, Made::SharedAnonymous | Made::Memfd | Made::ExplicitShared);
+        self == Made::Explicit || (kind == Kind::SoftDirty && shared)
+    }
+
     /// Bytes of what is dropped or reported together.
     pub(crate) fn page(self) -> usize {
         if matches!(self, Made::Explicit | Made::ExplicitShared) { HUGE } else { PAGE }
@@ -97,8 +103,11 @@ impl Memory {
         if map(at, part.len(), flags | libc::MAP_FIXED, self.file.as_ref()).is_none() {
             return false;
         }
-        if self.made == Made::Transparent {
-            self.advise(part, libc::MADV_HUGEPAGE);
+        // Some machines make huge pages of all that is large enough.
+        match self.made {
+            Made::Transparent => _ = self.advise(part, libc::MADV_HUGEPAGE),
+            Made::Private => _ = self.advise(part, libc::MADV_NOHUGEPAGE),
+            _ => {}
         }
         true
     }

@@ -139,8 +139,7 @@ fn writes_during_a_collect_are_told_then_or_next_time() {
 fn only_pages_that_were_written_are_told() {
     let _alone = alone();
     for kind in telling() {
-        // Private huge pages are always dirty: nothing tells one that was dropped.
-        for memory in memories(2 * HUGE).into_iter().filter(|it| it.made != Made::Explicit) {
+        for memory in memories(BYTES).into_iter().filter(|it| !it.made.always_dirty(kind)) {
             let mut tracker = tracker(kind);
             memory.write(0, memory.bytes, 1);
             tracker.add(memory.range()).unwrap();
