@@ -22,7 +22,7 @@ mod process;
 
 pub use self::core::{
     Cause, Cut, Evidence, Failover, Gap, Message, Outstanding, Phase, Policy, Relocation,
-    RetainedConnection, RetainedMessage, RetainedMessages, Retention, Spill, Suspension,
+    RetainedConnection, RetainedMessage, RetainedMessages, Retention, Spill, Suspension, Written,
 };
 pub use api::{
     AddressHandle, CompletionChannel, CompletionQueue, ConnectOptions, Context, Data, Datagram,

@@ -98,7 +98,8 @@ impl Session {
         let life = Incarnation::of_life(options.life);
         let sizes = (layout.chunks(), 2 * geometry.bytes() as u64);
         let origin = restored.as_ref().map(|restored| restored.origin);
-        let machine = Writer::new(sizes, life, origin, options.policy, options.limits);
+        let term = Term(options.life);
+        let machine = Writer::new(sizes, life, term, origin, options.policy, options.limits);
         let pages =
             restored.map_or_else(|| PageTable::zeros(&layout, 0), |restored| restored.pages);
         // SAFETY: the caller's promise.

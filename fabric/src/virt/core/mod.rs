@@ -16,6 +16,7 @@
 //! | `policy` | what a context is told when it is opened |
 //! | `remap` | going over to another device, and following a peer that does |
 //! | `retain` | what is kept of messages until the receiver has a committed epoch |
+//! | `written` | what devices have written into this process's memory |
 //! | `arrived`, `grh`, `reverse` | who sent a datagram |
 //! | `tables`, `translation`, `deal` | name tables, measuring them, dealing names |
 //! | `lock`, `direct` | locks of the data path; device objects at hand |
@@ -60,6 +61,7 @@ mod testing;
 mod tests;
 mod translation;
 mod underlay;
+mod written;
 
 pub use policy::{Evidence, Outstanding, Policy};
 pub use remap::{Cause, Failover, Phase, Relocation, Suspension};
@@ -69,6 +71,7 @@ pub use retain::{
 };
 #[doc(hidden)]
 pub use translation::Translation;
+pub use written::Written;
 
 use crate::device::DeviceContext;
 use crate::error::{Error, Result};
@@ -163,6 +166,14 @@ pub fn relocations(context: &Arc<dyn DeviceContext>) -> Result<Vec<Relocation>> 
     Ok(virtual_context(context)?.moves())
 }
 
+/// What devices have written into this process's memory: see [`Context::written`](super::Context::written).
+///
+/// # Errors
+/// `EOPNOTSUPP` where `context` is not one of virtual verbs; and as that says.
+pub fn written(context: &Arc<dyn DeviceContext>, deadline: Instant) -> Result<Written> {
+    written::report(&virtual_context(context)?, deadline)
+}
+
 /// What every queue pair of a virtual context has consumed so far: see [`Context::cut`](super::Context::cut).
 ///
 /// # Errors
@@ -184,7 +195,9 @@ pub fn retained(context: &Arc<dyn DeviceContext>) -> Result<Vec<RetainedConnecti
 /// # Errors
 /// `EOPNOTSUPP` where `context` is not one of virtual verbs.
 pub fn forget_peer(context: &Arc<dyn DeviceContext>, peer: ProcessId) -> Result<()> {
-    virtual_context(context)?.stores().iter().for_each(|store| store.forget_peer(peer.0));
+    let context = virtual_context(context)?;
+    context.stores().iter().for_each(|store| store.forget_peer(peer.0));
+    context.local().writes.forget_peer(peer);
     Ok(())
 }
 
