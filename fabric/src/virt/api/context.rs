@@ -81,6 +81,28 @@ impl Context {
         crate::virt::core::relocations(&self.dev)
     }
 
+    /// Writes this context down, so that [`Process::restore`](crate::virt::Process::restore) makes it anew in
+    /// another process, or over another device: un-executed requests with their inline payloads, posted
+    /// receives, completions and events that nobody has taken, counters, states, and all names. Memory is
+    /// not in there. `keep` is called with the bytes, while everything stands still: memory that is saved
+    /// there is of the same moment.
+    ///
+    /// The program posts and polls nothing from the call until it returns. What has been handed to a device
+    /// is waited for until `deadline`, but for messages that find no receive, and what is behind them:
+    /// of those is counted how much was executed, and the rest is written down.
+    ///
+    /// # Errors
+    /// Everything goes on as before then.
+    /// - `EOPNOTSUPP`: this context is not one of virtual verbs; or something leads out of it (to another
+    ///   process, to another context, out of the job); or it keeps the messages that it sends;
+    /// - `EINVAL`: a queue pair is in a state that a new one cannot be given;
+    /// - `EBUSY`: until `deadline` objects were being made, changed or destroyed, or queue pairs failed;
+    /// - `ETIMEDOUT`: something is still under way at `deadline`;
+    /// - `ENOTRECOVERABLE`: a device does not tell how much of a request was executed.
+    pub fn capture<R>(&self, deadline: Instant, keep: impl FnOnce(&[u8]) -> R) -> Result<R> {
+        crate::virt::core::capture(&self.dev, deadline, keep)
+    }
+
     /// What every queue pair of this context has consumed so far, for an epoch that is being taken: the
     /// program posts and polls nothing meanwhile, and its memory is the same moment's.
     /// [`Cut::commit`] tells the peers when the epoch is committed, and they let go of the messages
@@ -146,7 +168,7 @@ impl Context {
 
     fn pd(&self, init: PdInit) -> Result<ProtectionDomain> {
         let pd = Arc::clone(&self.dev).alloc_pd(init)?;
-        Ok(ProtectionDomain { pd, context: self.clone() })
+        Ok(ProtectionDomain::over(pd, self.clone()))
     }
 
     /// Creates a completion queue of at least `cqe` entries, to be polled.
@@ -250,6 +272,10 @@ pub struct ProtectionDomain {
 }
 
 impl ProtectionDomain {
+    pub(super) fn over(pd: Arc<dyn DevicePd>, context: Context) -> Self {
+        ProtectionDomain { pd, context }
+    }
+
     /// The context that it belongs to.
     #[must_use]
     pub fn context(&self) -> &Context {
@@ -309,7 +335,7 @@ impl ProtectionDomain {
     /// # Errors
     /// `EINVAL` for a port or a GID index that the device does not have.
     pub fn create_ah_raw(&self, attr: &abi::AhAttr) -> Result<AddressHandle> {
-        Ok(AddressHandle { ah: Arc::clone(&self.pd).create_ah(attr)? })
+        Ok(AddressHandle::over(Arc::clone(&self.pd).create_ah(attr)?))
     }
 
     /// Two queue pairs of this domain, connected to each other: what a program that talks to
@@ -336,6 +362,10 @@ pub struct AddressHandle {
 }
 
 impl AddressHandle {
+    pub(super) fn over(ah: Arc<dyn DeviceAh>) -> Self {
+        AddressHandle { ah }
+    }
+
     /// The device's object.
     #[must_use]
     pub fn device(&self) -> &Arc<dyn DeviceAh> {

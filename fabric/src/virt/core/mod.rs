@@ -16,6 +16,8 @@
 //! | `policy` | what a context is told when it is opened |
 //! | `remap` | going over to another device, and following a peer that does |
 //! | `retain` | what is kept of messages until the receiver has a committed epoch |
+//! | `capture`, `image` | a context written down, and made anew from that |
+//! | `kept` | asynchronous events that no device holds any more |
 //! | `arrived`, `grh`, `reverse` | who sent a datagram |
 //! | `tables`, `translation`, `deal` | name tables, measuring them, dealing names |
 //! | `lock`, `direct` | locks of the data path; device objects at hand |
@@ -34,12 +36,15 @@
 
 mod ah;
 mod arrived;
+mod capture;
 mod channel;
 mod context;
 mod cq;
 mod deal;
 mod direct;
 mod grh;
+mod image;
+mod kept;
 mod local;
 mod lock;
 mod mr;
@@ -61,6 +66,7 @@ mod tests;
 mod translation;
 mod underlay;
 
+pub use capture::{CapturedRegion, RestoredCore, captured_regions};
 pub use policy::{Evidence, Outstanding, Policy};
 pub use remap::{Cause, Failover, Phase, Relocation};
 pub use resolve::{Answer, Resolver};
@@ -75,6 +81,7 @@ use crate::error::{Error, Result};
 use crate::names::{Owner, ProcessId};
 use std::any::Any;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 // A physical `wr_id`: kind (8 bits), number of the queue pair or SRQ (24), receive (1), sequence
 // in the window or slot (31).
@@ -127,7 +134,26 @@ impl Core {
         device: Arc<dyn DeviceContext>,
         policy: Policy,
     ) -> Result<Arc<dyn DeviceContext>> {
-        context::VirtualContext::open(&self.local, device, policy)
+        let context = context::VirtualContext::open(&self.local, device, policy)?;
+        Ok(context)
+    }
+
+    /// Makes a captured context anew over an opened device: see
+    /// [`Process::restore`](super::Process::restore).
+    ///
+    /// # Safety
+    /// As that says.
+    ///
+    /// # Errors
+    /// As that says.
+    pub unsafe fn restore_over(
+        &self,
+        device: Arc<dyn DeviceContext>,
+        policy: Policy,
+        bytes: &[u8],
+    ) -> Result<RestoredCore> {
+        // SAFETY: the caller's promise.
+        unsafe { capture::restore(&self.local, device, policy, bytes) }
     }
 }
 
@@ -152,6 +178,18 @@ pub fn relocate(
 /// `EOPNOTSUPP` where `context` is not one of virtual verbs.
 pub fn relocations(context: &Arc<dyn DeviceContext>) -> Result<Vec<Relocation>> {
     Ok(virtual_context(context)?.moves())
+}
+
+/// Writes a virtual context down: see [`Context::capture`](super::Context::capture).
+///
+/// # Errors
+/// As that says.
+pub fn capture<R>(
+    context: &Arc<dyn DeviceContext>,
+    deadline: Instant,
+    keep: impl FnOnce(&[u8]) -> R,
+) -> Result<R> {
+    capture::capture(&virtual_context(context)?, deadline, keep)
 }
 
 /// What every queue pair of a virtual context has consumed so far: see [`Context::cut`](super::Context::cut).

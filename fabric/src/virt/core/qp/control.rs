@@ -29,7 +29,7 @@ pub(super) struct Control {
     /// began anew.
     pub(super) own_psn: Option<u32>,
     /// The path MTU on the device, in bytes.
-    mtu: u32,
+    pub(super) mtu: u32,
     /// The process of the job that it has been connected to since it was in RESET, and its queue pair.
     pub(super) met: Option<(ProcessId, u32)>,
 }
