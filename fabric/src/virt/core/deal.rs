@@ -140,11 +140,11 @@ mod tests {
             for index in &live {
                 prop_assert!(!later.resting.contains(index) && *index < later.next);
             }
-            let mut anew = Vec::new();
+            let mut anew = HashSet::new();
             for _ in 0..2000 {
                 let name = later.deal().unwrap();
                 prop_assert!(!live.contains(&name.0) && !dealt.contains(&name));
-                anew.push(name);
+                anew.insert(name);
             }
             // What was live comes back as others do.
             live.iter().for_each(|index| later.take_back(*index));

@@ -91,7 +91,9 @@ impl QpCore {
             !opcode.is_one_sided() || opcode == Opcode::WriteImm
         };
         let blocked = first.is_some_and(|seq| starved && is_message(seq));
-        if !blocked && first.is_some() || plan.executed.iter().any(comes) {
+        // What proves the last ones is still to come, if nothing is in its way.
+        let unproven = first.is_none() && lock_mutex(&self.moving).proof_out;
+        if !blocked && first.is_some() || unproven || plan.executed.iter().any(comes) {
             return Err(Restless::Moves);
         }
         match plan.undecided {

@@ -1,0 +1,194 @@
+//! A context is written down, and made anew from that: the program that it belongs to does not notice.
+
+mod program;
+
+use program::{BYTES, Chance, LONG, Program, Rig};
+use serde::{Deserialize, Serialize};
+use sojourn_fabric::device::DeviceContext;
+use sojourn_fabric::device::soft::{Mode, Options, Pace, open_with};
+use sojourn_fabric::names::directory::{DirectoryServer, ServerConfig};
+use sojourn_fabric::names::env::JobEnvironment;
+use sojourn_fabric::names::{Endpoint as Place, JobKey, PrivateDir};
+use sojourn_fabric::virt::{Policy, Process, captured_regions};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const PART: &str = "CAPTURE_TEST_PART";
+/// Steps of a program.
+const STEPS: usize = 150;
+
+fn device(mode: u64, seed: u64) -> Arc<dyn DeviceContext> {
+    let pace = Pace { seed, latency: Duration::from_micros(20), gbps: 1.0 };
+    let mode = if mode == 0 { Mode::Sync } else { Mode::Async(pace) };
+    open_with("soft0", Options { mode, ..Options::default() }).unwrap()
+}
+
+/// What a program leaves when it is captured.
+#[derive(Serialize, Deserialize)]
+struct Left {
+    seed: u64,
+    /// The next step.
+    at: usize,
+    bytes: Vec<u8>,
+    memory: Vec<u8>,
+    names: Vec<u64>,
+    /// Completions that it had by then.
+    done: Vec<program::Done>,
+}
+
+/// What a run ends with.
+#[derive(Serialize, Deserialize)]
+struct End {
+    done: Vec<program::Done>,
+    memory: Vec<u8>,
+}
+
+/// Runs a program, captures it before a step, and goes on as if nothing had happened.
+fn run(process: &Process, seed: u64, at: usize, mode: u64) -> (Left, End) {
+    let rig = Rig::new(process.open_over(device(mode, seed)).unwrap());
+    let mut program = Program::new(seed);
+    (0..at).for_each(|_| program.step(Some(&rig)));
+    let deadline = Instant::now() + LONG;
+    let (bytes, memory) =
+        rig.context.capture(deadline, |bytes| (bytes.to_vec(), rig.bytes())).unwrap();
+    let left = Left { seed, at, bytes, memory, names: rig.names(), done: program.done.clone() };
+    (at..STEPS).for_each(|_| program.step(Some(&rig)));
+    program.finish(&rig);
+    (left, End { done: program.sorted(), memory: rig.bytes() })
+}
+
+/// Maps the memory of what was captured where it was, and fills it.
+fn map(left: &Left) {
+    let regions = captured_regions(&left.bytes).unwrap();
+    assert_eq!(regions.len(), 1);
+    let (addr, length) = (regions[0].addr as *mut libc::c_void, regions[0].length as usize);
+    assert_eq!(length, BYTES);
+    let (prot, flags) = (
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE,
+    );
+    // SAFETY: where nothing is mapped, or it fails.
+    let at = unsafe { libc::mmap(addr, length, prot, flags, -1, 0) };
+    assert_eq!(at, addr, "{}", std::io::Error::last_os_error());
+    // SAFETY: mapped just now, with that length, and nobody else's.
+    unsafe { std::ptr::copy_nonoverlapping(left.memory.as_ptr(), at.cast(), length) };
+}
+
+/// Restores what was captured, and goes on to the end.
+fn go_on(process: &Process, left: Left, mode: u64) -> End {
+    let Left { seed, at, .. } = left;
+    map(&left);
+    // SAFETY: the memory was mapped just now, for this alone, and the region is its owner from here on.
+    let restored = unsafe {
+        process.restore(device(mode, seed ^ 1), Policy::from_env().unwrap(), &left.bytes)
+    };
+    let rig = Rig::again(restored.unwrap());
+    assert_eq!(rig.names(), left.names, "names are what they were");
+    let mut program = Program::new(seed);
+    (0..at).for_each(|_| program.step(None));
+    program.done = left.done;
+    (at..STEPS).for_each(|_| program.step(Some(&rig)));
+    program.finish(&rig);
+    End { done: program.sorted(), memory: rig.bytes() }
+}
+
+fn compare(undisturbed: &End, restored: &End, what: &str) {
+    for (one, other) in undisturbed.done.iter().zip(&restored.done) {
+        assert_eq!(one, other, "{what}: a completion");
+    }
+    assert_eq!(undisturbed.done.len(), restored.done.len(), "{what}: completions");
+    let differs = (0..BYTES).find(|at| undisturbed.memory[*at] != restored.memory[*at]);
+    assert_eq!(differs, None, "{what}: memory at {:#x}", differs.unwrap_or(0));
+}
+
+/// Promise: memory and windows, restored over another device, then replayed, give the same completions, in
+/// the same order, and the same memory as if nothing had happened: whatever was posted, in flight, unread
+/// or without a receive at that moment.
+#[test]
+fn a_program_goes_on_over_another_device_as_if_nothing_had_happened() {
+    let seeds = std::env::var("CAPTURE_SEEDS").map_or(40, |it| it.parse().unwrap());
+    let first = std::env::var("CAPTURE_SEED").map_or(0, |it| it.parse().unwrap());
+    for seed in first..first + seeds {
+        let mut chance = Chance(seed);
+        let (at, mode, next) =
+            (chance.below(STEPS as u64) as usize, chance.below(2), chance.below(2));
+        let what = format!("seed {seed}, captured before step {at}, modes {mode} and {next}");
+        println!("{what}");
+        let process = Process::standalone().unwrap();
+        let (left, undisturbed) = run(&process, seed, at, mode);
+        let restored = go_on(&process, left, next);
+        compare(&undisturbed, &restored, &what);
+    }
+}
+
+/// A child process that is killed and reaped when the test is over, however it ends.
+struct Part(Child);
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+#[ignore = "the entry point of the processes that the other tests start"]
+fn part() {
+    let Ok(files) = std::env::var(PART) else {
+        println!("skipped: {PART} is not set, so no test has started this");
+        return;
+    };
+    let told = JobEnvironment::read().unwrap().expect("started by a test");
+    let process = Process::join(&told).unwrap();
+    assert!(process.grant().incarnation.0 > 1, "a later life of the process");
+    let left: Left =
+        postcard::from_bytes(&std::fs::read(format!("{files}.left")).unwrap()).unwrap();
+    let mode = left.seed % 2;
+    let end = go_on(&process, left, mode);
+    std::fs::write(format!("{files}.end"), postcard::to_stdvec(&end).unwrap()).unwrap();
+}
+
+/// Promise: the same in another operating system process, which takes the place of the first in its job.
+#[test]
+fn a_program_goes_on_in_another_process_as_if_nothing_had_happened() {
+    let dir = PrivateDir::create().unwrap();
+    let key = JobKey::generate().unwrap();
+    let key_file = dir.path().join("key");
+    key.write(&key_file).unwrap();
+    let directory = Place::Unix(dir.path().join("directory"));
+    let _server = DirectoryServer::start(ServerConfig::new(directory.clone(), key, 0)).unwrap();
+    let told = JobEnvironment { rank: 0, size: 1, directory, key_file, device: None };
+    for seed in 5000..5006 {
+        let mut chance = Chance(seed);
+        let at = chance.below(STEPS as u64) as usize;
+        let (left, undisturbed) = {
+            let process = Process::join(&told).unwrap();
+            run(&process, seed, at, chance.below(2))
+        };
+        let files = dir.path().join(format!("{seed}"));
+        std::fs::write(files.with_extension("left"), postcard::to_stdvec(&left).unwrap()).unwrap();
+        let variables = told.variables();
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["part", "--exact", "--ignored", "--nocapture"])
+            .env(PART, &files)
+            .envs(variables.into_iter().filter_map(|(name, value)| Some((name, value?))))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut part = Part(child);
+        let deadline = Instant::now() + LONG;
+        let status = loop {
+            if let Some(status) = part.0.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "the other process does not end");
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        assert!(status.success(), "the other process: {status}");
+        let end = std::fs::read(files.with_extension("end")).unwrap();
+        let what = format!("seed {seed}, captured before step {at}");
+        compare(&undisturbed, &postcard::from_bytes(&end).unwrap(), &what);
+    }
+}
