@@ -41,6 +41,8 @@
 //! posted costs nothing when posting: it is done for many requests at once, before their places in
 //! the window are used again.
 
+mod still;
+
 use crate::entry::Opcode;
 use crate::send::SendWindow;
 use crate::sync::Mutex;

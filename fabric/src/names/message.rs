@@ -311,7 +311,7 @@ mod tests {
 
     use proptest::prelude::*;
     use sojourn_logging::Executed;
-    use sojourn_logging::remap::{Accept, Cut, GroupId, MAX_LINKS, Offer, Request};
+    use sojourn_logging::remap::{Accept, Cut, GroupId, HeldLink, MAX_LINKS, Offer, Request};
 
     use super::*;
     use crate::names::types::{
@@ -354,6 +354,15 @@ mod tests {
         prop::collection::vec(one, 0..9)
     }
 
+    fn held_links() -> impl Strategy<Value = Vec<HeldLink>> {
+        (executed(), any::<[u32; 2]>(), any::<bool>()).prop_map(
+            |(all, [qpn, holder_qpn], starved)| {
+                let link = |executed| HeldLink { qpn, holder_qpn, executed, starved };
+                all.into_iter().map(link).collect()
+            },
+        )
+    }
+
     fn request() -> impl Strategy<Value = Request<PhysicalEnd>> {
         let offer =
             (any::<[u32; 4]>(), end()).prop_map(|([qpn, mover_qpn, incarnation, psn], end)| {
@@ -362,6 +371,7 @@ mod tests {
         prop_oneof![
             prop::collection::vec(offer, 0..9).prop_map(|links| Request::Prepare { links }),
             Just(Request::Quiesce),
+            held_links().prop_map(|links| Request::Hold { links }),
             executed().prop_map(|executed| Request::Switch { executed }),
             cuts().prop_map(|cuts| Request::Finish { cuts }),
             Just(Request::Abort),

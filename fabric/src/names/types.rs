@@ -279,6 +279,7 @@ impl fmt::Display for Fetch {
                     Request::Switch { .. } => "switch",
                     Request::Finish { .. } => "finish",
                     Request::Abort => "abort",
+                    Request::Hold { .. } => "hold",
                 };
                 write!(f, "re-map {group:#x}, {what}")
             }

@@ -96,7 +96,7 @@ impl Process {
         Ok(Context::over(self.core.open_over(device, policy)?))
     }
 
-    /// Makes a context anew that [`Context::capture`] has written down, over a device that is open already:
+    /// Makes a context anew that [`Suspension::capture`](super::Suspension::capture) has written down, over a device that is open already:
     /// this one, or any other. Nothing of what was captured may be there any more in this process; it is
     /// the process that was captured, or a later incarnation of it, which has joined under the same
     /// number.

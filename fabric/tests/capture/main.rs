@@ -50,8 +50,9 @@ fn run(process: &Process, seed: u64, at: usize, mode: u64) -> (Left, End) {
     let mut program = Program::new(seed);
     (0..at).for_each(|_| program.step(Some(&rig)));
     let deadline = Instant::now() + LONG;
-    let (bytes, memory) =
-        rig.context.capture(deadline, |bytes| (bytes.to_vec(), rig.bytes())).unwrap();
+    let held = rig.context.suspend(deadline).unwrap();
+    let (bytes, memory) = (held.capture(deadline).unwrap(), rig.bytes());
+    held.end().unwrap();
     let left = Left { seed, at, bytes, memory, names: rig.names(), done: program.done.clone() };
     (at..STEPS).for_each(|_| program.step(Some(&rig)));
     program.finish(&rig);

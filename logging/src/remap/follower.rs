@@ -1,6 +1,6 @@
-//! The follower's machine: one for each group that a peer has begun.
+//! The follower's machine: one for each group that a peer has begun, of a move or of a hold.
 
-use super::message::{Accept, Answer, Cut, GroupId, Offer, Request};
+use super::message::{Accept, Answer, Cut, GroupId, HeldLink, Offer, Request};
 use crate::replay::Executed;
 use std::time::Duration;
 
@@ -35,6 +35,16 @@ pub trait Side<E> {
     fn go_on(&mut self);
     /// Lets go of the new ones.
     fn discard(&mut self);
+    /// A holder's links: from here on sends are only appended. Where that fails, nothing has changed.
+    ///
+    /// # Errors
+    /// Why it cannot be done.
+    fn hold(&mut self, links: &[HeldLink]) -> Result<(), PrepareError>;
+    /// Whether nothing that was handed on these links will still be executed, by what their holder says of
+    /// itself: stricter than [`Side::is_drained`], because nothing is taken down that would end the rest.
+    fn is_still(&mut self, links: &[HeldLink]) -> bool;
+    /// The hold is over.
+    fn let_go(&mut self);
 }
 
 /// Why new queue pairs cannot be made.
@@ -49,7 +59,7 @@ pub enum PrepareError {
 /// How long a follower waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FollowerLimits {
-    /// For the next word of a mover. Longer than the mover's deadlines before the commit point together,
+    /// For the next word of a mover, or a holder. Longer than the mover's deadlines before the commit point together,
     /// and than those of its two questions after it: who gives up first must be the mover.
     pub patience: Duration,
 }
@@ -74,6 +84,8 @@ enum State<E> {
         executed: Vec<Executed>,
         cuts: Vec<Cut>,
     },
+    /// Stopped for a holder, who will say when to go on.
+    Held,
     /// Nothing more is to be done.
     Ended(Ended),
 }
@@ -82,7 +94,7 @@ enum State<E> {
 enum Ended {
     Finished,
     Aborted,
-    /// Gone over, without the mover's last word.
+    /// Gone over, or on after a hold, without the last word of who began it.
     GaveUp,
 }
 
@@ -112,6 +124,25 @@ impl<E: Clone> Follower<E> {
                 let state = State::Prepared { answer: answer.clone() };
                 let group = Follower { id, links: offers.len(), state, heard: now, limits };
                 (Some(group), Answer::Prepared(answer))
+            }
+            Err(PrepareError::Busy) => (None, Answer::Busy),
+            Err(PrepareError::Refused(why)) => (None, Answer::refused(&why)),
+        }
+    }
+
+    /// A holder begins: stops. `None` beside a refusal: there is nothing to keep.
+    pub fn begin_hold(
+        id: GroupId,
+        links: &[HeldLink],
+        now: Duration,
+        limits: FollowerLimits,
+        side: &mut dyn Side<E>,
+    ) -> (Option<Self>, Answer<E>) {
+        match side.hold(links) {
+            Ok(()) => {
+                let (state, n) = (State::Held, links.len());
+                let group = Follower { id, links: n, state, heard: now, limits };
+                (Some(group), Answer::Quiet(side.is_still(links)))
             }
             Err(PrepareError::Busy) => (None, Answer::Busy),
             Err(PrepareError::Refused(why)) => (None, Answer::refused(&why)),
@@ -175,6 +206,19 @@ impl<E: Clone> Follower<E> {
                 Answer::Aborted
             }
             (State::Ended(Ended::Aborted), Request::Abort) => Answer::Aborted,
+            (State::Held, Request::Hold { links }) if links.len() == self.links => {
+                Answer::Quiet(side.is_still(&links))
+            }
+            (State::Held, Request::Finish { .. }) => {
+                side.let_go();
+                self.state = State::Ended(Ended::Finished);
+                Answer::Finished
+            }
+            (State::Held, Request::Abort) => {
+                side.let_go();
+                self.state = State::Ended(Ended::Aborted);
+                Answer::Aborted
+            }
             _ => Answer::Unknown,
         }
     }
@@ -204,7 +248,8 @@ impl<E: Clone> Follower<E> {
         }
     }
 
-    /// Time has passed. A mover that is not heard of any more before the commit point is given up.
+    /// Time has passed. A mover that is not heard of any more before the commit point is given up, and so is a
+    /// holder.
     /// After it, its links are as verbs have them with a peer that is gone: what was waiting for its last
     /// word is let go, but for requests that were cut.
     pub fn wake(&mut self, now: Duration, side: &mut dyn Side<E>) {
@@ -217,6 +262,11 @@ impl<E: Clone> Follower<E> {
     pub fn give_up(&mut self, side: &mut dyn Side<E>) {
         match &self.state {
             State::Prepared { .. } | State::Stopped => self.abort(side),
+            // Its holder, if it lives, is told so when it says its last word.
+            State::Held => {
+                side.let_go();
+                self.state = State::Ended(Ended::GaveUp);
+            }
             // The new queue pairs lead to nobody, and say so in their own time; or to a mover that is late.
             State::Down { mover } => {
                 let mover = mover.clone();

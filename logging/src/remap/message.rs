@@ -38,6 +38,20 @@ pub struct Accept<E> {
     pub psn: u32,
 }
 
+/// One link of a hold, as its holder sees it at the moment of asking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct HeldLink {
+    /// The follower's virtual queue pair.
+    pub qpn: u32,
+    /// The holder's.
+    pub holder_qpn: u32,
+    /// What the holder has executed so far of the follower's requests. Not final: more may have been by now.
+    pub executed: Executed,
+    /// The holder's queue pair has no receive posted, and gets none while the hold lasts: a message that
+    /// needs one does not land.
+    pub starved: bool,
+}
+
 /// A WRITE with immediate data that goes on where it was cut: so many bytes had landed, which the
 /// receiver adds to the length in the next receive completion of this link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -70,6 +84,12 @@ pub enum Request<E> {
     },
     /// Forget it: go on as before.
     Abort,
+    /// Hand nothing on these links until [`Request::Finish`] comes; is anything still to be executed? Asked
+    /// again until nothing is, and then now and then, so that it stays so.
+    Hold {
+        /// One for each link; the same links each time.
+        links: Vec<HeldLink>,
+    },
 }
 
 /// What a follower answers.
@@ -81,7 +101,7 @@ pub enum Answer<E> {
     Busy,
     /// It cannot follow, and why.
     Refused(String),
-    /// To [`Request::Quiesce`]: whether nothing is under way.
+    /// To [`Request::Quiesce`] and [`Request::Hold`]: whether nothing is under way.
     Quiet(bool),
     /// To [`Request::Switch`]: the barrier is not passed yet; ask again.
     Switching,
@@ -136,6 +156,7 @@ impl<E> Request<E> {
             Request::Prepare { links } => at_most(links.len(), MAX_LINKS, "number of links"),
             Request::Switch { executed } => at_most(executed.len(), MAX_LINKS, "number of links"),
             Request::Finish { cuts } => check_cuts(cuts),
+            Request::Hold { links } => at_most(links.len(), MAX_LINKS, "number of links"),
             Request::Quiesce | Request::Abort => Ok(()),
         }
     }

@@ -1,6 +1,7 @@
 //! The re-map: a live connection is suspended, attached to other hardware, and replayed.
 //!
-//! Two machines without IO. The [`Mover`] is the process whose context goes to another device; a
+//! Three machines without IO. The [`Mover`] is the process whose context goes to another device; the [`Holder`] one
+//! that wants its memory and connections to stand still for a moment; a
 //! [`Follower`] is a process at the other end of some of its connections. A *link* is one
 //! connection, a *group* the links that are spoken of in one message (all with one peer, at most
 //! [`MAX_LINKS`]). Who drives them: `sojourn-fabric`'s virtual layer, and the simulator.
@@ -47,25 +48,61 @@
 //! commit point, when everybody else knows where they stand. Late answers of the stage before are
 //! ignored, and so is everything that was not asked for.
 //!
+//! # The hold
+//!
+//! A snapshot of a process needs a moment in which no device writes into its memory, and nothing is in flight. A
+//! *hold* is the quiesce of a move without the move: nothing is prepared, and nothing is taken down.
+//!
+//! ```text
+//!          holder                                    follower
+//!   ---------------------------------------------------------------------------------
+//!   hands nothing any more,       Hold(numbers)  ▶   hands nothing any more
+//!   receives neither               ◀  Quiet           asked again until nothing of it will be executed
+//!   held: asks again now and then
+//!   goes on                       Finish         ▶   goes on
+//!   ended                          ◀  Finished        Unknown: it had gone on by itself
+//! ```
+//!
+//! With each question the holder says what it has executed ([`HeldLink`]): by that the follower judges as after a
+//! move, and stands still where everything has been executed, or where the first request that has not been is
+//! a message, and the holder has no receive posted: it gets none while the hold lasts.
+//!
+//! | stage of the [`Holder`] | asks each group | goes on when | after its deadline |
+//! | --- | --- | --- | --- |
+//! | quiesce | [`Request::Hold`], again after a pause where something is under way | all are quiet, and so is it: [`HoldAction::Held`] | is taken back |
+//! | held | [`Request::Hold`], a quarter of a patience after it was heard last | [`Holder::end`]: [`HoldAction::GoOn`] | has none |
+//! | finish | [`Request::Finish`] | all have taken note | ends all the same |
+//! | abort | [`Request::Abort`] of those that were asked anything | all have taken note | ends all the same |
+//!
+//! A follower that does not hear of its holder for its patience goes on. The holder knows when that may be, because
+//! it knows when it asked what was answered; and it is told, because such a group is unknown when it says its last word.
+//! A hold that has lapsed was none: what was taken of memory in it is to be thrown away. A peer that is dead hands nothing
+//! more, and is waited for no longer.
+//!
+//! Who moves or holds is busy for whoever wants to move or to hold it, and the other way round; they try again.
+//!
 //! # The follower
+//!
+//! [`Request::Hold`] is unknown in all states but the first and *held*.
 //!
 //! | state | [`Request::Prepare`] | [`Request::Quiesce`] | [`Request::Switch`] | [`Request::Finish`] | [`Request::Abort`] | patience ends, or the mover dies |
 //! | --- | --- | --- | --- | --- | --- | --- |
-//! | (none) | makes queue pairs: *prepared* | unknown | unknown | | | |
+//! | (none) | makes queue pairs: *prepared*. ([`Request::Hold`]: stops: *held*) | unknown | unknown | | | |
+//! | held ([`Request::Hold`]: is it still?) | unknown | unknown | unknown | goes on: *finished* | goes on: *aborted* | goes on: *gave up* |
 //! | prepared | the same answer | stops: *stopped* | unknown | unknown | discards: *aborted* | as abort |
 //! | stopped | unknown | is it quiet? | takes down: *down* | unknown | goes on with the old ones, discards: *aborted* | as abort |
 //! | down | unknown | unknown | barrier passed? then attaches: *attached* | unknown | unknown | attaches, loses what it has cut, releases: *gave up* |
 //! | attached | unknown | unknown | the same answer | releases: *finished* | unknown | loses what it has cut, releases: *gave up* |
 //! | finished | unknown | unknown | unknown | the same answer | unknown | |
 //! | aborted | unknown | unknown | unknown | unknown | the same answer | |
-//! | gave up | unknown | unknown | unknown | unknown: it has not heard what was cut | unknown | |
+//! | gave up | unknown | unknown | unknown | unknown: it has not heard what was cut, or was held no longer | unknown | |
 //!
 //! A machine that has ended may be forgotten, its number not. For a number without a machine the driver
-//! answers: [`Request::Prepare`] of a group that has ended with a refusal; [`Request::Finish`] of one that
+//! answers: [`Request::Prepare`] and [`Request::Hold`] of a group that has ended with a refusal; [`Request::Finish`] of one that
 //! [has finished](Follower::has_finished) with [`Answer::Finished`]; [`Request::Abort`] with [`Answer::Aborted`], and the group has ended with that
 //! (its beginning may still be on the way); everything else with [`Answer::Unknown`].
 //!
-//! A mover that begins a *later* group over a link of an earlier one has taken the earlier one back, and
+//! A mover, or a holder, that begins a *later* group over a link of an earlier one has taken the earlier one back, and
 //! the word was lost: the driver of the follower aborts the earlier one first. An *earlier* group that
 //! comes late ends nothing.
 //!
@@ -128,11 +165,15 @@
 //! worlds of chance, and everything that can happen in small ones.
 
 mod follower;
+mod holder;
 mod message;
 mod mover;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
 pub use follower::{Follower, FollowerLimits, PrepareError, Side};
-pub use message::{Accept, Answer, Cut, GroupId, MAX_LINKS, MAX_REASON, Malformed, Offer, Request};
+pub use holder::{HoldAction, HoldAsk, HoldFailure, HoldStage, Holder, HolderLimits};
+pub use message::{
+    Accept, Answer, Cut, GroupId, HeldLink, MAX_LINKS, MAX_REASON, Malformed, Offer, Request,
+};
 pub use mover::{Action, Event, Failure, Mover, MoverLimits, Stage};

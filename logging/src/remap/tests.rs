@@ -3,6 +3,8 @@
 //! Here the tests play the driver by hand. What the machines do together, over devices and windows, is
 //! the simulator's to try.
 
+mod hold;
+
 use super::*;
 use crate::replay::Executed;
 use std::time::Duration;
@@ -480,6 +482,16 @@ impl Side<u32> for Log {
     }
     fn discard(&mut self) {
         self.calls.push("discard");
+    }
+    fn hold(&mut self, _links: &[HeldLink]) -> Result<(), PrepareError> {
+        self.calls.push("hold");
+        self.prepared.take().map_or(Ok(()), Err)
+    }
+    fn is_still(&mut self, _links: &[HeldLink]) -> bool {
+        self.drained
+    }
+    fn let_go(&mut self) {
+        self.calls.push("let_go");
     }
 }
 

@@ -77,4 +77,8 @@ broken! {
     SharedNeverAnew,
     /// Tells the numbers of a queue pair with shared receives without waiting for a barrier.
     SharedNotAwaited,
+    /// Stands still for a holder as soon as nothing that is signalled is under way.
+    HeldWhenQuiet,
+    /// Posts receives while it holds, though it says that it posts none.
+    HeldReceives,
 }

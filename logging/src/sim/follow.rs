@@ -5,7 +5,9 @@ use super::kinds::Kind;
 use super::queue::Time;
 use super::shell::{BARRIER_PATIENCE, time};
 use super::world::World;
-use crate::remap::{Accept, Answer, Cut, Follower, GroupId, Offer, PrepareError, Request, Side};
+use crate::remap::{
+    Accept, Answer, Cut, Follower, GroupId, HeldLink, Offer, PrepareError, Request, Side,
+};
 use crate::replay::Executed;
 
 /// A group that a process follows in.
@@ -72,6 +74,8 @@ impl World {
         match request {
             Request::Prepare { .. } if over => Answer::refused("that move has ended"),
             Request::Prepare { links } => self.begin_following(p, mover, id, &links),
+            Request::Hold { .. } if over => Answer::refused("that hold has ended"),
+            Request::Hold { links } => self.begin_held(p, mover, id, &links),
             Request::Finish { .. } if finished || over && self.is(Broken::AlwaysFinished) => {
                 Answer::Finished
             }
@@ -99,16 +103,60 @@ impl World {
         id: GroupId,
         links: &[Offer<usize>],
     ) -> Answer<usize> {
-        if self.procs[p].moving.is_some() && !self.is(Broken::BusyIgnored) {
+        if self.is_busy_for(p, mover, id, links.iter().map(|offer| offer.qpn)) {
             return Answer::Busy;
-        }
-        if !self.is(Broken::StaleKept) {
-            self.abort_stale(p, mover, id, links);
         }
         let mut ground = Ground { process: p, mover, ..Ground::default() };
         let (now, limits) = (time(self.now), self.follower_limits);
         let mut here = Here { world: self, ground: &mut ground };
-        let (machine, answer) = Follower::begin(id, links, now, limits, &mut here);
+        let begun = Follower::begin(id, links, now, limits, &mut here);
+        self.begun(p, (mover, id), begun, ground)
+    }
+
+    /// A holder begins.
+    fn begin_held(
+        &mut self,
+        p: usize,
+        mover: usize,
+        id: GroupId,
+        links: &[HeldLink],
+    ) -> Answer<usize> {
+        if self.is_busy_for(p, mover, id, links.iter().map(|link| link.qpn)) {
+            return Answer::Busy;
+        }
+        let mut ground = Ground { process: p, mover, ..Ground::default() };
+        let (now, limits) = (time(self.now), self.follower_limits);
+        let mut here = Here { world: self, ground: &mut ground };
+        let begun = Follower::begin_hold(id, links, now, limits, &mut here);
+        self.begun(p, (mover, id), begun, ground)
+    }
+
+    /// Whether a process cannot follow now. What the mover has begun before over these links is over.
+    fn is_busy_for(
+        &mut self,
+        p: usize,
+        mover: usize,
+        id: GroupId,
+        links: impl Iterator<Item = u32>,
+    ) -> bool {
+        let process = &self.procs[p];
+        let moves = process.moving.is_some() && !self.is(Broken::BusyIgnored);
+        if moves || process.holding.is_some() {
+            return true;
+        }
+        if !self.is(Broken::StaleKept) {
+            self.abort_stale(p, mover, id, &links.collect::<Vec<_>>());
+        }
+        false
+    }
+
+    fn begun(
+        &mut self,
+        p: usize,
+        (mover, id): (usize, GroupId),
+        (machine, answer): (Option<Follower<usize>>, Answer<usize>),
+        ground: Ground,
+    ) -> Answer<usize> {
         if let Some(machine) = machine {
             if self.procs[p].following.iter().any(|it| it.mover != mover) {
                 self.reach(Kind::FollowedTwo);
@@ -122,15 +170,11 @@ impl World {
 
     /// A mover that offers a link in a later group has taken back the earlier one, though its word did not
     /// come. (An offer of an earlier group may be late, and says nothing.)
-    fn abort_stale(&mut self, p: usize, mover: usize, id: GroupId, links: &[Offer<usize>]) {
+    fn abort_stale(&mut self, p: usize, mover: usize, id: GroupId, links: &[u32]) {
         let is_stale = |it: &Group| {
             it.mover == mover
                 && it.id < id
-                && it
-                    .ground
-                    .ends()
-                    .iter()
-                    .any(|e| links.iter().any(|offer| offer.qpn as usize == *e))
+                && it.ground.ends().iter().any(|e| links.contains(&(*e as u32)))
         };
         while let Some(at) = self.procs[p].following.iter().position(is_stale) {
             let mut group = self.procs[p].following.swap_remove(at);
@@ -303,5 +347,24 @@ impl Side<usize> for Here<'_> {
 
     fn discard(&mut self) {
         self.ground.ends().into_iter().for_each(|e| self.world.discard(e));
+    }
+
+    fn hold(&mut self, links: &[HeldLink]) -> Result<(), PrepareError> {
+        let ends: Vec<usize> = links.iter().map(|link| link.qpn as usize).collect();
+        let end = |e: &usize| &self.world.ends[*e];
+        if ends.iter().any(|e| end(e).fresh.is_some() || end(e).withhold.is_some()) {
+            return Err(PrepareError::Busy);
+        }
+        self.ground.links = ends.iter().map(|e| (!end(e).failed).then_some(*e)).collect();
+        self.stop();
+        Ok(())
+    }
+
+    fn is_still(&mut self, links: &[HeldLink]) -> bool {
+        links.iter().all(|link| self.world.is_held_still(link))
+    }
+
+    fn let_go(&mut self) {
+        self.go_on();
     }
 }

@@ -137,6 +137,14 @@ kinds! {
     SharedNoBarrier,
     /// What was under way behind it could not be decided.
     SharedUndecided,
+    /// A process and its peers stood still.
+    Held,
+    /// They did though a message waited for a receive.
+    HeldStarved,
+    /// A peer went on before its holder said so.
+    HoldLapsed,
+    /// A hold was taken back.
+    HoldTakenBack,
 }
 
 /// A set of kinds.

@@ -4,8 +4,8 @@
 //! devices with their habits, and faults. The world runs in virtual time; all that is left to chance
 //! comes from one generator, so a seed tells a run again, event by event, on any machine.
 //!
-//! The windows, the judgement and both machines of the re-map are the real ones: [`SendWindow`],
-//! [`RecvWindow`], [`SharedRecvWindow`], [`SendWindow::judge`], [`Mover`] and [`Follower`]. The simulator
+//! The windows, the judgement and all machines of the re-map are the real ones: [`SendWindow`],
+//! [`RecvWindow`], [`SharedRecvWindow`], [`SendWindow::judge`], [`Mover`], [`Holder`] and [`Follower`]. The simulator
 //! plays what is around them, and no more:
 //!
 //! | file | plays |
@@ -16,6 +16,7 @@
 //! | `late` | the same, for receives that a device gives back as filled, and that are not |
 //! | `shared` | a shared receive queue, from which all links of one process take their receives |
 //! | `shell`, `follow` | processes that move and follow, and the messages between them |
+//! | `hold` | processes that want to stand still for a moment, between moves |
 //! | `queue`, `rng`, `world`, `seeded` | time, chance, what happens next, and faults |
 //! | `ledger` | nobody: it sees everything, and holds it against the promises |
 //! | `broken` | shells that do one thing wrong, each of which must be caught |
@@ -44,6 +45,8 @@
 //!   own result; a READ returns what was there.
 //! - *Promise 4*: a queue pair whose last numbers were told executes nothing more.
 //! - *Promise 5*: while nothing moves, both ends of a link are on the same path, and nobody is held back.
+//! - *Holds*: while a process is held, and nobody has said that this has lapsed, no request lands in its memory,
+//!   and no answer to one of its own.
 //! - *Liveness*: when nothing goes wrong any more, everything comes to its end in bounded time.
 //!
 //! [`SendWindow`]: crate::SendWindow
@@ -51,12 +54,14 @@
 //! [`RecvWindow`]: crate::RecvWindow
 //! [`SharedRecvWindow`]: crate::SharedRecvWindow
 //! [`Mover`]: crate::remap::Mover
+//! [`Holder`]: crate::remap::Holder
 //! [`Follower`]: crate::remap::Follower
 
 mod broken;
 mod device;
 mod end;
 mod follow;
+mod hold;
 mod kinds;
 mod late;
 mod ledger;

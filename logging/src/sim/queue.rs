@@ -37,6 +37,10 @@ pub(super) enum Event {
     Move(usize),
     /// A process whose shared receives may have vanished is to create their queue anew.
     Anew(usize),
+    /// A process is to stand still for a moment.
+    Hold(usize),
+    /// That moment is over.
+    EndHold(usize),
     /// A process dies.
     Death(usize),
     /// The device of a process dies.
@@ -74,6 +78,8 @@ impl Event {
             Event::Fatal(at) => (14, *at, 0),
             Event::Noticed { by, dead } => (15, *by, *dead),
             Event::Anew(at) => (16, *at, 0),
+            Event::Hold(at) => (17, *at, 0),
+            Event::EndHold(at) => (18, *at, 0),
         }
     }
 }

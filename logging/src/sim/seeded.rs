@@ -20,6 +20,9 @@ const LIARS: u32 = 120;
 /// Worlds in which receives are shared, of a thousand that can; and what makes their chance their own.
 const SHARED: u32 = 400;
 const SHARING: u64 = 0x5352_5100_0000_0000;
+/// Worlds in which processes want to stand still, of a thousand; and what makes their chance their own.
+const HOLDS: u32 = 350;
+const HOLDING: u64 = 0x484f_4c44_0000_0000;
 /// Most events of a run. (The longest that was seen had a tenth.)
 const MAX_EVENTS: u64 = 2_000_000;
 
@@ -90,7 +93,8 @@ pub fn run(seed: u64, options: Options) -> Outcome {
 
 /// All moves that are to come have come: those of idle programs are worth a look as well.
 fn no_move_is_due(world: &World) -> bool {
-    let is_due = |p| world.queue.has(&Event::Move(p)) || world.queue.has(&Event::Anew(p));
+    let is_due =
+        |p| [Event::Move(p), Event::Anew(p), Event::Hold(p)].iter().any(|it| world.queue.has(it));
     !(0..world.procs.len()).any(is_due)
 }
 
@@ -120,7 +124,22 @@ fn world_of(seed: u64) -> World {
     }
     share(&mut world, seed);
     world.connect_all();
+    hold(&mut world, seed);
     world
+}
+
+/// In some worlds processes want to stand still for a moment, several times. By a chance of its own, too.
+fn hold(world: &mut World, seed: u64) {
+    let mut rng = Rng::new(seed ^ HOLDING);
+    if !rng.permille(HOLDS) {
+        return;
+    }
+    for p in 0..world.procs.len() {
+        for _ in 0..rng.pick(&[0, 1, 2, 4]) {
+            let at = rng.between(0, 100 + 25 * world.pace);
+            world.queue.push(at, Event::Hold(p));
+        }
+    }
 }
 
 /// In some worlds all ends of one process that has several share their receives. By a chance of its own,

@@ -3,6 +3,7 @@
 
 use super::broken::Broken;
 use super::follow::Group;
+use super::hold::Hold;
 use super::kinds::Kind;
 use super::queue::{Event, Time};
 use super::world::World;
@@ -55,12 +56,13 @@ pub(super) struct Move {
 pub(super) struct Process {
     pub(super) dead: bool,
     pub(super) moving: Option<Box<Move>>,
+    pub(super) holding: Option<Box<Hold>>,
     pub(super) following: Vec<Group>,
     /// Groups that have ended, and whether by the mover's last word.
     pub(super) ended: Vec<(usize, GroupId, bool)>,
     pub(super) next_group: u64,
     /// Those of whose death it has learnt.
-    known_dead: Vec<usize>,
+    pub(super) known_dead: Vec<usize>,
     /// The device that it is on, and the last that it opened.
     pub(super) device: u32,
     pub(super) devices: u32,
@@ -133,6 +135,13 @@ impl World {
                 self.tick_soon(to);
             }
             Word::Answer(answer) => {
+                if let Some(hold) = &mut self.procs[to].holding {
+                    if hold.parties.get(at).is_some_and(|party| party.id == id) {
+                        hold.machine.answer(at, answer, time(self.now));
+                        self.drive_hold(to);
+                    }
+                    return;
+                }
                 let Some(moving) = &mut self.procs[to].moving else { return };
                 if moving.parties.get(at).is_some_and(|party| party.id == id) {
                     moving.machine.event(Told::Answer(at, answer), time(self.now));
@@ -154,7 +163,7 @@ impl World {
         }
     }
 
-    fn tick_soon(&mut self, p: usize) {
+    pub(super) fn tick_soon(&mut self, p: usize) {
         let at = self.now + self.rng.between(5, 40);
         self.tick_at(p, at);
     }
@@ -167,6 +176,7 @@ impl World {
             return;
         }
         self.drive(p);
+        self.drive_hold(p);
         self.wake_followers(p);
     }
 
@@ -176,7 +186,8 @@ impl World {
         if process.dead || process.moving.is_some() {
             return;
         }
-        if !process.following.is_empty() && !self.is(Broken::BusyIgnored) {
+        let follows = !process.following.is_empty() && !self.is(Broken::BusyIgnored);
+        if follows || process.holding.is_some() {
             let later = self.now + self.rng.between(20, 400);
             if later < self.horizon {
                 self.queue.push(later, Event::Move(p));
@@ -398,7 +409,14 @@ impl World {
                 self.reached.add(Kind::FollowerDied);
             }
         }
+        if let Some(hold) = &mut self.procs[by].holding {
+            let parties = hold.parties.iter().enumerate();
+            for at in parties.filter(|(_, it)| it.peer == dead).map(|it| it.0).collect::<Vec<_>>() {
+                hold.machine.lost(at, time(self.now));
+            }
+        }
         self.drive(by);
+        self.drive_hold(by);
         self.give_up_mover(by, dead);
     }
 }

@@ -9,9 +9,11 @@ const FIXED: u64 = 300;
 /// Seeds within which each broken shell must be caught.
 const CAUGHT_WITHIN: u64 = 2_000;
 /// The rarest, and where these seeds begin: to save time, close to where they were found.
-const RARE: [(Broken, u64); 7] = [
+const RARE: [(Broken, u64); 9] = [
+    (Broken::CutNotAwaited, 1_900),
+    (Broken::HeldWhenQuiet, 1_000),
     (Broken::ProofBeforeReplays, 3_500),
-    (Broken::AlwaysFinished, 5_500),
+    (Broken::AlwaysFinished, 300),
     (Broken::CutHandedAfterAll, 1_700),
     (Broken::FlushedCounted, 1_500),
     (Broken::SynthesisedOutOfOrder, 900),

@@ -231,6 +231,8 @@ impl World {
             Event::Tick(p) => self.tick_came(p),
             Event::Move(p) => self.begin_move(p),
             Event::Anew(p) => self.create_anew(p),
+            Event::Hold(p) => self.begin_hold(p),
+            Event::EndHold(p) => self.end_hold(p),
             Event::Death(p) => self.die(p),
             Event::DeviceDeath(p) => self.lose_device(p),
             Event::Fatal(p) => self.fatal(p),
@@ -298,7 +300,8 @@ impl World {
         if process.dead {
             return;
         }
-        if process.moving.is_some() || !process.following.is_empty() {
+        let moves = process.moving.is_some() || process.holding.is_some();
+        if moves || !process.following.is_empty() {
             return self.queue.push(self.now + FATAL, Event::Fatal(p));
         }
         for e in 0..self.ends.len() {
@@ -323,7 +326,8 @@ impl World {
             }
             let idle = |p: usize| {
                 let process = &self.procs[p];
-                !process.dead && process.moving.is_none() && process.following.is_empty()
+                let moves = process.moving.is_some() || process.holding.is_some();
+                !process.dead && !moves && process.following.is_empty()
             };
             let peer = &self.ends[e ^ 1];
             if end.failed || peer.failed || !idle(end.process) || !idle(peer.process) {
@@ -347,6 +351,9 @@ impl World {
         for (p, process) in self.procs.iter().enumerate().filter(|(_, it)| !it.dead) {
             if let Some(moving) = &process.moving {
                 return Some(format!("process {p} is moving: {}", moving.machine.stage()));
+            }
+            if process.holding.is_some() {
+                return Some(format!("process {p} stands still"));
             }
             if !process.following.is_empty() {
                 return Some(format!("process {p} is following"));

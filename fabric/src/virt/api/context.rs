@@ -8,7 +8,7 @@ use crate::device::{
 };
 use crate::error::{Error, Result};
 use crate::names::ProcessId;
-use crate::virt::core::{Cut, Relocation, RetainedConnection};
+use crate::virt::core::{Cut, Relocation, RetainedConnection, Suspension};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -81,26 +81,31 @@ impl Context {
         crate::virt::core::relocations(&self.dev)
     }
 
-    /// Writes this context down, so that [`Process::restore`](crate::virt::Process::restore) makes it anew in
-    /// another process, or over another device: un-executed requests with their inline payloads, posted
-    /// receives, completions and events that nobody has taken, counters, states, and all names. Memory is
-    /// not in there. `keep` is called with the bytes, while everything stands still: memory that is saved
-    /// there is of the same moment.
+    /// Makes this context, and its peers' ends of its connections, stand still: until the [`Suspension`] ends, no
+    /// device writes into this process's memory for a connected queue pair of this context, and nothing
+    /// that either side has handed is under way. The moment at which a snapshot is taken.
     ///
-    /// The program posts and polls nothing from the call until it returns. What has been handed to a device
-    /// is waited for until `deadline`, but for messages that find no receive, and what is behind them:
-    /// of those is counted how much was executed, and the rest is written down.
+    /// The program may post and poll meanwhile; what it posts waits, receives too, and goes out afterwards. All
+    /// completions that had come are in the virtual completion queues. Memory may be registered, and other
+    /// contexts go on. Queue pairs of this context can be destroyed, and not be changed (`EBUSY`).
+    ///
+    /// A SEND that finds no receive goes on waiting for one. (A peer whose `rnr_retry` is not endless counts on
+    /// meanwhile.) Of UC nothing tells what has arrived: it is given 100 ms. Senders of datagrams are not known: one
+    /// may land in a receive that was posted before, and completes after the hold.
+    ///
+    /// A peer that hears nothing of this process for 30 s goes on by itself: then the hold has lapsed, and
+    /// [`Suspension::end`] says so.
     ///
     /// # Errors
-    /// Everything goes on as before then.
-    /// - `EOPNOTSUPP`: this context is not one of virtual verbs; or something leads out of it (to another
-    ///   process, to another context, out of the job); or it keeps the messages that it sends;
-    /// - `EINVAL`: a queue pair is in a state that a new one cannot be given;
-    /// - `EBUSY`: until `deadline` objects were being made, changed or destroyed, or queue pairs failed;
-    /// - `ETIMEDOUT`: something is still under way at `deadline`;
-    /// - `ENOTRECOVERABLE`: a device does not tell how much of a request was executed.
-    pub fn capture<R>(&self, deadline: Instant, keep: impl FnOnce(&[u8]) -> R) -> Result<R> {
-        crate::virt::core::capture(&self.dev, deadline, keep)
+    /// Where there is one, everything goes on.
+    /// - `EOPNOTSUPP`: this context is not one of virtual verbs, or a queue pair leads out of the job;
+    /// - `ECONNREFUSED`: a peer refuses, and why;
+    /// - `ETIMEDOUT`: a peer does not answer, or what was handed there or here was not executed until
+    ///   `deadline` (or for 15 s); the message names the peer and the step;
+    /// - `EBUSY`: until `deadline` this process or a peer was moving, or holding others; or this context is suspended
+    ///   already.
+    pub fn suspend(&self, deadline: Instant) -> Result<Suspension> {
+        crate::virt::core::suspend(&self.dev, deadline)
     }
 
     /// What every queue pair of this context has consumed so far, for an epoch that is being taken: the

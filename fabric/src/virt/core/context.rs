@@ -27,7 +27,7 @@ use sojourn_logging::Share;
 use std::any::Any;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError, Weak};
 
 /// A context: names of this process, over a list of devices.
@@ -50,6 +50,8 @@ pub(super) struct VirtualContext {
     /// Asynchronous events that no device holds any more, and the program has not taken.
     kept: KeptEvents,
     me: Weak<VirtualContext>,
+    /// It and its peers stand still.
+    held: AtomicBool,
     /// Whoever makes, changes or destroys an object holds it for reading; a move, for writing.
     settled: RwLock<()>,
     pub(super) pds: Herd<PdCore>,
@@ -85,6 +87,7 @@ impl VirtualContext {
             moves: Mutex::default(),
             kept: KeptEvents::default(),
             me: me.clone(),
+            held: AtomicBool::new(false),
             settled: RwLock::default(),
             pds: Herd::default(),
             mrs: Herd::default(),
@@ -185,6 +188,21 @@ impl VirtualContext {
             Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
             Err(TryLockError::WouldBlock) => None,
         }
+    }
+
+    /// It stands still from here on; false where it does already. While nothing is being changed.
+    pub(super) fn begin_hold(&self) -> bool {
+        !self.held.swap(true, Ordering::AcqRel)
+    }
+
+    /// It goes on.
+    pub(super) fn end_hold(&self) {
+        self.held.store(false, Ordering::Release);
+    }
+
+    /// Whether it stands still.
+    pub(super) fn is_held(&self) -> bool {
+        self.held.load(Ordering::Acquire)
     }
 
     /// A device is in use from now on.

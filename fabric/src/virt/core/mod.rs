@@ -68,7 +68,7 @@ mod underlay;
 
 pub use capture::{CapturedRegion, RestoredCore, captured_regions};
 pub use policy::{Evidence, Outstanding, Policy};
-pub use remap::{Cause, Failover, Phase, Relocation};
+pub use remap::{Cause, Failover, Phase, Relocation, Suspension};
 pub use resolve::{Answer, Resolver};
 pub use retain::{
     Cut, Gap, Message, RetainedConnection, RetainedMessage, RetainedMessages, Retention, Spill,
@@ -171,6 +171,14 @@ pub fn relocate(
     Ok(moved)
 }
 
+/// Makes a virtual context stand still: see [`Context::suspend`](super::Context::suspend).
+///
+/// # Errors
+/// `EOPNOTSUPP` where `context` is not one of virtual verbs; and as that says.
+pub fn suspend(context: &Arc<dyn DeviceContext>, deadline: Instant) -> Result<Suspension> {
+    remap::suspend(&virtual_context(context)?, deadline)
+}
+
 /// The moves that a virtual context has made, the last [`MAX_MOVES_KEPT`] of them: those that were
 /// asked for, and those that it made by itself because a path had failed.
 ///
@@ -178,18 +186,6 @@ pub fn relocate(
 /// `EOPNOTSUPP` where `context` is not one of virtual verbs.
 pub fn relocations(context: &Arc<dyn DeviceContext>) -> Result<Vec<Relocation>> {
     Ok(virtual_context(context)?.moves())
-}
-
-/// Writes a virtual context down: see [`Context::capture`](super::Context::capture).
-///
-/// # Errors
-/// As that says.
-pub fn capture<R>(
-    context: &Arc<dyn DeviceContext>,
-    deadline: Instant,
-    keep: impl FnOnce(&[u8]) -> R,
-) -> Result<R> {
-    capture::capture(&virtual_context(context)?, deadline, keep)
 }
 
 /// What every queue pair of a virtual context has consumed so far: see [`Context::cut`](super::Context::cut).

@@ -1,6 +1,7 @@
 //! The core over a device in memory, with names that come when the test says so.
 
 mod failover;
+mod hold;
 mod refusals;
 mod remap;
 mod retain;

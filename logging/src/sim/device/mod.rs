@@ -435,6 +435,13 @@ impl World {
         if it.state != QpState::Ready || it.dead || it.peer != Some(response.from) {
             return;
         }
+        let (end, asked) = (it.end, |index: u64| it.sq.iter().any(|wqe| wqe.first == index));
+        if let Answer::Read { index, .. } | Answer::Atomic { index, .. } = response.what
+            && asked(index)
+        {
+            self.lands(end);
+        }
+        let it = &mut self.qps[qp];
         match response.what {
             Answer::Ack(upto) => it.acked = it.acked.max(upto),
             Answer::NotReady(index) => {

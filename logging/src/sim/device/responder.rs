@@ -90,6 +90,9 @@ impl World {
             return self.respond(qp, Answer::Ack(self.qps[qp].expected));
         }
         let index = packet.index;
+        if packet.opcode.is_atomic() || packet.opcode != Opcode::Read && packet.end > packet.begin {
+            self.lands(self.qps[qp].end);
+        }
         match packet.opcode {
             Opcode::Write | Opcode::WriteImm => {
                 let range = (packet.begin, packet.end);

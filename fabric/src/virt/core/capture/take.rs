@@ -1,6 +1,6 @@
 //! A context that stands still, as an image.
 
-use super::hold::Still;
+use super::still::Still;
 use crate::device::{AsyncEvent, EventElement};
 use crate::error::{Error, Result};
 use crate::virt::core::context::VirtualContext;

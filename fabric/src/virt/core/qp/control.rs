@@ -79,6 +79,15 @@ pub(super) struct Connection {
 impl QpCore {
     pub(super) fn modify(&self, attr: &QpAttr, mask: u32) -> Result<()> {
         let _settled = self.pd.context.settled();
+        if self.pd.context.is_held() {
+            return Err(Error::new(
+                libc::EBUSY,
+                format!(
+                    "queue pair {:#x} cannot be changed while its context is suspended: end that first",
+                    self.qpn
+                ),
+            ));
+        }
         // It ends as verbs have it end, or begins anew: nobody need look for another path.
         if mask & qp_mask::STATE != 0 && matches!(attr.qp_state, qp_state::ERR | qp_state::RESET) {
             self.is_ending.store(true, Ordering::Release);

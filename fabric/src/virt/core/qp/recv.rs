@@ -311,6 +311,14 @@ impl QpCore {
     /// The errno with which the device refused.
     pub(super) fn hand_recvs_again(&self, side: &mut RecvSide) -> Result<(), i32> {
         self.recv.unhand(self.recv.retired());
+        self.hand_waiting_recvs(side)
+    }
+
+    /// Hands those that were only appended.
+    ///
+    /// # Errors
+    /// The errno with which the device refused.
+    pub(super) fn hand_waiting_recvs(&self, side: &mut RecvSide) -> Result<(), i32> {
         let mut elements = Vec::new();
         loop {
             let first = self.recv.handed();

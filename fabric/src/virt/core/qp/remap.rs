@@ -19,6 +19,7 @@
 //! | `mend` | paths that fail around a move |
 //! | `standing` | how it is written down |
 //! | `anew` | and made anew from that |
+//! | `still` | holds: stop, and go on |
 //!
 //! Called by the shells of the re-map, on any thread. A step that needs all completions to have been
 //! taken says so: the caller harvests, once for many queue pairs.
@@ -29,6 +30,7 @@ mod late;
 mod mend;
 mod standing;
 mod status;
+mod still;
 
 pub(in crate::virt::core) use self::fresh::Fresh;
 use self::late::Late;

@@ -12,10 +12,11 @@ use crate::virt::core::qp::{Fresh, Leaving, QpCore};
 use crate::virt::core::underlay::Underlay;
 use sojourn_logging::Executed;
 use sojourn_logging::remap::{
-    Accept, Answer, Cut, Follower, FollowerLimits, GroupId, Offer, PrepareError, Request, Side,
+    Accept, Answer, Cut, Follower, FollowerLimits, GroupId, HeldLink, Offer, PrepareError, Request,
+    Side,
 };
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,8 @@ const DEFERENCE: Duration = Duration::from_secs(2);
 pub(in crate::virt::core) struct Remaps {
     epoch: Instant,
     moving: AtomicBool,
+    /// Holds of its contexts.
+    holds: AtomicUsize,
     /// The move under way is to be taken back, if it still can be: another goes first.
     yields: AtomicBool,
     next_group: AtomicU64,
@@ -60,6 +63,7 @@ impl Default for Remaps {
         Remaps {
             epoch: Instant::now(),
             moving: AtomicBool::new(false),
+            holds: AtomicUsize::new(0),
             yields: AtomicBool::new(false),
             next_group: AtomicU64::new(0),
             following: Mutex::default(),
@@ -73,6 +77,15 @@ pub(in crate::virt::core) struct Moving<'a>(&'a Remaps);
 impl Drop for Moving<'_> {
     fn drop(&mut self) {
         self.0.moving.store(false, Ordering::Release);
+    }
+}
+
+/// While it is there, this process holds its peers.
+pub(super) struct Holding(Arc<Local>);
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        self.0.remaps.holds.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -98,11 +111,27 @@ impl Remaps {
         let now = self.epoch.elapsed();
         let following = lock_mutex(&self.following);
         let defers = following.deference.is_some_and(|(_, until)| now < until);
-        if defers || !following.groups.is_empty() || self.moving.swap(true, Ordering::AcqRel) {
+        let holds = self.holds.load(Ordering::Acquire) > 0;
+        let follows = !following.groups.is_empty();
+        if defers || holds || follows || self.moving.swap(true, Ordering::AcqRel) {
             return None;
         }
         self.yields.store(false, Ordering::Release);
         Some(Moving(self))
+    }
+
+    /// Begins a hold of this process, of which there may be several; `None` where a move could not be begun.
+    pub(super) fn begin_hold(&self, local: &Arc<Local>) -> Option<Holding> {
+        let (now, own) = (self.epoch.elapsed(), local.grant().process);
+        let following = lock_mutex(&self.following);
+        let defers = following.deference.is_some_and(|(_, until)| now < until);
+        let follows = following.groups.keys().any(|(mover, _)| *mover != own);
+        if defers || follows || self.moving.load(Ordering::Acquire) {
+            return None;
+        }
+        self.yields.store(false, Ordering::Release);
+        self.holds.fetch_add(1, Ordering::AcqRel);
+        Some(Holding(Arc::clone(local)))
     }
 
     /// Numbers for the groups of a move: larger than those of an earlier life of this process.
@@ -127,7 +156,17 @@ impl Remaps {
             return match request {
                 Request::Prepare { .. } if over => Answer::refused("that move has ended"),
                 Request::Prepare { links } => {
-                    self.begin_following(local, &mut following, (mover, id), links, now)
+                    let qpns = links.iter().map(|link| link.qpn).collect();
+                    self.begin_following(local, &mut following, (mover, id), now, qpns, |side| {
+                        Follower::begin(id, links, now, FollowerLimits::default(), side)
+                    })
+                }
+                Request::Hold { .. } if over => Answer::refused("that hold has ended"),
+                Request::Hold { links } => {
+                    let qpns = links.iter().map(|link| link.qpn).collect();
+                    self.begin_following(local, &mut following, (mover, id), now, qpns, |side| {
+                        Follower::begin_hold(id, links, now, FollowerLimits::default(), side)
+                    })
                 }
                 Request::Finish { .. } if finished => Answer::Finished,
                 Request::Abort => {
@@ -151,12 +190,14 @@ impl Remaps {
         local: &Arc<Local>,
         following: &mut Following,
         (mover, id): (ProcessId, GroupId),
-        offers: &[Offer<PhysicalEnd>],
         now: Duration,
+        qpns: Vec<u32>,
+        begin: impl FnOnce(&mut Ground) -> (Option<Follower<PhysicalEnd>>, Answer<PhysicalEnd>),
     ) -> Answer<PhysicalEnd> {
-        following.take_back_before((mover, id), offers, now);
+        following.take_back_before((mover, id), &qpns, now);
         // Two contexts of one process do not wait for each other: only one of them moves.
-        let busy = self.moving.load(Ordering::Acquire) && mover != local.grant().process;
+        let moves = self.moving.load(Ordering::Acquire) || self.holds.load(Ordering::Acquire) > 0;
+        let busy = moves && mover != local.grant().process;
         if busy {
             tracing::debug!("{mover} is to be followed, and this process is moving");
             if has_precedence(mover, local.grant().process) {
@@ -169,15 +210,9 @@ impl Remaps {
         if busy || following.groups.len() >= MAX_GROUPS {
             return Answer::Busy;
         }
-        let mut side = Ground {
-            local: Arc::clone(local),
-            mover,
-            qpns: offers.iter().map(|offer| offer.qpn).collect(),
-            links: Vec::new(),
-            down: None,
-        };
-        let (machine, answer) =
-            Follower::begin(id, offers, now, FollowerLimits::default(), &mut side);
+        let mut side =
+            Ground { local: Arc::clone(local), mover, qpns, links: Vec::new(), down: None };
+        let (machine, answer) = begin(&mut side);
         if let Some(machine) = machine {
             following.deference.take_if(|(whom, _)| *whom == mover);
             following.refused.take_if(|whom| *whom == mover);
@@ -248,13 +283,8 @@ impl Following {
 
     /// A mover that begins anew over a link has taken back what it began before, and we have not heard of
     /// it.
-    fn take_back_before(
-        &mut self,
-        (mover, id): (ProcessId, GroupId),
-        offers: &[Offer<PhysicalEnd>],
-        now: Duration,
-    ) {
-        let anew: HashSet<u32> = offers.iter().map(|offer| offer.qpn).collect();
+    fn take_back_before(&mut self, (mover, id): (ProcessId, GroupId), qpns: &[u32], now: Duration) {
+        let anew: HashSet<u32> = qpns.iter().copied().collect();
         let mut over = Vec::new();
         for ((whose, earlier), group) in &mut self.groups {
             let same = group.side.qpns.iter().any(|qpn| anew.contains(qpn));
@@ -301,9 +331,9 @@ impl Ground {
         leave_unused(self.qps());
     }
 
-    /// The queue pair that an offer is about, if it is connected to the mover's.
-    fn find(&self, offer: &Offer<PhysicalEnd>) -> Result<Option<Arc<QpCore>>, PrepareError> {
-        let Some(qp) = self.local.qp(offer.qpn) else { return Ok(None) };
+    /// Our queue pair of that number, if it is connected to that of the mover's.
+    fn find(&self, qpn: u32, mover_qpn: u32) -> Result<Option<Arc<QpCore>>, PrepareError> {
+        let Some(qp) = self.local.qp(qpn) else { return Ok(None) };
         if !matches!(qp.qp_type, qp_type::RC | qp_type::UC) {
             return Ok(None);
         }
@@ -312,7 +342,7 @@ impl Ground {
             Err(error) if error.errno() == libc::EBUSY => return Err(PrepareError::Busy),
             Err(_) => return Ok(None),
         };
-        let connected = status.is_connected() && status.peer == Some((self.mover, offer.mover_qpn));
+        let connected = status.is_connected() && status.peer == Some((self.mover, mover_qpn));
         if connected {
             return Ok(Some(qp));
         }
@@ -327,7 +357,7 @@ impl Ground {
         &self,
         offer: &Offer<PhysicalEnd>,
     ) -> Result<(Link, Option<Accept<PhysicalEnd>>), PrepareError> {
-        let Some(qp) = self.find(offer)? else {
+        let Some(qp) = self.find(offer.qpn, offer.mover_qpn)? else {
             return Ok((Link { qp: None, fresh: None, leaving: None }, None));
         };
         if !qp.accepts(offer.incarnation) {
@@ -532,6 +562,40 @@ impl Side<PhysicalEnd> for Ground {
 
     fn go_on(&mut self) {
         self.qps().for_each(|qp| qp.go_on());
+    }
+
+    fn hold(&mut self, links: &[HeldLink]) -> Result<(), PrepareError> {
+        for link in links {
+            let held = self.find(link.qpn, link.holder_qpn).and_then(|found| match found {
+                Some(qp) => match qp.be_held() {
+                    Ok(()) => Ok(Some(qp)),
+                    Err(error) if error.errno() == libc::EBUSY => Err(PrepareError::Busy),
+                    // The program has destroyed it just now.
+                    Err(_) => Ok(None),
+                },
+                None => Ok(None),
+            });
+            match held {
+                Ok(qp) => self.links.push(Link { qp, fresh: None, leaving: None }),
+                Err(error) => {
+                    self.let_go();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn is_still(&mut self, links: &[HeldLink]) -> bool {
+        self.harvest();
+        let still =
+            |(own, held): (&Link, &HeldLink)| own.qp.as_ref().is_none_or(|qp| qp.is_still(held));
+        self.links.iter().zip(links).all(still)
+    }
+
+    fn let_go(&mut self) {
+        self.qps().for_each(|qp| qp.be_let_go());
+        self.links.clear();
     }
 
     fn discard(&mut self) {

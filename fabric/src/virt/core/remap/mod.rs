@@ -8,11 +8,13 @@
 //! | `site` | everything of a context on one more device, or not any more |
 //! | `survey` | what of a context moves, and what stands against it |
 //! | `follower` | a peer's context does: on the service thread |
+//! | `hold` | a context and its peers stand still for a moment: on the thread that asks for it |
 //! | `lookout` | a path that fails is noticed though nobody polls |
 //! | `failover` | a path has failed: the context goes by itself, on a thread of its own |
 
 mod failover;
 mod follower;
+mod hold;
 mod lookout;
 mod mover;
 mod order;
@@ -22,6 +24,8 @@ mod survey;
 pub use failover::Failover;
 pub(super) use failover::{Broken, Rescue};
 pub(super) use follower::Remaps;
+pub use hold::Suspension;
+pub(super) use hold::suspend;
 pub(super) use lookout::Lookout;
 pub(super) use mover::relocate;
 pub use mover::{Cause, Phase, Relocation};

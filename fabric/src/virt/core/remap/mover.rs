@@ -157,7 +157,7 @@ pub(in crate::virt::core) fn relocate(
 }
 
 /// Between half of it and one and a half.
-fn by_lot(rest: Duration) -> Duration {
+pub(super) fn by_lot(rest: Duration) -> Duration {
     rest / 2 + rest.mul_f64((RandomState::new().hash_one(0) % 1024) as f64 / 1024.0)
 }
 

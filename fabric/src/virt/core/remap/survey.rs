@@ -38,6 +38,21 @@ pub(in crate::virt::core) struct Surveyed {
 /// pair or an address handle leads out of the job; `EINVAL` where a queue pair is in a state that
 /// a new one cannot be given.
 pub(in crate::virt::core) fn survey(context: &VirtualContext) -> Result<Vec<Surveyed>> {
+    let surveyed = survey_qps(context, "which cannot follow")?;
+    if let Some(ah) = context.ahs.alive().iter().find(|ah| ah.destination.is_foreign()) {
+        return Err(Error::unsupported(format!(
+            "an address handle (number {}) leads outside the job: destroy it first",
+            ah.number
+        )));
+    }
+    Ok(surveyed)
+}
+
+/// The queue pairs alone. What is said of those whose peer is no part of the job is `foreign`.
+///
+/// # Errors
+/// As [`survey`].
+pub(super) fn survey_qps(context: &VirtualContext, foreign: &str) -> Result<Vec<Surveyed>> {
     let qps: Vec<_> = context.qps.alive().into_iter().filter(|qp| !qp.is_dead()).collect();
     let places: HashMap<u32, usize> = qps.iter().enumerate().map(|(i, qp)| (qp.qpn, i)).collect();
     let own = context.local().grant().process;
@@ -47,8 +62,7 @@ pub(in crate::virt::core) fn survey(context: &VirtualContext) -> Result<Vec<Surv
         let name = format!("queue pair {:#x}", qp.qpn);
         if status.foreign {
             return Err(Error::unsupported(format!(
-                "{name} is connected to a queue pair outside the job, which cannot follow: \
-                 destroy it first"
+                "{name} is connected to a queue pair outside the job, {foreign}: destroy it first"
             )));
         }
         let way = match status.state {
@@ -77,12 +91,6 @@ pub(in crate::virt::core) fn survey(context: &VirtualContext) -> Result<Vec<Surv
         surveyed.push(Surveyed { qp: Arc::clone(qp), state: status.state, way });
     }
     pair_up(&mut surveyed, own)?;
-    if let Some(ah) = context.ahs.alive().iter().find(|ah| ah.destination.is_foreign()) {
-        return Err(Error::unsupported(format!(
-            "an address handle (number {}) leads outside the job: destroy it first",
-            ah.number
-        )));
-    }
     Ok(surveyed)
 }
 

@@ -1,9 +1,9 @@
 //! What has become of what was handed, where nothing of it goes on by itself any more: for who writes a
 //! queue pair down.
 //!
-//! A queue pair that has been stopped drains, but for one case: a message that finds no receive is not
+//! A queue pair that is held drains, but for one case: a message that finds no receive is not
 //! executed, and is tried again until there is one. It, and what is behind it, is decided by counting: the
-//! peer's receive queue is empty, and stays so while the program posts nothing; so the first request that
+//! peer's receive queue is empty, and stays so while it is held; so the first request that
 //! has not been executed is that message, and RC executes nothing behind it. The numbers of the peer
 //! are then as good as behind the barrier of a take-down, though its queue pair goes on.
 
@@ -47,8 +47,8 @@ impl Moving {
 }
 
 impl QpCore {
-    /// What is to be done with what was handed, of a queue pair in `state` that is connected to `peer`. After
-    /// `stop` and a harvest, while the program posts and polls nothing.
+    /// What is to be done with what was handed, of a queue pair in `state` that is connected to `peer`. While
+    /// it is held, and after a harvest.
     ///
     /// # Errors
     /// Why that cannot be said.
@@ -103,6 +103,12 @@ impl QpCore {
         }
     }
 
+    /// Whether nothing of what it has handed goes on by itself, connected to `peer`. While it is held, and
+    /// after a harvest.
+    pub(in crate::virt::core) fn is_at_rest(&self, peer: &QpCore) -> bool {
+        !matches!(self.standing(qp_state::RTS, Some(peer)), Err(Restless::Moves))
+    }
+
     /// All that the device had is back, and the rest is completed by us.
     fn standing_at_err(&self) -> Result<Plan, Restless> {
         self.note_err();
@@ -121,7 +127,7 @@ impl QpCore {
     fn has_no_receive(&self) -> bool {
         match &self.srq {
             Some(srq) => srq.is_empty(),
-            None => self.recv.retired() == self.recv.appended(),
+            None => self.recv.retired() == self.recv.handed(),
         }
     }
 

@@ -1,6 +1,8 @@
 //! Virtual verbs between operating system processes, over the soft device: each process is this
 //! test program again, joined to the job of the test that started it.
 
+mod hold;
+
 use sojourn_fabric::abi::{GRH_BYTES, Wc, access, qp_state, wc_flags, wc_status};
 use sojourn_fabric::device::soft::{Mode, Options, Pace, open_with, set_port};
 use sojourn_fabric::names::directory::{DirectoryServer, ServerConfig};
@@ -96,6 +98,12 @@ impl Part {
         }
     }
 
+    /// Lets it go on.
+    fn go_on(&self) {
+        // SAFETY: our own child, not reaped yet.
+        assert_eq!(unsafe { libc::kill(self.0.id() as i32, libc::SIGCONT) }, 0);
+    }
+
     /// Ends without an error.
     fn ends(&mut self) {
         let deadline = soon();
@@ -133,6 +141,7 @@ fn part() {
     let member = Member::join(&told, &mode);
     match part.as_str() {
         "echo" => echo(&member),
+        "flood" => hold::flood(&member),
         "datagrams" => datagrams(&member),
         "victim" => victim(&member),
         "keep" => keep(&member, false),
@@ -508,8 +517,7 @@ fn a_stopped_peer_blocks_only_its_own_queue_pairs() {
     assert!(member.cq.poll(&mut [Wc::default()]).unwrap() == 0, "the peer is stopped");
     assert!(begun.elapsed() < LONG);
 
-    // SAFETY: our own child, not reaped yet.
-    assert_eq!(unsafe { libc::kill(other.0.id() as i32, libc::SIGCONT) }, 0);
+    other.go_on();
     let wc = member.next();
     assert_eq!((wc.wr_id, wc.status), (900, wc_status::SUCCESS));
     other.kill();
@@ -618,8 +626,7 @@ fn a_stopped_peer_is_not_waited_for_beyond_the_deadline() {
     for part in ["moving to soft1", "process 2", "did not answer in time (prepare)"] {
         assert!(told.contains(part), "{part:?} is not in {told:?}");
     }
-    // SAFETY: our own child, not reaped yet.
-    assert_eq!(unsafe { libc::kill(peer.0.id() as i32, libc::SIGCONT) }, 0);
+    peer.go_on();
     guide.process.publish("write", b"").unwrap();
     guide.process.fetch(ProcessId(1), "written", soon()).unwrap();
     guide.process.publish("end", b"").unwrap();

@@ -1,6 +1,5 @@
-//! Everything of a context stands still.
+//! What is to be done with what a held context had handed.
 
-use crate::abi::qp_state;
 use crate::error::{Error, Result};
 use crate::virt::core::context::VirtualContext;
 use crate::virt::core::qp::{QpCore, Restless};
@@ -10,88 +9,40 @@ use sojourn_logging::Plan;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Between two looks at what is still under way.
+/// Between two looks at what is still to come.
 const LOOK: Duration = Duration::from_micros(20);
-/// Between two tries, where something failed or was being changed.
-const REST: Duration = Duration::from_millis(1);
 
 /// A queue pair that stands still.
 pub(super) struct Still {
     pub(super) qp: Arc<QpCore>,
-    /// [`qp_state`].
+    /// [`qp_state`](crate::abi::qp_state).
     pub(super) state: u32,
     pub(super) way: Way,
     /// What is to be done with what was handed.
     pub(super) plan: Plan,
 }
 
-impl Still {
-    /// It has something to stop.
-    fn is_live(&self) -> bool {
-        !matches!(self.state, qp_state::RESET | qp_state::ERR)
-    }
-}
-
-/// Queue pairs that have stopped, as long as it is there.
-struct Stopped(Vec<Still>);
-
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        self.0.iter().filter(|still| still.is_live()).for_each(|still| still.qp.go_on());
-    }
-}
-
-/// Runs `then` while everything stands still.
+/// The queue pairs of a context that is held, and in which nothing is made or destroyed. Waits for what
+/// is still to come of what was executed.
 ///
 /// # Errors
-/// As [`Context::capture`](crate::virt::Context::capture); whatever `then` says.
-pub(super) fn held<R>(
-    context: &Arc<VirtualContext>,
-    deadline: Instant,
-    then: impl FnOnce(&[Still]) -> Result<R>,
-) -> Result<R> {
-    loop {
-        let busy = {
-            let moving = context.local().remaps.begin();
-            let unsettled = moving.as_ref().and_then(|_| context.try_unsettle());
-            match unsettled {
-                None => Error::new(
-                    libc::EBUSY,
-                    "a context of this process moves, follows a peer, or has objects that are being \
-                     made, changed or destroyed",
-                ),
-                Some(_unsettled) => match stop(context, deadline) {
-                    Ok(stopped) => return then(&stopped.0),
-                    Err(error) if error.errno() == libc::EBUSY => error,
-                    Err(error) => return Err(error),
-                },
-            }
-        };
-        if Instant::now() + REST >= deadline {
-            return Err(busy.context("a context does not come to rest"));
-        }
-        std::thread::sleep(REST);
-    }
-}
-
-/// Stops everything, and waits until nothing goes on by itself any more.
-fn stop(context: &Arc<VirtualContext>, deadline: Instant) -> Result<Stopped> {
+/// As [`Suspension::capture`](crate::virt::Suspension::capture).
+pub(super) fn stills(context: &VirtualContext, deadline: Instant) -> Result<Vec<Still>> {
     let surveyed = survey(context)?;
     refuse(context, &surveyed)?;
     let still =
         |Surveyed { qp, state, way }: Surveyed| Still { qp, state, way, plan: Plan::default() };
-    let mut stopped = Stopped(surveyed.into_iter().map(still).collect());
-    stopped.0.iter().filter(|still| still.is_live()).for_each(|still| still.qp.stop());
+    let mut all: Vec<_> = surveyed.into_iter().map(still).collect();
     let cqs = context.cqs.alive();
     loop {
         cqs.iter().for_each(|cq| cq.settle());
-        let Some(at) = look(&mut stopped.0)? else { return Ok(stopped) };
+        let Some(at) = look(&mut all)? else { return Ok(all) };
         if Instant::now() >= deadline {
             return Err(Error::new(
                 libc::ETIMEDOUT,
                 format!(
-                    "queue pair {:#x} still has requests under way: give it more time",
-                    stopped.0[at].qp.qpn
+                    "queue pair {:#x} still has completions under way: give it more time",
+                    all[at].qp.qpn
                 ),
             ));
         }
@@ -111,8 +62,14 @@ fn look(all: &mut [Still]) -> Result<Option<usize>> {
             Ok(plan) => all[at].plan = plan,
             Err(Restless::Moves) => return Ok(Some(at)),
             Err(Restless::Failed) => {
-                let text = format!("queue pair {:#x} has failed just now", qp.qpn);
-                return Err(Error::new(libc::EBUSY, text));
+                return Err(Error::new(
+                    libc::EBUSY,
+                    format!(
+                        "queue pair {:#x} has failed since its context was suspended: end that, so that \
+                         the program learns of it, and suspend again",
+                        qp.qpn
+                    ),
+                ));
             }
             Err(Restless::Undecided(seq)) => {
                 return Err(Error::new(

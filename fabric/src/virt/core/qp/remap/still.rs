@@ -1,0 +1,126 @@
+//! What a hold does to one queue pair: stop, and go on, with nothing in between.
+//!
+//! A holder's queue pairs get no receive either meanwhile: a message that finds none waits, whoever posts.
+
+use super::super::QpCore;
+use super::DRAIN_PATIENCE;
+use crate::abi::{qp_mask, qp_type};
+use crate::error::{Error, Result};
+use crate::virt::core::lock::gate;
+use crate::virt::core::lock_mutex;
+use crate::virt::core::policy::Source;
+use crate::virt::core::record::Word;
+use sojourn_logging::remap::HeldLink;
+use sojourn_logging::{Executed, Opcode};
+
+impl QpCore {
+    /// A peer holds this one: sends are only appended from here on, and the program's changes wait.
+    ///
+    /// # Errors
+    /// `EBUSY` where it is being changed, moved, held, or about to be moved; `EINVAL` where it is gone.
+    pub(in crate::virt::core) fn be_held(&self) -> Result<()> {
+        self.begin_moving()?;
+        if self.is_broken() || lock_mutex(&self.moving).old.is_some() {
+            self.end_moving();
+            return Err(Error::new(
+                libc::EBUSY,
+                format!(
+                    "the path of queue pair {:#x} has failed, and is not replaced yet",
+                    self.qpn
+                ),
+            ));
+        }
+        self.stop();
+        Ok(())
+    }
+
+    /// It is held no longer.
+    pub(in crate::virt::core) fn be_let_go(&self) {
+        self.go_on();
+        self.end_moving();
+    }
+
+    /// It holds its peer: sends and receives are only appended from here on.
+    ///
+    /// # Errors
+    /// As [`Self::be_held`].
+    pub(in crate::virt::core) fn stand_still(&self) -> Result<()> {
+        self.be_held()?;
+        if self.srq.is_none() {
+            self.recv_side.visit().set(gate::SUSPENDED);
+        }
+        // Whoever destroys it waits for nobody: it need not go on.
+        self.end_moving();
+        Ok(())
+    }
+
+    /// It holds nobody any longer.
+    pub(in crate::virt::core) fn stand_still_no_more(&self) {
+        if self.begin_moving().is_err() {
+            return;
+        }
+        {
+            let mut side = self.recv_side.visit();
+            if side.gate() & gate::SUSPENDED != 0 {
+                if side.gate() & (gate::FAILED | gate::ERR) != 0 {
+                    self.end_recvs(&mut side, false);
+                } else if let Err(errno) = self.hand_waiting_recvs(&mut side) {
+                    let error = std::io::Error::from_raw_os_error(errno);
+                    tracing::error!("queue pair {:#x}: a receive is lost: {error}", self.qpn);
+                }
+                side.clear(gate::SUSPENDED);
+            }
+        }
+        self.be_let_go();
+    }
+
+    /// What it has executed so far, as a holder says it. After a harvest.
+    pub(in crate::virt::core) fn held_link(&self, peer: u32) -> HeldLink {
+        let messages = self.received();
+        let (mut psn, mut recorded) = (None, None);
+        // After the count: numbers that are later say no less.
+        if let Ok(attachment) = self.attachment() {
+            match attachment.underlay.source {
+                Source::Psn => {
+                    psn = attachment.qp.query(qp_mask::RQ_PSN).ok().map(|attr| attr.rq_psn);
+                }
+                Source::Record => recorded = self.word.get().map(Word::recorded),
+                Source::Counts => {}
+            }
+        }
+        // Nobody posts any: what is out is consumed, or stays.
+        let starved = self.srq.is_none() && self.recv.retired() == self.recv.handed();
+        let executed = Executed { messages, psn, settled: true, recorded };
+        HeldLink { qpn: peer, holder_qpn: self.qpn, executed, starved }
+    }
+
+    /// Whether nothing that it has handed will be executed any more, as far as its peer tells. After a harvest.
+    pub(in crate::virt::core) fn is_still(&self, peer: &HeldLink) -> bool {
+        if self.send_side.gate() & (gate::FAILED | gate::ERR) != 0 || self.is_broken() {
+            return true;
+        }
+        match self.qp_type {
+            qp_type::RC => {
+                let _nobody_hands = self.send_side.visit();
+                self.send.is_still(&peer.executed, peer.starved)
+            }
+            // Nothing tells what has arrived: it is given time.
+            _ => {
+                let since = lock_mutex(&self.moving).stopped.map(|since| since.elapsed());
+                since.is_none_or(|since| since >= DRAIN_PATIENCE) && self.is_quiet()
+            }
+        }
+    }
+
+    /// Whether what it has handed is through, as far as can be told, and no answer is to come. After a harvest.
+    pub(in crate::virt::core) fn has_drained(&self) -> bool {
+        if self.send_side.gate() & (gate::FAILED | gate::ERR) != 0 || self.is_broken() {
+            return true;
+        }
+        let answers = |seq| {
+            let opcode = self.send.entry(seq).opcode;
+            opcode == Opcode::Read || opcode.is_atomic()
+        };
+        self.is_quiet() && !(self.send.retired()..self.send.handed()).any(answers)
+    }
+}
