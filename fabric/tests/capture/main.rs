@@ -1,8 +1,9 @@
 //! A context is written down, and made anew from that: the program that it belongs to does not notice.
 
+mod events;
 mod program;
 
-use program::{BYTES, Chance, LONG, Program, Rig};
+use program::{BYTES, Chance, LONG, Program, Rig, map_at};
 use serde::{Deserialize, Serialize};
 use sojourn_fabric::device::DeviceContext;
 use sojourn_fabric::device::soft::{Mode, Options, Pace, open_with};
@@ -60,26 +61,22 @@ fn run(process: &Process, seed: u64, at: usize, mode: u64) -> (Left, End) {
 }
 
 /// Maps the memory of what was captured where it was, and fills it.
-fn map(left: &Left) {
-    let regions = captured_regions(&left.bytes).unwrap();
-    assert_eq!(regions.len(), 1);
-    let (addr, length) = (regions[0].addr as *mut libc::c_void, regions[0].length as usize);
-    assert_eq!(length, BYTES);
-    let (prot, flags) = (
-        libc::PROT_READ | libc::PROT_WRITE,
-        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE,
-    );
-    // SAFETY: where nothing is mapped, or it fails.
-    let at = unsafe { libc::mmap(addr, length, prot, flags, -1, 0) };
-    assert_eq!(at, addr, "{}", std::io::Error::last_os_error());
-    // SAFETY: mapped just now, with that length, and nobody else's.
-    unsafe { std::ptr::copy_nonoverlapping(left.memory.as_ptr(), at.cast(), length) };
+fn map_all(bytes: &[u8], memory: &[Vec<u8>]) {
+    let regions = captured_regions(bytes).unwrap();
+    assert_eq!(regions.len(), memory.len());
+    for (region, content) in regions.iter().zip(memory) {
+        let length = region.length as usize;
+        assert_eq!(length, content.len());
+        let at = map_at(Some(region.addr), length).as_ptr();
+        // SAFETY: mapped just now, with that length, and nobody else's.
+        unsafe { std::ptr::copy_nonoverlapping(content.as_ptr(), at, length) };
+    }
 }
 
 /// Restores what was captured, and goes on to the end.
 fn go_on(process: &Process, left: Left, mode: u64) -> End {
     let Left { seed, at, .. } = left;
-    map(&left);
+    map_all(&left.bytes, std::slice::from_ref(&left.memory));
     // SAFETY: the memory was mapped just now, for this alone, and the region is its owner from here on.
     let restored = unsafe {
         process.restore(device(mode, seed ^ 1), Policy::from_env().unwrap(), &left.bytes)

@@ -11,6 +11,8 @@ use sojourn_fabric::virt::{
     MemoryRegion, Op, ProtectionDomain, QpOptions, QueuePair, Remote, Restored, SendRequest,
     SharedReceiveQueue,
 };
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Far above what anything takes on a loaded machine; reached only by failures.
@@ -63,6 +65,27 @@ impl Chance {
 /// A completion: queue pair, receive, wr_id, status, opcode, length, immediate data, flags, sender.
 pub(crate) type Done = (usize, bool, u64, u32, u32, u32, u32, u32, u32);
 
+/// Memory of the process's own where nothing else is put: far below where the kernel maps what is asked for
+/// anywhere, so that nobody takes its place while it is gone.
+pub(crate) fn map_at(addr: Option<u64>, length: usize) -> NonNull<u8> {
+    static NEXT: AtomicU64 = AtomicU64::new(0x2000_0000_0000);
+    let addr = addr.unwrap_or_else(|| NEXT.fetch_add(1 << 30, Ordering::Relaxed));
+    let (prot, flags) = (
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE,
+    );
+    // SAFETY: where nothing is mapped, or it fails.
+    let at = unsafe { libc::mmap(addr as *mut libc::c_void, length, prot, flags, -1, 0) };
+    assert_eq!(at as u64, addr, "{}", std::io::Error::last_os_error());
+    NonNull::new(at.cast()).unwrap()
+}
+
+/// A region there.
+pub(crate) fn adopt(pd: &ProtectionDomain, length: usize) -> MemoryRegion {
+    // SAFETY: mapped just now, for this alone.
+    unsafe { pd.adopt(map_at(None, length), length, ALL) }.unwrap()
+}
+
 /// What the program holds.
 pub(crate) struct Rig {
     pub(crate) context: Context,
@@ -80,7 +103,7 @@ impl Rig {
         let pd = context.alloc_pd().unwrap();
         // Names that are not the first of all.
         drop(pd.register(64, ALL).unwrap());
-        let memory = pd.register(BYTES, ALL).unwrap();
+        let memory = adopt(&pd, BYTES);
         let mut chance = Chance(7);
         let source: Vec<u8> = (0..AREA).map(|_| chance.next() as u8).collect();
         memory.write(SOURCE, &source);

@@ -9,6 +9,7 @@ use crate::device::{
 use crate::error::{Error, Result};
 use crate::names::ProcessId;
 use crate::virt::core::{Cut, Relocation, RetainedConnection, Suspension};
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -301,6 +302,26 @@ impl ProtectionDomain {
     /// `EINVAL` for a length of zero or flags that verbs refuse.
     pub fn register(&self, length: usize, access: u32) -> Result<MemoryRegion> {
         MemoryRegion::new(&self.pd, length, access)
+    }
+
+    /// Registers memory that is mapped already, and makes the region its owner.
+    ///
+    /// # Safety
+    /// The `length` bytes at `base`, which is at the start of a page, are a mapping that is nobody else's:
+    /// dropping the region unmaps it. Until then it is accessed with atomics alone.
+    ///
+    /// # Errors
+    /// As [`Self::register`]; the memory stays the caller's.
+    pub unsafe fn adopt(
+        &self,
+        base: NonNull<u8>,
+        length: usize,
+        access: u32,
+    ) -> Result<MemoryRegion> {
+        // SAFETY: the caller's promise.
+        let mr = unsafe { Arc::clone(&self.pd).reg_mr(base.as_ptr().cast(), length, access) }?;
+        // SAFETY: the caller's promise.
+        Ok(unsafe { MemoryRegion::over(mr, base, length) })
     }
 
     /// Creates a queue pair, in RESET.

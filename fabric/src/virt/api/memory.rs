@@ -68,9 +68,8 @@ impl MemoryRegion {
     /// A region whose memory is mapped, and registered as `mr`, already.
     ///
     /// # Safety
-    /// The `length` bytes at `base`, which is at the start of a page, are a mapping that is nobody else's:
-    /// dropping the region unmaps it, and until then it is accessed with atomics alone.
-    pub(super) unsafe fn adopt(mr: Arc<dyn DeviceMr>, base: NonNull<u8>, length: usize) -> Self {
+    /// As [`ProtectionDomain::adopt`](super::ProtectionDomain::adopt).
+    pub(super) unsafe fn over(mr: Arc<dyn DeviceMr>, base: NonNull<u8>, length: usize) -> Self {
         MemoryRegion { mr, base, length }
     }
 

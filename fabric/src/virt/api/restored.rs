@@ -8,6 +8,9 @@ use crate::virt::core::{CapturedRegion, RestoredCore};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+/// Bytes of the smallest page: where mappings begin.
+const PAGE: u64 = 4096;
+
 /// A context that was captured, made anew: from here a program takes its objects again.
 ///
 /// Objects are named as the program knows them: queue pairs and regions by their names, others by their
@@ -55,7 +58,7 @@ impl Restored {
         let (region, mr) = self.core.mrs.remove(at);
         // SAFETY: whoever restored has promised that the memory of regions is nobody else's; there is one
         // region of this key, and it is taken once.
-        Some(unsafe { MemoryRegion::adopt(mr, base, region.length as usize) })
+        Some(unsafe { MemoryRegion::over(mr, base, region.length as usize) })
     }
 
     /// The completion channel that was made as the `index`-th. Its descriptor is a new one.
@@ -108,6 +111,3 @@ impl Restored {
         self.core.qps.iter().map(|it| it.qp_num())
     }
 }
-
-/// Bytes of the smallest page: where mappings begin.
-const PAGE: u64 = 4096;

@@ -23,6 +23,7 @@ use crate::virt::core::mr::VirtualMr;
 use crate::virt::core::pd::{PdCore, QpWanted, VirtualPd};
 use crate::virt::core::policy::Policy;
 use crate::virt::core::qp::{Fresh, VirtualQp};
+use crate::virt::core::remap::FIRST_PORT;
 use crate::virt::core::retain::Retention;
 use crate::virt::core::srq::{SrqCore, VirtualSrq};
 use std::sync::Arc;
@@ -189,24 +190,37 @@ fn check_memory(image: &Image) -> Result<()> {
 /// What no creation would show.
 fn check_device(device: &dyn DeviceContext, image: &Image) -> Result<()> {
     let (attr, name) = (device.query_device()?, device.name());
-    let check = |what: &str, has: i32, needs: usize| {
-        if needs as u64 <= has.max(0) as u64 {
+    let port = device.query_port(FIRST_PORT)?;
+    let check = |what: &str, has: u64, whose: &str, needs: u64| {
+        if needs <= has {
             return Ok(());
         }
-        let text = format!("{name} has {what} of {has}, and what was captured needs {needs}");
+        let text = format!("{name} has {what} of {has}, and {whose} needs {needs}");
         Err(Error::invalid(text))
     };
-    check("a max_qp", attr.max_qp, image.qps.len())?;
-    check("a max_cq", attr.max_cq, image.cqs.len())?;
-    check("a max_mr", attr.max_mr, image.regions.len())?;
+    let limit = |value: i32| value.max(0) as u64;
+    check("a max_qp", limit(attr.max_qp), "this context", image.qps.len() as u64)?;
     for cq in &image.cqs {
-        check("a max_cqe", attr.max_cqe, cq.cqe as usize)?;
+        check("a max_cqe", limit(attr.max_cqe), "a completion queue", cq.cqe.into())?;
     }
     let atomics = image.regions.iter().any(|it| it.access & access::REMOTE_ATOMIC != 0);
     if atomics && attr.atomic_cap == 0 {
         return Err(Error::invalid(format!(
             "{name} has no atomics, and a memory region allows them (REMOTE_ATOMIC)"
         )));
+    }
+    for qp in &image.qps {
+        let whose = format!("queue pair {:#x}", qp.qpn);
+        let set = qp.attr.attr(qp.state);
+        let (has, needs) = (limit(attr.max_qp_init_rd_atom), set.max_rd_atomic.into());
+        check("a max_qp_init_rd_atom", has, &whose, needs)?;
+        let (has, needs) = (limit(attr.max_qp_rd_atom), set.max_dest_rd_atomic.into());
+        check("a max_qp_rd_atom", has, &whose, needs)?;
+        check("a max_msg_sz", port.max_msg_sz.into(), &whose, qp.longest_message())?;
+        if qp.qp_type == qp_type::UD {
+            let bytes = |mtu| crate::abi::mtu_bytes(mtu).unwrap_or(0).into();
+            check("an MTU for datagrams", bytes(port.active_mtu), &whose, bytes(image.mtu))?;
+        }
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use crate::virt::core::image::{
 };
 use crate::virt::core::pd::PdCore;
 use crate::virt::core::qp::Places;
-use crate::virt::core::remap::Way;
+use crate::virt::core::remap::{FIRST_PORT, Way};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -59,6 +59,7 @@ pub(super) fn take(context: &VirtualContext, stills: &[Still]) -> Result<Image> 
             incarnation: grant.incarnation.0,
         },
         names: context.local().names(),
+        mtu: context.underlay().device.query_port(FIRST_PORT)?.active_mtu,
         regions,
         channels,
         cqs: cqs_images,

@@ -10,6 +10,8 @@ use sojourn_logging::{Element, Opcode, Past, SendEntry};
 pub(in crate::virt::core) struct Image {
     pub(in crate::virt::core) identity: IdentityImage,
     pub(in crate::virt::core) names: NamesImage,
+    /// The active MTU of the first port ([`abi::mtu`]): how long a datagram may be.
+    pub(in crate::virt::core) mtu: u32,
     pub(in crate::virt::core) pds: Vec<PdImage>,
     pub(in crate::virt::core) regions: Vec<RegionImage>,
     pub(in crate::virt::core) channels: Vec<ChannelImage>,
@@ -444,6 +446,15 @@ impl QpImage {
     pub(in crate::virt::core) fn cap(&self) -> QpCap {
         let [max_send_wr, max_recv_wr, max_send_sge, max_recv_sge, max_inline_data] = self.cap;
         QpCap { max_send_wr, max_recv_wr, max_send_sge, max_recv_sge, max_inline_data }
+    }
+
+    /// Bytes of its longest request.
+    pub(in crate::virt::core) fn longest_message(&self) -> u64 {
+        let length = |it: &RequestImage| {
+            let bytes: u64 = it.elements.iter().map(|element| u64::from(element.1)).sum();
+            bytes + it.inline.len() as u64
+        };
+        self.sends.entries.iter().map(length).max().unwrap_or(0)
     }
 
     /// It may send or receive.

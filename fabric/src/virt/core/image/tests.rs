@@ -61,6 +61,7 @@ fn sample() -> Image {
             devices: 1,
             last_ah: 5,
         },
+        mtu: 5,
         pds: vec![PdImage { single_threaded: true }],
         regions: vec![RegionImage {
             key: 0x100,
