@@ -45,16 +45,21 @@ struct End {
     memory: Vec<u8>,
 }
 
+/// Captures a program between two steps.
+fn capture(rig: &Rig, program: &Program, seed: u64, at: usize) -> Left {
+    let deadline = Instant::now() + LONG;
+    let held = rig.context.suspend(deadline).unwrap();
+    let (bytes, memory) = (held.capture(deadline).unwrap(), rig.bytes());
+    held.end().unwrap();
+    Left { seed, at, bytes, memory, names: rig.names(), done: program.done.clone() }
+}
+
 /// Runs a program, captures it before a step, and goes on as if nothing had happened.
 fn run(process: &Process, seed: u64, at: usize, mode: u64) -> (Left, End) {
     let rig = Rig::new(process.open_over(device(mode, seed)).unwrap());
     let mut program = Program::new(seed);
     (0..at).for_each(|_| program.step(Some(&rig)));
-    let deadline = Instant::now() + LONG;
-    let held = rig.context.suspend(deadline).unwrap();
-    let (bytes, memory) = (held.capture(deadline).unwrap(), rig.bytes());
-    held.end().unwrap();
-    let left = Left { seed, at, bytes, memory, names: rig.names(), done: program.done.clone() };
+    let left = capture(&rig, &program, seed, at);
     (at..STEPS).for_each(|_| program.step(Some(&rig)));
     program.finish(&rig);
     (left, End { done: program.sorted(), memory: rig.bytes() })
@@ -73,19 +78,24 @@ fn map_all(bytes: &[u8], memory: &[Vec<u8>]) {
     }
 }
 
+/// Restores what was captured.
+fn restore(process: &Process, left: Left, mode: u64) -> (Rig, Program) {
+    map_all(&left.bytes, std::slice::from_ref(&left.memory));
+    let device = device(mode, left.seed ^ 1);
+    let policy = Policy::from_env().unwrap();
+    // SAFETY: the memory was mapped just now, for this alone, and the region is its owner from here on.
+    let rig = Rig::again(unsafe { process.restore(device, policy, &left.bytes) }.unwrap());
+    assert_eq!(rig.names(), left.names, "names are what they were");
+    let mut program = Program::new(left.seed);
+    (0..left.at).for_each(|_| program.step(None));
+    program.done = left.done;
+    (rig, program)
+}
+
 /// Restores what was captured, and goes on to the end.
 fn go_on(process: &Process, left: Left, mode: u64) -> End {
-    let Left { seed, at, .. } = left;
-    map_all(&left.bytes, std::slice::from_ref(&left.memory));
-    // SAFETY: the memory was mapped just now, for this alone, and the region is its owner from here on.
-    let restored = unsafe {
-        process.restore(device(mode, seed ^ 1), Policy::from_env().unwrap(), &left.bytes)
-    };
-    let rig = Rig::again(restored.unwrap());
-    assert_eq!(rig.names(), left.names, "names are what they were");
-    let mut program = Program::new(seed);
-    (0..at).for_each(|_| program.step(None));
-    program.done = left.done;
+    let at = left.at;
+    let (rig, mut program) = restore(process, left, mode);
     (at..STEPS).for_each(|_| program.step(Some(&rig)));
     program.finish(&rig);
     End { done: program.sorted(), memory: rig.bytes() }
@@ -117,6 +127,31 @@ fn a_program_goes_on_over_another_device_as_if_nothing_had_happened() {
         let (left, undisturbed) = run(&process, seed, at, mode);
         let restored = go_on(&process, left, next);
         compare(&undisturbed, &restored, &what);
+    }
+}
+
+/// Promise: what was restored is as good as what was captured: it can be captured again, at once or later,
+/// and moved.
+#[test]
+fn what_was_restored_is_captured_and_moved_again() {
+    for seed in 9000..9015 {
+        let mut chance = Chance(seed);
+        let at = chance.below(STEPS as u64) as usize;
+        let again = at + chance.below((STEPS - at) as u64) as usize;
+        let what = format!("seed {seed}, captured before steps {at} and {again}");
+        println!("{what}");
+        let process = Process::standalone().unwrap();
+        let (left, undisturbed) = run(&process, seed, at, chance.below(2));
+        let left = {
+            let (rig, mut program) = restore(&process, left, chance.below(2));
+            let left = capture(&rig, &program, seed, at);
+            drop(rig);
+            let (rig, _) = restore(&process, left, 0);
+            rig.context.relocate("soft0").unwrap();
+            (at..again).for_each(|_| program.step(Some(&rig)));
+            capture(&rig, &program, seed, again)
+        };
+        compare(&undisturbed, &go_on(&process, left, 1), &what);
     }
 }
 

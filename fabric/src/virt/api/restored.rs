@@ -5,6 +5,7 @@ use super::{
     QueuePair, SharedReceiveQueue,
 };
 use crate::virt::core::{CapturedRegion, RestoredCore};
+use std::collections::HashMap;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -18,12 +19,15 @@ const PAGE: u64 = 4096;
 /// somebody has them; those that nobody has taken go with this value.
 pub struct Restored {
     core: RestoredCore,
+    /// Where each queue pair is.
+    qps: HashMap<u32, usize>,
 }
 
 impl Restored {
     /// Whoever takes a region out becomes the owner of its memory.
     pub(in crate::virt) fn over(core: RestoredCore) -> Self {
-        Restored { core }
+        let qps = core.qps.iter().enumerate().map(|(at, qp)| (qp.qp_num(), at)).collect();
+        Restored { core, qps }
     }
 
     /// The context.
@@ -102,7 +106,7 @@ impl Restored {
     /// The queue pair of that number.
     #[must_use]
     pub fn queue_pair(&self, qpn: u32) -> Option<QueuePair> {
-        let qp = self.core.qps.iter().find(|it| it.qp_num() == qpn)?;
+        let qp = &self.core.qps[*self.qps.get(&qpn)?];
         Some(QueuePair::over(Arc::clone(qp), self.context()))
     }
 

@@ -11,6 +11,7 @@ use crate::virt::core::image::{
 use crate::virt::core::pd::PdCore;
 use crate::virt::core::qp::Places;
 use crate::virt::core::remap::{FIRST_PORT, Way};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,8 @@ const LOOK: Duration = Duration::from_micros(50);
 /// Where a device is gone, or an object is not of this context.
 pub(super) fn take(context: &VirtualContext, stills: &[Still]) -> Result<Image> {
     let (pds, cqs, srqs) = (context.pds.alive(), context.cqs.alive(), context.srqs.alive());
-    let pd_of = |pd: &Arc<PdCore>| place(&pds, pd, "protection domain");
+    let (pd_places, cq_places, srq_places) = (places(&pds), places(&cqs), places(&srqs));
+    let pd_of = |pd: &Arc<PdCore>| place(&pd_places, pd, "protection domain");
     let (channels, cqs_images) = queues(context, &cqs)?;
     let mut regions = Vec::new();
     for mr in context.mrs.alive() {
@@ -35,10 +37,10 @@ pub(super) fn take(context: &VirtualContext, stills: &[Still]) -> Result<Image> 
     let image = |still: &Still| -> Result<QpImage> {
         let Still { qp, state, way, plan } = still;
         let [send_cq, recv_cq] = qp.both_cqs().map(|cq| match cq {
-            Some(cq) => place(&cqs, &cq, "completion queue"),
+            Some(cq) => place(&cq_places, &cq, "completion queue"),
             None => Err(Error::invalid(format!("a CQ of queue pair {:#x} is gone", qp.qpn))),
         });
-        let srq = qp.srq.as_ref().map(|srq| place(&srqs, srq, "shared receive queue"));
+        let srq = qp.srq.as_ref().map(|srq| place(&srq_places, srq, "shared receive queue"));
         let places = Places {
             pd: pd_of(&qp.pd)?,
             send_cq: send_cq?,
@@ -91,10 +93,11 @@ fn queues(
     }
     let mut channel_images: Vec<_> =
         channels.iter().map(|channel| ChannelImage { ready: channel.ready() }).collect();
+    let channel_places = places(&channels);
     let mut images = Vec::with_capacity(cqs.len());
     for cq in cqs {
         let at = match cq.channel() {
-            Some(channel) => Some(place(&channels, channel, "completion channel")?),
+            Some(channel) => Some(place(&channel_places, channel, "completion channel")?),
             None => None,
         };
         let (image, told) = cq.image(at);
@@ -106,11 +109,15 @@ fn queues(
     Ok((channel_images, images))
 }
 
-/// Where a thing is among others of its kind.
-fn place<T>(all: &[Arc<T>], one: &Arc<T>, what: &str) -> Result<u32> {
-    let at = all.iter().position(|it| Arc::ptr_eq(it, one));
+/// Where things are among others of their kind, by address.
+fn places<T>(all: &[Arc<T>]) -> HashMap<*const T, u32> {
     // As many as fit into memory, and far below 2³².
-    at.map(|at| at as u32).ok_or_else(|| Error::invalid(format!("a {what} of another context")))
+    all.iter().enumerate().map(|(at, it)| (Arc::as_ptr(it), at as u32)).collect()
+}
+
+fn place<T>(all: &HashMap<*const T, u32>, one: &Arc<T>, what: &str) -> Result<u32> {
+    let at = all.get(&Arc::as_ptr(one)).copied();
+    at.ok_or_else(|| Error::invalid(format!("a {what} of another context")))
 }
 
 fn event(event: &AsyncEvent) -> EventImage {
