@@ -15,10 +15,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long the event of a completion may take to come behind it: hardware takes microseconds.
-const EVENT_LAG: Duration = Duration::from_millis(5);
+/// How long the event of a completion may take to come behind it: hardware takes microseconds, and a suspended
+/// context has waited for longer already.
+const EVENT_LAG: Duration = Duration::from_micros(200);
 /// Between two looks for it.
-const LOOK: Duration = Duration::from_micros(50);
+const LOOK: Duration = Duration::from_micros(20);
 
 /// Writes the context down.
 ///

@@ -138,6 +138,12 @@ fn restore(core: &Core, fabric: &Fabric, kept: &Kept) -> (Restored, MemoryRegion
 /// afterwards are others.
 #[test]
 fn each_kind_of_object_comes_back() {
+    each_kind(false);
+    // In another process, which has dealt nothing so far.
+    each_kind(true);
+}
+
+fn each_kind(elsewhere: bool) {
     let one = one();
     let srq = one.pd.create_srq(SrqAttr { max_wr: 8, max_sge: 2, srq_limit: 0 }, 77).unwrap();
     srq.post_recv(50, &[one.memory.slice(0..64)]).unwrap();
@@ -153,16 +159,23 @@ fn each_kind_of_object_comes_back() {
     let shared =
         one.pd.create_qp(&QpOptions { srq: Some(&srq), ..QpOptions::rc(&one.cq) }).unwrap();
     let ah = one.pd.create_ah(&qps[0].endpoint().unwrap()).unwrap();
+    let unreliable = [0, 1].map(|_| one.pd.create_qp(&QpOptions::uc(&one.cq)).unwrap());
+    connect(&unreliable[0], &unreliable[1]);
     let mut numbers: Vec<_> = qps.iter().map(QueuePair::qp_num).collect();
     numbers.push(shared.qp_num());
+    numbers.extend(unreliable.each_ref().map(QueuePair::qp_num));
     let (key, cap) = (one.memory.rkey(), qps[0].cap());
     let attr = qps[3].query().unwrap();
     let mut all = qps.clone();
     all.push(shared);
+    all.extend(unreliable);
     let before = one.capture().unwrap();
     drop((ah, srq, qps));
-    let (kept, _job, fabric, core) = one.leave(all);
+    let (kept, job, fabric, mut core) = one.leave(all);
     drop(before);
+    if elsewhere {
+        core = job.join(1);
+    }
 
     let (restored, memory) = restore(&core, &fabric, &kept);
     assert_eq!(restored.queue_pairs().collect::<Vec<_>>(), numbers);
@@ -170,7 +183,7 @@ fn each_kind_of_object_comes_back() {
     let qps: Vec<_> = numbers.iter().map(|it| restored.queue_pair(*it).unwrap()).collect();
     let states: Vec<_> = qps.iter().map(|qp| qp.state().unwrap()).collect();
     let (reset, init, rts) = (qp_state::RESET, qp_state::INIT, qp_state::RTS);
-    assert_eq!(states, [reset, init, qp_state::ERR, rts, rts, reset]);
+    assert_eq!(states, [reset, init, qp_state::ERR, rts, rts, reset, rts, rts]);
     assert_eq!(qps[0].cap(), cap);
     let again = qps[3].query().unwrap();
     assert_eq!((again.dest_qp_num, again.ah_attr), (attr.dest_qp_num, attr.ah_attr));
@@ -189,9 +202,16 @@ fn each_kind_of_object_comes_back() {
     done.sort_unstable();
     assert_eq!(done, [(1, 0), (11, 0)]);
 
+    qps[7].post_recv(12, &[memory.slice(128..192)]).unwrap();
+    qps[6].post_send(&SendRequest::new(2, Op::Send, &sge)).unwrap();
+    let mut done = ids(&drain(&cq));
+    done.sort_unstable();
+    assert_eq!(done, [(2, 0), (12, 0)]);
+
     // New names.
     let fresh: Vec<_> = (0..1100).map(|_| pd.register(64, ALL).unwrap().rkey()).collect();
     assert!(!fresh.contains(&key));
+    let cq = restored.context().create_cq(16).unwrap();
     for _ in 0..20 {
         let qp = pd.create_qp(&QpOptions::rc(&cq)).unwrap();
         assert!(!numbers.contains(&qp.qp_num()));
@@ -263,7 +283,7 @@ fn unread_completions_events_and_notifications_come_back() {
 /// status of each; whoever flushed it.
 #[test]
 fn what_failed_is_told_once() {
-    for read in 0..5 {
+    for read in [0, 2, 4] {
         let one = one();
         let (qa, qb) = one.pair();
         let sge = [one.memory.slice(0..4)];

@@ -94,7 +94,7 @@ impl QpCore {
         let attachment = self.attachment()?;
         self.begin_moving()?;
         let fresh = Fresh::of(attachment, state);
-        if !matches!(state, qp_state::RESET | qp_state::ERR)
+        if state != qp_state::RESET
             && let Err(error) = self.init_fresh(&fresh)
         {
             self.end_moving();

@@ -129,7 +129,7 @@ impl QpCore {
         let incarnation = lock_mutex(&self.moving).incarnation + 1;
         let fresh = Fresh { incarnation, doubled, ..Fresh::of(attachment, state) };
         let _ = underlay.qpns.set(number as usize, number, self.qpn);
-        if !matches!(state, qp_state::RESET | qp_state::ERR)
+        if state != qp_state::RESET
             && let Err(error) = self.init_fresh(&fresh)
         {
             self.let_go(fresh);
@@ -138,6 +138,7 @@ impl QpCore {
         Ok(fresh)
     }
 
+    /// From RESET on the way to its state. (Verbs know no way from RESET to ERR.)
     pub(super) fn init_fresh(&self, fresh: &Fresh) -> Result<()> {
         let control = lock_mutex(&self.control);
         let attr = QpAttr {
@@ -152,7 +153,7 @@ impl QpCore {
         let mask = qp_mask::STATE | qp_mask::PKEY_INDEX | qp_mask::PORT | own;
         drop(control);
         fresh.attachment.qp.modify(&attr, mask)?;
-        if self.qp_type == qp_type::UD {
+        if self.qp_type == qp_type::UD && fresh.state != qp_state::ERR {
             return self.ready(fresh, &QpAttr::default(), 0);
         }
         Ok(())
