@@ -23,7 +23,7 @@ mod process;
 pub use self::core::{
     CapturedRegion, Cause, Cut, Evidence, Failover, Gap, Message, Outstanding, Phase, Policy,
     Relocation, RetainedConnection, RetainedMessage, RetainedMessages, Retention, Spill,
-    Suspension, captured_regions,
+    Suspension, Written, captured_regions,
 };
 pub use api::{
     AddressHandle, CompletionChannel, CompletionQueue, ConnectOptions, Context, Data, Datagram,

@@ -8,7 +8,7 @@ use crate::device::{
 };
 use crate::error::{Error, Result};
 use crate::names::ProcessId;
-use crate::virt::core::{Cut, Relocation, RetainedConnection, Suspension};
+use crate::virt::core::{Cut, Relocation, RetainedConnection, Suspension, Written};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Instant;
@@ -118,6 +118,25 @@ impl Context {
     /// `EOPNOTSUPP` where this context is not one of virtual verbs.
     pub fn cut(&self) -> Result<Cut> {
         crate::virt::core::cut(&self.dev)
+    }
+
+    /// What devices have written into this process's memory since the last report that was committed
+    /// ([`Written::commit`]): receives that were consumed, results of READs and atomics, and what peers have
+    /// written, each of which is asked. To be called while the context is suspended ([`Self::suspend`]). It
+    /// tells more than was written (pages, whole receives), and never less.
+    ///
+    /// A report is of all contexts of the process that track ([`Policy::tracking`](crate::virt::Policy)): memory
+    /// into which others receive is not in it. What the CPU writes is not, either. Where a peer's record cannot be had (it is
+    /// dead, or silent until `deadline`, it does not track, it has been started anew), all that it could have
+    /// written is in the report, and [`Written::unknown`] names it.
+    ///
+    /// Datagrams that land during the hold are in the next report.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` where this context is not one of virtual verbs, or does not track; `EINVAL` where it is not
+    /// suspended.
+    pub fn written(&self, deadline: Instant) -> Result<Written> {
+        crate::virt::core::written(&self.dev, deadline)
     }
 
     /// What is kept of messages that were sent, connection by connection; those of destroyed queue pairs

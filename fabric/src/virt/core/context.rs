@@ -99,6 +99,9 @@ impl VirtualContext {
             ahs: Herd::default(),
             lookout: Lookout::default(),
         });
+        if context.tracks() {
+            local.writes.begin();
+        }
         local.contexts.add(&context);
         Ok(context)
     }
@@ -125,6 +128,11 @@ impl VirtualContext {
     /// What is kept of messages.
     pub(super) fn retention(&self) -> &Retention {
         &self.policy.retention
+    }
+
+    /// Whether what devices write is recorded.
+    pub(super) fn tracks(&self) -> bool {
+        self.policy.tracking
     }
 
     /// Remembers a log of messages.

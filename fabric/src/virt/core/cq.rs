@@ -498,6 +498,10 @@ impl CqCore {
         if qp.is_some_and(|qp| qp.withholds(harvest.underlay.id, wc)) {
             return false;
         }
+        if srq.tracked {
+            let elements = (0..entry.elements).map(|i| srq.window.element(slot, i.into()));
+            self.local.writes.mark_elements(&self.local, elements);
+        }
         // Given back in any case: a queue pair that is gone has consumed it, too.
         srq.window.retire(slot);
         let Some(qp) = qp else { return false };

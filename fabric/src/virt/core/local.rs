@@ -19,11 +19,12 @@ use super::reverse::ReverseTable;
 use super::srq::SrqCore;
 use super::tables::{MAX_KEYS, MAX_QPS, qpn_index};
 use super::underlay::Underlay;
+use super::written::Writes;
 use crate::device::DeviceContext;
 use crate::error::{Error, Result};
 use crate::names::{
     Asker, Cover, DeviceId, Gid, Grant, Incarnation, KeyRecord, MAX_LID, Order, PhysicalEnd,
-    ProcessId, QpnRecord,
+    ProcessId, QpnRecord, WrittenPart,
 };
 use sojourn_logging::remap::{Answer, GroupId, Request};
 use std::collections::{HashMap, HashSet};
@@ -43,6 +44,8 @@ pub(super) struct Region {
     pub(super) start: u64,
     /// In bytes.
     pub(super) length: u64,
+    /// [`access`](crate::abi::access).
+    pub(super) flags: u32,
     /// Physical rkey on each device.
     pub(super) rkeys: Vec<(DeviceId, u32)>,
 }
@@ -168,6 +171,8 @@ pub(super) struct Local {
     pub(super) rescue: Rescue,
     /// Epochs, of peers and of our own.
     pub(super) committed: Committed,
+    /// What devices have written, here and by us elsewhere.
+    pub(super) writes: Writes,
 }
 
 impl Local {
@@ -193,6 +198,7 @@ impl Local {
             orders: Orders::default(),
             rescue: Rescue::default(),
             committed: Committed::default(),
+            writes: Writes::default(),
         })
     }
 
@@ -399,7 +405,8 @@ impl crate::names::Owner for Local {
             qp.is_known_to(asker.process);
         }
         let (end, qp_type) = self.own_qpn(qpn)?;
-        Some(QpnRecord { end, qp_type: qp_type as u8, incarnation: Incarnation(1) })
+        let life = self.grant().incarnation;
+        Some(QpnRecord { end, qp_type: qp_type as u8, incarnation: Incarnation(1), life })
     }
 
     fn key(&self, _asker: ProcessId, key: u32) -> Option<KeyRecord> {
@@ -423,6 +430,17 @@ impl crate::names::Owner for Local {
 
     fn committed(&self, asker: ProcessId, serial: u64, covers: &[Cover]) {
         self.hear_committed(asker, serial, covers);
+    }
+
+    fn written(&self, asker: ProcessId, report: u64, part: u32) -> WrittenPart {
+        match self.me.upgrade() {
+            Some(me) => self.writes.tell(&me, asker, report, part),
+            None => WrittenPart::nothing(self.grant().incarnation),
+        }
+    }
+
+    fn written_saved(&self, asker: ProcessId, report: u64) {
+        self.writes.let_go(asker, report);
     }
 
     fn relocate(&self, ticket: u64, device: &str) -> Order {

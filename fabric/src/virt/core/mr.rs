@@ -70,8 +70,11 @@ impl VirtualMr {
         let local = pd.context.local();
         let start = if flags & access::ZERO_BASED != 0 { 0 } else { addr as u64 };
         let owner = PdCore::identity(pd);
-        let region =
-            Region { owner, base: addr as usize, start, length: length as u64, rkeys: Vec::new() };
+        if flags & access::ZERO_BASED != 0 {
+            local.writes.has_zero_based();
+        }
+        let (base, length_64, rkeys) = (addr as usize, length as u64, Vec::new());
+        let region = Region { owner, base, start, length: length_64, flags, rkeys };
         local.add_region(key, region);
         let on = Mutex::default();
         // Dropped, and so deregistered, where a device does not want it.
@@ -156,6 +159,10 @@ impl VirtualMr {
 
     fn forget(&self) -> Result<()> {
         let local = self.pd.context.local();
+        let region = local.regions().get(&self.key).cloned();
+        if let Some(region) = &region {
+            local.writes.region_ends(self.key, region);
+        }
         // First nobody finds it any more, by any name; then the memory is let go.
         local.remove_region(self.key);
         let mut on = lock_mutex(&self.on);
@@ -164,6 +171,7 @@ impl VirtualMr {
             last.mr.dereg()?;
             on.pop();
         }
+        local.writes.region_has_ended(self.key);
         local.return_key(self.key);
         Ok(())
     }

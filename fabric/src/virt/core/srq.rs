@@ -33,6 +33,8 @@ pub(super) struct SrqCore {
     max_sge: u32,
     side: Side<SrqSide>,
     single_threaded: bool,
+    /// What is received here is recorded.
+    pub(super) tracked: bool,
 }
 
 /// What a poster needs, behind the lock.
@@ -60,6 +62,7 @@ impl SrqCore {
             max_sge: u32::from(max_sge),
             side: Side::new(SrqSide { lowering, physical }, single_threaded),
             single_threaded,
+            tracked: pd.context.tracks(),
         })
     }
 

@@ -7,6 +7,7 @@ mod refusals;
 mod remap;
 mod retain;
 mod room;
+mod written;
 
 use super::testing::{Fabric, Job, Port};
 use super::{Core, Evidence, Policy};

@@ -331,7 +331,6 @@ impl Site<'_> {
     }
 
     fn connect(&self, all: &mut Unattached) -> Result<()> {
-        let own = self.context.local().grant().process;
         for (at, image) in self.image.qps.iter().enumerate() {
             if image.qp_type == qp_type::UD || !image.is_connected() {
                 continue;
@@ -348,7 +347,7 @@ impl Site<'_> {
             };
             let (qp, fresh) = &mut all.0[at];
             if let Some(fresh) = fresh {
-                qp.core().connect_fresh(fresh, own, end).map_err(|error| {
+                qp.core().connect_anew(fresh, end).map_err(|error| {
                     error.context(format_args!("connecting queue pair {:#x} again", image.qpn))
                 })?;
             }

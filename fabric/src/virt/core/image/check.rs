@@ -3,7 +3,7 @@
 //! Behind this, whoever restores from it indexes, and fills windows, without asking again.
 
 use super::parts::{Dealt, Image, Link, QpImage, ReceiveImage, RequestImage};
-use crate::abi::{qp_state, qp_type, send_flags};
+use crate::abi::{access, qp_state, qp_type, send_flags};
 use crate::error::{Error, Result};
 use crate::virt::core::deal::{FIRST_KEY, FIRST_QPN};
 use crate::virt::core::tables::{MAX_KEYS, MAX_QPS, key_index, qpn_index};
@@ -41,6 +41,7 @@ pub(super) fn check(image: &Image) -> Result<()> {
         keys.has(index, &whose)?;
         ensure(seen.insert(index), &whose, "it is there twice")?;
         ensure((region.pd as usize) < domains, &whose, "it has no protection domain")?;
+        ensure(region.access & access::MW_BIND == 0, &whose, "there are no memory windows")?;
         let end = region.addr.checked_add(region.length);
         let is_memory =
             region.length > 0 && end.is_some() && usize::try_from(region.length).is_ok();

@@ -139,7 +139,8 @@ fn other_versions_and_other_things_are_refused_by_name() {
 #[test]
 fn what_cannot_be_is_refused() {
     type Change = fn(&mut Image);
-    let wrong: [(&str, Change); 31] = [
+    let wrong: [(&str, Change); 32] = [
+        ("memory windows", |it| it.regions[0].access |= crate::abi::access::MW_BIND),
         ("the process", |it| it.identity.process.0 = 0),
         ("more were dealt", |it| it.names.qpns.next = 1 << 17),
         ("rests that was not dealt", |it| it.names.qpns.resting.push(12)),

@@ -154,6 +154,13 @@ impl Job {
                 owner.committed(by, *serial, covers);
                 Some(Record::Noted)
             }
+            Fetch::Written { report, part } => {
+                Some(Record::Written(owner.written(by, *report, *part)))
+            }
+            Fetch::WrittenSaved { report } => {
+                owner.written_saved(by, *report);
+                Some(Record::Noted)
+            }
             Fetch::Relocate { ticket, device } => {
                 Some(Record::Order(owner.relocate(*ticket, device)))
             }

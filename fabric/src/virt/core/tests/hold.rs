@@ -137,7 +137,7 @@ fn a_hold_that_fails_leaves_everything_as_it_was() {
         assert!(texts.iter().all(|part| text.contains(part)), "{text}");
     };
     refused(&b, libc::ETIMEDOUT, ["process 1: ", "(drain)"]);
-    refused(&a, libc::ETIMEDOUT, ["queue pair ", "(drain)"]);
+    refused(&a, libc::ETIMEDOUT, ["process 2: ", "(drain)"]);
     fabric.at_once();
     assert_eq!(ids(&a.drain()), successes(1..2));
     job.lose(Some(1));

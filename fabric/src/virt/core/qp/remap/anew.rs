@@ -9,7 +9,7 @@ use super::super::{QpCore, watch};
 use super::{Fresh, QpImage};
 use crate::abi::{self, qp_state};
 use crate::error::{Error, Result};
-use crate::names::ProcessId;
+use crate::names::{PhysicalEnd, ProcessId};
 use crate::virt::core::lock::gate;
 use crate::virt::core::lock_mutex;
 use sojourn_logging::{Element, Plan, Replay};
@@ -25,6 +25,9 @@ impl QpCore {
             let mut control = lock_mutex(&self.control);
             control.attr = image.attr.attr(image.state);
             control.met = image.met.map(|(process, qpn)| (ProcessId(process), qpn));
+        }
+        if let Some(tracked) = &self.tracked {
+            tracked.begin_at(image.sends.first, image.recvs.first);
         }
         self.remote.store(image.remote, Ordering::Release);
         self.fill_recvs(image)?;
@@ -103,10 +106,24 @@ impl QpCore {
         Ok(fresh)
     }
 
+    /// Connects it to that end of this very process; without an end, to nobody.
+    pub(in crate::virt::core) fn connect_anew(
+        &self,
+        fresh: &mut Fresh,
+        end: Option<(PhysicalEnd, u32)>,
+    ) -> Result<()> {
+        let own = self.local().grant();
+        self.connect_fresh(fresh, own.process, end)?;
+        lock_mutex(&self.control).mtu = fresh.mtu;
+        if let Some(target) = &fresh.target {
+            self.watch_source(Some(self.source_to(target, own.incarnation)));
+        }
+        Ok(())
+    }
+
     /// Goes on there with what that image says. Returns how many bytes of its first request had landed,
     /// where that is a WRITE with immediate data: it then waits to be released.
     pub(in crate::virt::core) fn attach_anew(&self, fresh: Fresh, image: &QpImage) -> Option<u32> {
-        lock_mutex(&self.control).mtu = fresh.mtu;
         let first = image.sends.first;
         let replay = |(at, skip): &(u32, u32)| Replay { seq: first + u64::from(*at), skip: *skip };
         let plan = Plan {

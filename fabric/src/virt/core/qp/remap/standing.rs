@@ -106,7 +106,8 @@ impl QpCore {
     /// Whether nothing of what it has handed goes on by itself, connected to `peer`. While it is held, and
     /// after a harvest.
     pub(in crate::virt::core) fn is_at_rest(&self, peer: &QpCore) -> bool {
-        !matches!(self.standing(qp_state::RTS, Some(peer)), Err(Restless::Moves))
+        self.nothing_lands()
+            && !matches!(self.standing(qp_state::RTS, Some(peer)), Err(Restless::Moves))
     }
 
     /// All that the device had is back, and the rest is completed by us.
