@@ -94,8 +94,7 @@ impl World {
     /// Does what the holder's machine wants, as long as there is something.
     pub(super) fn drive_hold(&mut self, p: usize) {
         let Some(mut hold) = self.procs[p].holding.take() else { return };
-        loop {
-            let Some(action) = hold.machine.poll(time(self.now)) else { break };
+        while let Some(action) = hold.machine.poll(time(self.now)) {
             self.note(|| format!("process {p}: {action:?}"));
             let all: Vec<usize> = hold.parties.iter().flat_map(|it| it.ends.clone()).collect();
             match action {

@@ -245,6 +245,26 @@ fn who_cannot_tell_may_have_written_all() {
     assert_eq!(pages(&report(&b), &map_b), all);
 }
 
+/// Promise 7: a process that was started anew does not know what its former self wrote, and is not believed.
+#[test]
+fn a_writer_that_was_started_anew_may_have_written_all() {
+    let all: Vec<usize> = (0..MAP / PAGE).collect();
+    let Tracked { job, fabric, a, b, map_a, map_b, qa, qb } = tracked();
+    write(&qa, &a, &map_b, 5);
+    job.kill(1);
+    drop((qa, qb, map_a, a));
+    let (a, _map) = tracker(&job, &fabric, 1, &tracking());
+    let (qa, qb) = (a.qp(), b.qp());
+    connect(&qa, &qb);
+    write(&qa, &a, &map_b, 6);
+    let written = report(&b);
+    assert_eq!(pages(&written, &map_b), all);
+    assert!(written.unknown()[0].1.contains("started anew"), "{:?}", written.unknown());
+    written.commit(late()).unwrap();
+    write(&qa, &a, &map_b, 7);
+    assert_eq!(taken(&b, &map_b), [7], "of this life it tells");
+}
+
 /// Promise: a report is of a context that tracks, and stands still.
 #[test]
 fn a_report_needs_a_hold_and_tracking() {

@@ -293,7 +293,7 @@ fn every_changed_byte_is_reported_over_soft() {
         let mut n = 0;
         run(1000 + seed, true, &mut || {
             n += 1;
-            soft::open_with(&format!("soft{}", n % 2), options.clone()).unwrap()
+            soft::open_with(&format!("soft{}", n % 2), options).unwrap()
         });
     }
 }
