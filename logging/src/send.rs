@@ -156,6 +156,15 @@ impl SendWindow {
         crate::replay::lock(&self.progress).hash(state);
     }
 
+    /// Producer, of a window that is not in use yet: its first request has that sequence, as where one
+    /// that was written down is filled anew.
+    ///
+    /// # Panics
+    /// Where `seq` exceeds [`MAX_SEQ`](crate::MAX_SEQ).
+    pub fn begin_at(&self, seq: u64) {
+        self.counters.begin_at(seq);
+    }
+
     /// Producer: adds a request over registered memory, and returns its sequence.
     ///
     /// # Errors

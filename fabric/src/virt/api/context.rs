@@ -9,6 +9,7 @@ use crate::device::{
 use crate::error::{Error, Result};
 use crate::names::ProcessId;
 use crate::virt::core::{Cut, Relocation, RetainedConnection, Suspension, Written};
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -192,7 +193,7 @@ impl Context {
 
     fn pd(&self, init: PdInit) -> Result<ProtectionDomain> {
         let pd = Arc::clone(&self.dev).alloc_pd(init)?;
-        Ok(ProtectionDomain { pd, context: self.clone() })
+        Ok(ProtectionDomain::over(pd, self.clone()))
     }
 
     /// Creates a completion queue of at least `cqe` entries, to be polled.
@@ -296,6 +297,10 @@ pub struct ProtectionDomain {
 }
 
 impl ProtectionDomain {
+    pub(super) fn over(pd: Arc<dyn DevicePd>, context: Context) -> Self {
+        ProtectionDomain { pd, context }
+    }
+
     /// The context that it belongs to.
     #[must_use]
     pub fn context(&self) -> &Context {
@@ -316,6 +321,26 @@ impl ProtectionDomain {
     /// `EINVAL` for a length of zero or flags that verbs refuse.
     pub fn register(&self, length: usize, access: u32) -> Result<MemoryRegion> {
         MemoryRegion::new(&self.pd, length, access)
+    }
+
+    /// Registers memory that is mapped already, and makes the region its owner.
+    ///
+    /// # Safety
+    /// The `length` bytes at `base`, which is at the start of a page, are a mapping that is nobody else's:
+    /// dropping the region unmaps it. Until then it is accessed with atomics alone.
+    ///
+    /// # Errors
+    /// As [`Self::register`]; the memory stays the caller's.
+    pub unsafe fn adopt(
+        &self,
+        base: NonNull<u8>,
+        length: usize,
+        access: u32,
+    ) -> Result<MemoryRegion> {
+        // SAFETY: the caller's promise.
+        let mr = unsafe { Arc::clone(&self.pd).reg_mr(base.as_ptr().cast(), length, access) }?;
+        // SAFETY: the caller's promise.
+        Ok(unsafe { MemoryRegion::over(mr, base, length) })
     }
 
     /// Creates a queue pair, in RESET.
@@ -355,7 +380,7 @@ impl ProtectionDomain {
     /// # Errors
     /// `EINVAL` for a port or a GID index that the device does not have.
     pub fn create_ah_raw(&self, attr: &abi::AhAttr) -> Result<AddressHandle> {
-        Ok(AddressHandle { ah: Arc::clone(&self.pd).create_ah(attr)? })
+        Ok(AddressHandle::over(Arc::clone(&self.pd).create_ah(attr)?))
     }
 
     /// Two queue pairs of this domain, connected to each other: what a program that talks to
@@ -382,6 +407,10 @@ pub struct AddressHandle {
 }
 
 impl AddressHandle {
+    pub(super) fn over(ah: Arc<dyn DeviceAh>) -> Self {
+        AddressHandle { ah }
+    }
+
     /// The device's object.
     #[must_use]
     pub fn device(&self) -> &Arc<dyn DeviceAh> {

@@ -8,6 +8,8 @@
 //! A physical CQ holds a full flush of all its queue pairs, or else completions could be lost; the
 //! program's own size bounds nothing physical.
 
+mod written;
+
 use super::channel::ChannelCore;
 use super::direct::Direct;
 use super::local::{Local, QpTable};

@@ -16,6 +16,8 @@
 //! | `policy` | what a context is told when it is opened |
 //! | `remap` | going over to another device, and following a peer that does |
 //! | `retain` | what is kept of messages until the receiver has a committed epoch |
+//! | `capture`, `image` | a context written down, and made anew from that |
+//! | `kept` | asynchronous events that no device holds any more |
 //! | `written` | what devices have written into this process's memory |
 //! | `arrived`, `grh`, `reverse` | who sent a datagram |
 //! | `tables`, `translation`, `deal` | name tables, measuring them, dealing names |
@@ -35,12 +37,15 @@
 
 mod ah;
 mod arrived;
+mod capture;
 mod channel;
 mod context;
 mod cq;
 mod deal;
 mod direct;
 mod grh;
+mod image;
+mod kept;
 mod local;
 mod lock;
 mod mr;
@@ -63,6 +68,7 @@ mod translation;
 mod underlay;
 mod written;
 
+pub use capture::{CapturedRegion, RestoredCore, captured_regions};
 pub use policy::{Evidence, Outstanding, Policy};
 pub use remap::{Cause, Failover, Phase, Relocation, Suspension};
 pub use resolve::{Answer, Resolver};
@@ -131,7 +137,26 @@ impl Core {
         device: Arc<dyn DeviceContext>,
         policy: Policy,
     ) -> Result<Arc<dyn DeviceContext>> {
-        context::VirtualContext::open(&self.local, device, policy)
+        let context = context::VirtualContext::open(&self.local, device, policy)?;
+        Ok(context)
+    }
+
+    /// Makes a captured context anew over an opened device: see
+    /// [`Process::restore`](super::Process::restore).
+    ///
+    /// # Safety
+    /// As that says.
+    ///
+    /// # Errors
+    /// As that says.
+    pub unsafe fn restore_over(
+        &self,
+        device: Arc<dyn DeviceContext>,
+        policy: Policy,
+        bytes: &[u8],
+    ) -> Result<RestoredCore> {
+        // SAFETY: the caller's promise.
+        unsafe { capture::restore(&self.local, device, policy, bytes) }
     }
 }
 

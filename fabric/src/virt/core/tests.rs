@@ -1,5 +1,6 @@
 //! The core over a device in memory, with names that come when the test says so.
 
+mod capture;
 mod failover;
 mod hold;
 mod refusals;

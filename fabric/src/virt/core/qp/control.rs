@@ -30,7 +30,7 @@ pub(super) struct Control {
     /// began anew.
     pub(super) own_psn: Option<u32>,
     /// The path MTU on the device, in bytes.
-    mtu: u32,
+    pub(super) mtu: u32,
     /// The process of the job that it has been connected to since it was in RESET, and its queue pair.
     pub(super) met: Option<(ProcessId, u32)>,
 }
@@ -314,11 +314,16 @@ impl QpCore {
 
     /// Who may write here by that connection.
     fn source_of(&self, found: &Connection) -> Source {
-        let peer = match &found.target {
+        self.source_to(&found.target, found.life)
+    }
+
+    /// Who may write here by a connection to that.
+    pub(super) fn source_to(&self, target: &Target, life: Incarnation) -> Source {
+        let peer = match target {
             Target::Peer(peer, _) => Some(peer.process),
             Target::Foreign | Target::Nobody => None,
         };
-        Source { peer, life: found.life, owner: PdCore::identity(&self.pd) }
+        Source { peer, life, owner: PdCore::identity(&self.pd) }
     }
 
     /// Where queue pair `dest` of `process` is to be reached, and in which life of that; `None` where it has none of

@@ -25,7 +25,7 @@ mod room;
 mod send;
 
 pub(super) use recv::RecvLowering;
-pub(super) use remap::{Fresh, Leaving};
+pub(super) use remap::{Fresh, Leaving, Places, Restless};
 pub(super) use send::{sge, sges};
 
 use super::cq::CqCore;
@@ -373,6 +373,11 @@ impl QpCore {
         [self.send_cq.upgrade(), self.recv_cq.upgrade()].into_iter().flatten()
     }
 
+    /// Its CQs, of sends and of receives, as far as they are there.
+    pub(super) fn both_cqs(&self) -> [Option<Arc<CqCore>>; 2] {
+        [self.send_cq.upgrade(), self.recv_cq.upgrade()]
+    }
+
     /// Where peers reach it; `None` where its port does not answer.
     pub(super) fn end(&self) -> Option<PhysicalEnd> {
         // The physical queue pair itself is not held: destroying it waits for nobody.
@@ -512,8 +517,13 @@ impl VirtualQp {
     /// A queue pair over a physical one that was just created, for whose completions there is
     /// room in the CQs.
     pub(super) fn new(parts: &QpParts) -> Result<Self> {
+        let qpn = parts.pd.context.local().deal_qpn()?;
+        Self::named(parts, qpn)
+    }
+
+    /// The same, under a number that was dealt.
+    pub(super) fn named(parts: &QpParts, qpn: u32) -> Result<Self> {
         let local = parts.pd.context.local();
-        let qpn = local.deal_qpn()?;
         let core = QpCore::new(parts, qpn);
         let attachment = &parts.attachment;
         core.keep_word(attachment)?;

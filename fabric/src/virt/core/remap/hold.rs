@@ -301,7 +301,9 @@ impl Hold {
         self.harvest();
         let within = |(at, other): &(usize, usize)| {
             let (sender, receiver) = (&self.qps[*at].0, &self.qps[*other].0);
+            // Whether a shared receive is there can be told of our own.
             sender.is_still(&receiver.held_end())
+                || receiver.srq.is_some() && sender.is_at_rest(receiver)
         };
         self.alone.iter().all(|at| self.qps[*at].1 || self.qps[*at].0.has_drained())
             && self.within.iter().all(within)
@@ -402,6 +404,11 @@ impl Hold {
 }
 
 impl Suspension {
+    /// The context that stands still.
+    pub(in crate::virt::core) fn context(&self) -> Option<&Arc<VirtualContext>> {
+        self.0.as_ref().map(|hold| &hold.context)
+    }
+
     /// Whether both sides stand still to this moment. Peers whose patience is on the way to its end are asked to wait
     /// on: a hold that is to last longer than their patience (30 s) asks this every few seconds.
     pub fn still_held(&mut self) -> bool {

@@ -41,6 +41,12 @@ impl Tracked {
         qp.send.appended() - self.sends.load(Ordering::Relaxed) >= u64::from(qp.send.depth())
     }
 
+    /// The windows begin there: nothing before was posted to this queue pair.
+    pub(in crate::virt::core) fn begin_at(&self, sends: u64, recvs: u64) {
+        self.sends.store(sends, Ordering::Relaxed);
+        self.recvs.store(recvs, Ordering::Relaxed);
+    }
+
     /// The same of receives.
     #[inline]
     pub(in crate::virt::core) fn recvs_are_due(&self, qp: &QpCore) -> bool {

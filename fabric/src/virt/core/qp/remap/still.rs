@@ -98,19 +98,26 @@ impl QpCore {
         if self.send_side.gate() & (gate::FAILED | gate::ERR) != 0 || self.is_broken() {
             return true;
         }
-        let since = lock_mutex(&self.moving).stopped.map(|since| since.elapsed());
-        let given_time = since.is_none_or(|since| since >= DRAIN_PATIENCE);
         match self.qp_type {
             qp_type::RC => {
-                // A soft one lets nothing land of a message without a receive.
-                let soft =
-                    self.attachment().is_ok_and(|it| it.underlay.device.kind() == Kind::Soft);
+                let settled = self.nothing_lands();
                 let _nobody_hands = self.send_side.visit();
-                self.send.is_still(&peer.executed, peer.starved, soft || given_time)
+                self.send.is_still(&peer.executed, peer.starved, settled)
             }
             // Nothing tells what has arrived: it is given time.
-            _ => given_time && self.is_quiet(),
+            _ => self.was_given_time() && self.is_quiet(),
         }
+    }
+
+    fn was_given_time(&self) -> bool {
+        let since = lock_mutex(&self.moving).stopped.map(|since| since.elapsed());
+        since.is_none_or(|since| since >= DRAIN_PATIENCE)
+    }
+
+    /// Nothing lands any more of a message without a receive: of a soft one nothing ever does.
+    pub(super) fn nothing_lands(&self) -> bool {
+        self.was_given_time()
+            || self.attachment().is_ok_and(|it| it.underlay.device.kind() == Kind::Soft)
     }
 
     /// Whether a message may have come in part, and its queue pair have failed.
