@@ -111,6 +111,7 @@ fn an_older_life_is_told_that_a_newer_one_writes() {
     memory.fill(3);
     // SAFETY: the memory outlives both sessions.
     let session = |life| {
+        // SAFETY: the memory outlives the session.
         unsafe { Session::open(job.options(life, &[&store]), memory.layout(), None) }.unwrap()
     };
     let (mut old, mut new) = (session(1), session(2));
