@@ -22,7 +22,9 @@ mod run;
 
 pub use run::Session;
 
-use crate::epoch::{Epoch, Incarnation, Member, Origin, Policy, Report, StoreId, WriterLimits};
+use crate::epoch::{
+    Epoch, Incarnation, Member, Origin, Policy, Report, StoreId, Term, WriterLimits,
+};
 use crate::image::PageTable;
 use crate::{Result, store};
 use sojourn_fabric::names::{Endpoint, JobKey};
@@ -71,6 +73,9 @@ pub struct Options {
     pub member: Member,
     /// Which life of it: larger than those of all that wrote for this process before.
     pub life: u32,
+    /// That of the decider which takes over as this life begins; older ones are not listened to. Where the process
+    /// is a job of its own its deciders are numbered as its lives are.
+    pub term: Term,
     /// Stores, those first that are to be used first. None of them on this process's own node.
     pub stores: Vec<StoreAt>,
     /// Threads, each with a queue pair to each store: 1 to [`store::MAX_LANES`].
@@ -112,6 +117,7 @@ impl Options {
             job: [0; 16],
             member,
             life,
+            term: Term(life),
             stores,
             lanes: 2,
             windows: 1 << 20,

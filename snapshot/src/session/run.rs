@@ -84,6 +84,10 @@ impl Session {
                 "life {life} of process {member}: both count from 1"
             )));
         }
+        if options.term.0 == 0 || options.term > Term::MAX {
+            let (term, most) = (options.term.0, Term::MAX.0);
+            return Err(Error::invalid(format!("a decider of term {term}: 1 to {most}")));
+        }
         if let Some(restored) = &restored
             && restored.pages.entries().len() != layout.chunks()
         {
@@ -98,8 +102,8 @@ impl Session {
         let life = Incarnation::of_life(options.life);
         let sizes = (layout.chunks(), 2 * geometry.bytes() as u64);
         let origin = restored.as_ref().map(|restored| restored.origin);
-        let term = Term(options.life);
-        let machine = Writer::new(sizes, life, term, origin, options.policy, options.limits);
+        let machine =
+            Writer::new(sizes, life, options.term, origin, options.policy, options.limits);
         let pages =
             restored.map_or_else(|| PageTable::zeros(&layout, 0), |restored| restored.pages);
         // SAFETY: the caller's promise.
@@ -189,7 +193,7 @@ impl Session {
         let member = self.options.member;
         let now = self.since.elapsed();
         let mut decider = self.decider.take().unwrap_or_else(|| {
-            Decider::new(Term(self.options.life), [member], now, DeciderLimits::default())
+            Decider::new(self.options.term, [member], now, DeciderLimits::default())
         });
         let mut started = None;
         let outcome = loop {

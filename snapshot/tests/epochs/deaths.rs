@@ -2,8 +2,10 @@
 
 use crate::history::History;
 use crate::job::{Job, Store, told};
-use sojourn_snapshot::restore::{Recovered, recover};
+use crate::memory::Memory;
+use sojourn_snapshot::restore::{Recovered, recover, recover_lazily};
 use sojourn_snapshot::session::{STEPS, Session};
+use sojourn_snapshot::{Area, Error, Layout, Mapping};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -24,6 +26,11 @@ fn at_step(step: &'static str) {
         let store: i32 = std::env::var("EPOCHS_VICTIM").unwrap().parse().unwrap();
         // SAFETY: a store of the test that has started this process, which has not reaped it.
         assert_eq!(unsafe { libc::kill(store, libc::SIGKILL) }, 0);
+        // Its memory is there until it is a zombie.
+        let state = || std::fs::read_to_string(format!("/proc/{store}/stat")).unwrap();
+        while !state().rsplit_once(") ").unwrap().1.starts_with('Z') {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
     if who != "store" {
         // SAFETY: this process itself.
@@ -155,7 +162,7 @@ fn a_store_that_dies_in_mid_epoch_is_replaced_in_that_epoch() {
     let stores = ["a", "b", "c"].map(|name| job.store(name, "8M"));
     let all: Vec<&Store> = stores.iter().collect();
     let more = [
-        ("EPOCHS_FAIL", "sent:3:store".to_owned()),
+        ("EPOCHS_FAIL", "send:3:store".to_owned()),
         ("EPOCHS_VICTIM", stores[0].pid().to_string()),
         ("EPOCHS_COPIES", "2".to_owned()),
     ];
@@ -172,4 +179,43 @@ fn a_store_that_dies_in_mid_epoch_is_replaced_in_that_epoch() {
         assert_eq!(recovered.unwrap().windows, TURNS.to_le_bytes());
         history.is_after(TURNS);
     }
+}
+
+#[test]
+fn memory_that_is_restored_lazily_survives_the_store_that_it_is_read_from() {
+    let job = Job::new();
+    let mut stores = ["a", "b"].map(|name| job.store(name, "64M"));
+    let mut memory = Memory::new(&[(1, 16 << 20)]);
+    memory.fill(7);
+    let mut options = job.options(1, &[&stores[0], &stores[1]]);
+    options.policy.copies = 2;
+    // SAFETY: the memory outlives the session.
+    let session = unsafe { Session::open(options, memory.layout(), None) };
+    session.unwrap().checkpoint(&mut memory).unwrap();
+
+    let mapping = Mapping::new(16 << 20, None).unwrap();
+    let area = Area { id: 1, addr: mapping.addr(), bytes: mapping.len() };
+    let place = Layout::new([area]).unwrap();
+    let options = job.recover_options(2, &[&stores[0], &stores[1]]);
+    let failed = |error: &Error| panic!("{error}");
+    // SAFETY: fresh memory that nobody else uses.
+    let outcome = unsafe { recover_lazily(&options, |_| Ok(place.clone()), failed) };
+    let (recovered, lazy) = match outcome {
+        Err(error) if error.errno() == libc::EOPNOTSUPP => {
+            println!("skipped: {error}");
+            return;
+        }
+        outcome => outcome.unwrap(),
+    };
+    let from = recovered.restored.origin.store;
+    stores.iter_mut().find(|store| store.at.id == from).unwrap().kill();
+    let wanted = memory.bytes_of(1);
+    for at in (0..wanted.len()).rev().step_by(4096 * 37) {
+        // SAFETY: within the mapping, and filled in before the load returns.
+        assert_eq!(unsafe { ((mapping.addr() + at) as *const u8).read_volatile() }, wanted[at]);
+    }
+    lazy.finish().unwrap();
+    // SAFETY: all of it is there, and nobody writes it.
+    let there = unsafe { std::slice::from_raw_parts(mapping.addr() as *const u8, mapping.len()) };
+    assert!(there == wanted);
 }

@@ -109,9 +109,8 @@ fn an_older_life_is_told_that_a_newer_one_writes() {
     let store = job.store("a", "8M");
     let mut memory = Memory::new(&[(1, 9000)]);
     memory.fill(3);
-    // SAFETY: the memory outlives both sessions.
     let session = |life| {
-        // SAFETY: the memory outlives the session.
+        // SAFETY: the memory outlives both sessions.
         unsafe { Session::open(job.options(life, &[&store]), memory.layout(), None) }.unwrap()
     };
     let (mut old, mut new) = (session(1), session(2));
