@@ -203,7 +203,8 @@ impl RecvWindow {
         &self.receives.slots[seq as usize & (self.receives.slots.len() - 1)]
     }
 
-    /// The receive `seq`, which must be in the window.
+    /// The receive `seq`, which must be in the window, or have been: its place keeps it until one comes there that is as
+    /// many later as the window is deep.
     #[inline]
     #[must_use]
     pub fn entry(&self, seq: u64) -> RecvEntry {

@@ -340,7 +340,8 @@ impl SendWindow {
         }
     }
 
-    /// The request `seq`, which must be in the window.
+    /// The request `seq`, which must be in the window, or have been: its place keeps it until a request comes there that
+    /// is as many later as the window is deep.
     #[inline]
     #[must_use]
     pub fn entry(&self, seq: u64) -> SendEntry {

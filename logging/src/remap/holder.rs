@@ -300,10 +300,16 @@ impl Holder {
 
     /// A group's peer is dead.
     pub fn lost(&mut self, at: usize, now: Duration) {
-        if let Some(group) = self.groups.get_mut(at) {
-            group.wait = Wait::Lost;
-            self.advance(now);
+        let Some(group) = self.groups.get_mut(at) else { return };
+        // It may have gone on before it died.
+        let went_on = self.stage == HoldStage::Held
+            && group.wait != Wait::Lost
+            && now >= group.heard + self.limits.patience;
+        if went_on {
+            self.lapsed.get_or_insert(at);
         }
+        group.wait = Wait::Lost;
+        self.advance(now);
     }
 
     /// Nothing is under way that no group's answers tell of.

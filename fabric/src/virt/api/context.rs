@@ -86,7 +86,8 @@ impl Context {
     /// device writes into this process's memory for a connected queue pair of this context, and nothing
     /// that either side has handed is under way. The moment at which a snapshot is taken.
     ///
-    /// The program may post and poll meanwhile; what it posts waits, receives too, and goes out afterwards. All
+    /// The program may post and poll meanwhile; what it posts waits, receives too, and goes out afterwards; what peers post on their
+    /// ends of the connections does as well. All
     /// completions that had come are in the virtual completion queues. Memory may be registered, and other
     /// contexts go on. Queue pairs of this context can be destroyed, and not be changed (`EBUSY`).
     ///

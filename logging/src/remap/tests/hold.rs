@@ -166,6 +166,20 @@ fn a_dead_peer_holds_nobody_up() {
     assert_eq!(hold.actions(), [HoldAction::GoOn, HoldAction::Ended(Ok(None))]);
 }
 
+/// Promise: a peer that lost patience, and died later, has held nobody.
+#[test]
+fn a_peer_that_died_after_its_patience_is_named() {
+    for (after, lapsed) in [(3999 * MS, None), (4000 * MS, Some(0))] {
+        let mut hold = Hold::held(1);
+        hold.now += after;
+        hold.holder.lost(0, hold.now);
+        hold.now += 9000 * MS;
+        assert_eq!(hold.holder.lapsed(hold.now), lapsed);
+        hold.holder.end(hold.now);
+        assert_eq!(hold.actions(), [HoldAction::GoOn, HoldAction::Ended(Ok(lapsed))]);
+    }
+}
+
 /// Promise: the holder asks again in time, and knows until when its peers stand still for certain.
 #[test]
 fn a_hold_that_nobody_renews_lapses() {

@@ -4,7 +4,8 @@
 //! From [`suspend`] until the [`Suspension`] ends no device writes for a connected queue pair of the context into
 //! this process's memory, and nothing of it is in flight. All completions that came until then are in the
 //! backlogs of the virtual CQs; unread, as far as the program has not polled them. Whoever posts meanwhile
-//! appends, and no more: sends and receives. (Receives of a shared queue are handed: nobody is there to fill them.)
+//! appends, and no more: sends and receives, on both sides. (Receives of a shared queue are handed: nobody is there to
+//! fill them.)
 //!
 //! | | what stands still |
 //! | --- | --- |

@@ -308,3 +308,28 @@ fn a_process_that_writes_to_itself_is_told() {
     assert_eq!(taken(&a, &map), [4]);
     assert_eq!(taken(&a, &map), NONE);
 }
+
+/// Promise 7: datagrams come when they come: as long as a receive for one is out, it counts as written.
+#[test]
+fn receives_of_datagrams_count_until_they_are_consumed() {
+    let (job, fabric) = (Job::default(), Fabric::default());
+    let (a, _map) = tracker(&job, &fabric, 1, &tracking());
+    let (b, map_b) = tracker(&job, &fabric, 2, &tracking());
+    let end = |process: &Process| process.pd.create_qp(&QpOptions::ud(&process.cq)).unwrap();
+    let (qa, qb) = (end(&a), end(&b));
+    [&qa, &qb].iter().for_each(|qp| qp.activate(&ConnectOptions::default()).unwrap());
+    qb.post_recv(1, &[map_b.slice(3 * PAGE..3 * PAGE + 200)]).unwrap();
+    assert_eq!(taken(&b, &map_b), [3]);
+    let ah = a.pd.create_ah(&qb.endpoint().unwrap()).unwrap();
+    let to = Datagram { ah: &ah, qpn: qb.qp_num(), qkey: ConnectOptions::default().qkey };
+    let held = b.context.suspend(late()).unwrap();
+    let written = b.context.written(late()).unwrap();
+    // It lands in the hold.
+    qa.post_send(&SendRequest::inline(2, Op::Send, b"ping").to(to)).unwrap();
+    held.end().unwrap();
+    written.commit(late()).unwrap();
+    assert_eq!(ids(&b.drain()), successes(1..2));
+    assert_eq!(taken(&b, &map_b), [3]);
+    assert_eq!(taken(&b, &map_b), NONE);
+    drop(a.drain());
+}
