@@ -410,9 +410,13 @@ impl Snapshots {
         &mut self,
         layout: Layout,
         back: restore::Back,
-        stores: Vec<session::StoreAt>,
+        mut stores: Vec<session::StoreAt>,
         name: &str,
     ) -> Result<()> {
+        if let Some(restored) = &back.restored {
+            // What it was read from need not be sent there again.
+            stores.sort_by_key(|store| store.id != restored.origin.store);
+        }
         let mut tracker = track::open(self.options.tracking)?;
         for area in layout.areas() {
             tracker.add(area.range())?;
@@ -430,6 +434,7 @@ impl Snapshots {
         );
         options.device.clone_from(&self.device);
         options.lanes = self.options.lanes;
+        options.term = Term(back.life);
         options.policy = Policy { copies, ..Policy::default() };
         // SAFETY: the mappings are kept by this value, which ends the thread that has the session first.
         let session = unsafe { Session::open(options, layout, back.restored) }?;
