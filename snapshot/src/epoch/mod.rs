@@ -63,12 +63,14 @@
 //! | request | unknown process | a newer incarnation | the same | an older one |
 //! | --- | --- | --- | --- | --- |
 //! | [`Request::Grant`] | makes a compartment, or refuses | fences: *wait*, then granted | granted | stale |
-//! | [`Request::Claim`] | nothing is there | fences: *wait*, then tells | tells | stale |
+//! | [`Request::Claim`] | nothing is there; remembers who asked | fences: *wait*, then tells | tells | stale |
 //! | [`Request::Check`], [`Request::Note`] | refused | as the same | of a slot with that word; else refused | stale |
 //! | [`Request::Release`] | released | fences: *wait*, then released | the same | stale |
 //!
 //! *Fencing* takes the older incarnation's queue pair to ERR and passes the barrier: nothing of it lands after
-//! that. Only then is anybody else told what is there, or let in.
+//! that. Only then is anybody else told what is there, or let in. Where nothing is there an older incarnation is
+//! shut out all the same: else it could go on to such a store, and be complete, and committed, behind the back of
+//! a recovery that was told of nothing.
 //!
 //! # The decider
 //!

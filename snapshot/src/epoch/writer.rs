@@ -183,7 +183,7 @@ impl Writer {
     }
 
     fn order(&mut self, order: Order, now: Duration) {
-        if order.term < self.term {
+        if order.term < self.term || order.to != self.life {
             return;
         }
         self.term = order.term;

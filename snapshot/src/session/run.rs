@@ -193,7 +193,12 @@ impl Session {
         let member = self.options.member;
         let now = self.since.elapsed();
         let mut decider = self.decider.take().unwrap_or_else(|| {
-            Decider::new(self.options.term, [member], now, DeciderLimits::default())
+            Decider::new(
+                self.options.term,
+                [(member, Incarnation::of_life(self.options.life))],
+                now,
+                DeciderLimits::default(),
+            )
         });
         let mut started = None;
         let outcome = loop {

@@ -23,10 +23,14 @@ impl World {
         if self.calm {
             return;
         }
-        match self.rng.below(20) {
-            0..=4 => {
+        match self.rng.below(22) {
+            0..=3 => {
                 let p = self.rng.below(self.processes.len() as u64) as usize;
                 self.die(p);
+            }
+            4 | 20..=21 => {
+                let p = self.rng.below(self.ranks as u64) as usize;
+                self.take_for_dead(p);
             }
             5..=8 => self.kill_some_store(),
             9..=10 => self.break_some(None),
@@ -71,6 +75,15 @@ impl World {
         if self.processes[p].alive {
             self.reach_death(p);
             self.kill(p);
+        }
+    }
+
+    /// A process is out of the launcher's reach, and not out of that of the stores.
+    fn take_for_dead(&mut self, p: usize) {
+        if self.processes[p].alive {
+            let life = self.processes[p].life;
+            self.make_ghost(p);
+            self.notice(p, life);
         }
     }
 
@@ -160,6 +173,9 @@ impl World {
     /// Nothing goes wrong any more, and there are stores enough.
     pub(super) fn become_calm(&mut self) {
         self.calm = true;
+        for ghost in self.ranks..self.processes.len() {
+            self.processes[ghost].alive = false;
+        }
         self.note(|| "calm".to_owned());
         let newest = self.rulers.len() - 1;
         self.rulers.drain(..newest);

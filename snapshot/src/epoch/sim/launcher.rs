@@ -1,13 +1,13 @@
 //! Who notices deaths, starts deciders, and restores.
 
-use super::process::{BYTES, WRITER};
+use super::process::{BYTES, Process, WRITER};
 use super::store::Image;
 use super::world::{Happening, World};
 use super::{Broken, Kind};
 use crate::epoch::{
     Answer, Decider, DeciderLimits, Epoch, Found, Holding, Incarnation, Member, Missing, Open,
-    Order, Origin, Recovery, RecoveryLimits, Report, Ruling, Scope, Step, StoreId, Term, Word,
-    Writer,
+    Order, Origin, Recovery, RecoveryLimits, Report, Request, Ruling, Scope, Step, StoreId, Term,
+    Word, Writer,
 };
 use sojourn_logging::sim::Time;
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +26,8 @@ pub(super) const RECOVERY: RecoveryLimits = RecoveryLimits {
 const NOTICED: Time = 600;
 const READ: Time = 200;
 const ANEW: Time = 800;
+/// Of a thousand processes that are to die, so many are out of reach, and do not.
+const GHOSTS: u32 = 300;
 /// Deciders that are left alive beside the newest.
 const OLD_RULERS: usize = 2;
 
@@ -81,8 +83,9 @@ fn with_term(report: Report) -> Report {
 }
 
 impl World {
-    fn members(&self) -> Vec<Member> {
-        (0..self.processes.len()).map(|p| self.member(p)).collect()
+    fn members(&self) -> Vec<(Member, Incarnation)> {
+        let life = |p: usize| Incarnation::of_life(self.processes[p].life);
+        (0..self.ranks).map(|p| (self.member(p), life(p))).collect()
     }
 
     /// A decider of the next term.
@@ -127,8 +130,7 @@ impl World {
         ruler.machine.report(member, report, now);
         let complete = report.open.is_some_and(|open| open.complete);
         if complete && self.broken == Some(Broken::CommittedAtFirst) {
-            for other in all {
-                let incarnation = Incarnation(u64::MAX);
+            for (other, incarnation) in all {
                 ruler.machine.report(other, Report { incarnation, ..report }, now);
             }
         }
@@ -161,26 +163,43 @@ impl World {
 
     /// A process dies.
     pub(super) fn kill(&mut self, p: usize) {
-        let life = self.processes[p].life;
+        let Process { rank, life, .. } = self.processes[p];
         self.processes[p].alive = false;
         for c in 0..self.connections.len() {
             let connection = &mut self.connections[c];
-            if connection.p == p && connection.life == life {
+            if connection.p == rank && connection.life == life {
                 connection.cut(None);
                 connection.open = false;
                 self.hold(c);
             }
         }
         self.note(|| format!("process {p} is dead"));
+        if p < self.ranks {
+            self.notice(p, life);
+        }
+    }
+
+    pub(super) fn notice(&mut self, p: usize, life: u32) {
         self.after(NOTICED, Happening::Noticed { p, life });
+    }
+
+    /// A process is taken for dead, and lives.
+    pub(super) fn make_ghost(&mut self, p: usize) {
+        let dead = Process::new(p, self.processes[p].life, self.chunks);
+        let ghost = std::mem::replace(&mut self.processes[p], dead);
+        let at = self.processes.len();
+        self.note(|| format!("process {p} is taken for dead, and goes on as {at}"));
+        self.processes.push(ghost);
+        self.after(NOTICED, Happening::Program(at));
+        self.reach(Kind::Ghost);
     }
 
     pub(super) fn noticed(&mut self, p: usize, life: u32) {
         if self.processes[p].life != life || self.processes[p].alive {
             return;
         }
-        let others_live = (0..self.processes.len()).all(|it| it == p || self.processes[it].alive);
-        let several = self.processes.len() > 1;
+        let others_live = (0..self.ranks).all(|it| it == p || self.processes[it].alive);
+        let several = self.ranks > 1;
         match &self.restoring {
             Some(it) if it.part.is_none_or(|part| part == p) => {}
             None if several && others_live && self.rng.permille(self.alone) => self.restore_one(p),
@@ -190,20 +209,22 @@ impl World {
 
     /// Where nobody restores what is dead.
     pub(super) fn launch(&mut self) {
-        if self.restoring.is_none() && self.processes.iter().any(|it| !it.alive) {
+        if self.restoring.is_none() && self.processes[..self.ranks].iter().any(|it| !it.alive) {
             self.restore_all();
         }
     }
 
     fn restore_all(&mut self) {
         self.note(|| "all processes are restored".to_owned());
-        for p in 0..self.processes.len() {
-            if self.processes[p].alive {
+        for p in 0..self.ranks {
+            if self.processes[p].alive && !self.calm && self.rng.permille(GHOSTS) {
+                self.make_ghost(p);
+            } else if self.processes[p].alive {
                 self.kill(p);
             }
             self.processes[p].life += 1;
         }
-        let members: Vec<usize> = (0..self.processes.len()).collect();
+        let members: Vec<usize> = (0..self.ranks).collect();
         self.restoring = Some(self.new_restoring(None));
         self.new_recovery(&members, Scope::Whole);
     }
@@ -254,7 +275,7 @@ impl World {
         let Some(Restoring { part, machine, id, .. }) = &mut self.restoring else { return };
         let id = *id;
         if let (None, Some(p)) = (machine, *part) {
-            let living = (0..self.processes.len()).filter(|it| *it != p);
+            let living = (0..self.ranks).filter(|it| *it != p);
             let living: Vec<Member> = living.map(|it| self.member(it)).collect();
             let newest = self.rulers.last().and_then(|ruler| ruler.machine.known_by(living));
             let Some(known) = newest else { return };
@@ -267,6 +288,8 @@ impl World {
             self.note(|| format!("recovery: {step:?}"));
             match step {
                 Step::Ask(store, member, request) => {
+                    let told = self.broken == Some(Broken::NotClaimed);
+                    let request = if told { Request::Tell } else { request };
                     let from = super::wire::Sender::Recovery(id);
                     self.post(Happening::Request { store, member, from, request });
                 }
@@ -361,7 +384,7 @@ impl World {
             self.each_its_own(&mut origins, &mut restoring.images);
         }
         let known = restoring.machine.as_ref().map(Recovery::committed).unwrap_or_default();
-        let members = self.processes.len();
+        let members = self.ranks;
         let silent =
             |store: &super::store::Store| store.alive && !restoring.counts(store.id, members);
         if self.stores.iter().any(|it| silent(it) && !it.shelf.slots.is_empty()) {
@@ -386,7 +409,7 @@ impl World {
             let life = Incarnation::of_life(self.processes[p].life);
             let writer =
                 Writer::new((chunks, BYTES), life, term, Some(*origin), self.policy, WRITER);
-            self.processes[p].begin(image, writer);
+            self.processes[p].begin(*member, image, writer);
             self.processes[p].tracking = self.broken != Some(Broken::TrackedLate);
         }
         if restoring.part.is_none() {
@@ -401,7 +424,7 @@ impl World {
         if restoring.part.is_some() {
             return self.restore_all();
         }
-        let members = self.processes.len();
+        let members = self.ranks;
         self.keep_copies(|store, _| restoring.counts(store, members));
         self.check_nothing_left(missing);
         self.reach(Kind::NothingLeft);
@@ -412,13 +435,14 @@ impl World {
     pub(super) fn begin_job(&mut self) {
         self.job += 1;
         self.forget_job();
+        self.processes[..self.ranks].iter_mut().for_each(|it| it.life += 1);
         self.new_ruler();
         let (chunks, term) = (self.chunks, self.newest_term());
-        for p in 0..self.processes.len() {
-            self.processes[p].life += 1;
+        for p in 0..self.ranks {
             let life = Incarnation::of_life(self.processes[p].life);
             let writer = Writer::new((chunks, BYTES), life, term, None, self.policy, WRITER);
-            self.processes[p].begin(vec![[0; 2]; chunks], writer);
+            let member = self.member(p);
+            self.processes[p].begin(member, vec![[0; 2]; chunks], writer);
         }
     }
 }

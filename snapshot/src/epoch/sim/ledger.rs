@@ -2,6 +2,7 @@
 
 use super::Kind;
 use super::launcher::RECOVERY;
+use super::process::Process;
 use super::store::Image;
 use super::world::World;
 use crate::epoch::{
@@ -36,8 +37,22 @@ impl World {
         self.ledger = Ledger::default();
     }
 
+    /// It is not of a job that had to begin anew.
+    fn is_of_job(&self, member: Member) -> bool {
+        self.process_of(member).is_some()
+    }
+
+    /// It was taken for dead, and another life of its process computes: what this one is told counts no more.
+    fn is_replaced(&self, p: usize) -> bool {
+        let Process { rank, member, .. } = self.processes[p];
+        p >= self.ranks && (self.processes[rank].alive || !self.is_of_job(member))
+    }
+
     pub(super) fn keep_image(&mut self, p: usize, epoch: Epoch, image: Image) {
-        let member = self.member(p);
+        let member = self.processes[p].member;
+        if !self.is_of_job(member) {
+            return;
+        }
         if self.ledger.images.insert((member, epoch), image).is_some() {
             self.violate(format!("process {p}: {epoch} is used twice"));
         }
@@ -59,7 +74,7 @@ impl World {
             return self.violate(format!("{place} is {was}, and is written"));
         }
         let now = memory.word;
-        if now == Epoch::NONE || self.job != member.0 / 100 {
+        if now == Epoch::NONE || !self.is_of_job(member) {
             return;
         }
         let Some(image) = self.ledger.images.get(&(member, now)) else {
@@ -82,10 +97,11 @@ impl World {
 
     /// A process says that it is complete.
     pub(super) fn check_complete(&mut self, p: usize) {
-        let member = self.member(p);
+        let member = self.processes[p].member;
         let Some(writer) = &self.processes[p].writer else { return };
         let epoch = writer.epoch();
-        if !self.ledger.complete.insert((member, epoch)) {
+        let first = self.ledger.complete.insert((member, epoch));
+        if !first || self.is_replaced(p) || !self.is_of_job(member) {
             return;
         }
         let stores: Vec<StoreId> = writer.stores().collect();
@@ -109,14 +125,20 @@ impl World {
         };
         let restored = self.ledger.committed == epoch;
         let lacks = |p: &usize| !self.ledger.complete.contains(&(self.member(*p), epoch));
-        if let Some(p) = (0..self.processes.len()).find(lacks).filter(|_| !restored) {
+        if let Some(p) = (0..self.ranks).find(lacks).filter(|_| !restored) {
             self.violate(format!("{epoch} is committed, and process {p} never was complete"));
         }
     }
 
     /// A program is told that an epoch is committed.
     pub(super) fn check_committed(&mut self, p: usize, epoch: Epoch) {
-        if self.calm {
+        if p >= self.ranks {
+            self.reach(Kind::GhostCommitted);
+        }
+        if self.is_replaced(p) {
+            return;
+        }
+        if self.calm && p < self.ranks {
             *self.ledger.since_calm.entry(p).or_default() += 1;
         }
         if self.ledger.aborted.contains(&epoch) {
@@ -127,7 +149,7 @@ impl World {
         if epoch <= self.ledger.committed {
             return;
         }
-        let reporter = self.member(p);
+        let reporter = self.processes[p].member;
         self.ledger.floor = epoch;
         self.promise(epoch, |store, member| {
             let noted = || store.machine.holding(member, &store.shelf).map(|it| it.committed);
@@ -144,7 +166,7 @@ impl World {
             };
             self.stores.iter().filter(whole).map(|store| store.id).collect()
         };
-        let members = (0..self.processes.len()).map(|p| self.member(p));
+        let members = (0..self.ranks).map(|p| self.member(p));
         let copies = members.map(|member| (member, copies(member))).collect();
         self.note(|| format!("promised: {epoch} on {copies:?}"));
         self.ledger.copies = copies;
@@ -160,7 +182,10 @@ impl World {
     }
 
     pub(super) fn check_aborted(&mut self, p: usize, epoch: Epoch) {
-        if self.ledger.complete.contains(&(self.member(p), epoch)) {
+        if self.is_replaced(p) {
+            return;
+        }
+        if self.ledger.complete.contains(&(self.processes[p].member, epoch)) {
             self.reach(Kind::AbortedWhenComplete);
         }
         self.ledger.aborted.insert(epoch);
@@ -211,7 +236,7 @@ impl World {
 
     /// A recovery of the whole job, there and then.
     fn try_to_restore(&mut self) {
-        let members = (0..self.processes.len()).map(|p| (self.member(p), Incarnation(u64::MAX)));
+        let members = (0..self.ranks).map(|p| (self.member(p), Incarnation(u64::MAX)));
         let alive = self.stores.iter().filter(|store| store.alive).map(|store| store.id);
         let now = self.time();
         let mut recovery = Recovery::new(members, alive, Scope::Whole, now, RECOVERY);

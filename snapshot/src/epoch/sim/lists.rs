@@ -94,6 +94,12 @@ list! {
     OldTermIgnored,
     /// Tracking answered after its epoch was given up.
     LateDirty,
+    /// A process was taken for dead, and lived.
+    Ghost,
+    /// A store told it so.
+    GhostFenced,
+    /// It was told of a commit all the same: the store that noted it was out of the launcher's reach.
+    GhostCommitted,
     /// A message was lost.
     MessageLost,
     /// A message came twice.
@@ -132,6 +138,8 @@ list! {
     OldTermHeeded,
     /// Chooses what to restore without regard to what is noted.
     NotesIgnored,
+    /// Reads what stores hold without a claim.
+    NotClaimed,
     /// Takes a connection that has broken for one whose WRITEs have landed.
     BreakIgnored,
     /// Restores what does not pass its checks.

@@ -20,7 +20,8 @@
 //! # What goes wrong
 //!
 //! Processes, stores, recoveries and deciders die, at any time and in the middle of any step; deciders are replaced
-//! while they live, and go on deciding. Connections break, with part of what was under way landed; stores are out of
+//! while they live, and go on deciding. Processes are taken for dead, and compute, write and commit beside the life that
+//! takes their place, as far as stores let them. Connections break, with part of what was under way landed; stores are out of
 //! reach for a while, and come back with what they had. WRITEs of a dead process land late, until its queue
 //! pair is past the barrier. Messages are lost, late, twice, and overtake each other. Bytes in stores are damaged.
 //! Tracking answers late, protection fails.
@@ -38,7 +39,8 @@
 //! - *Liveness*: when nothing goes wrong any more, a new epoch is committed in bounded time.
 //!
 //! A store that a recovery could not reach, and one that was lost before it took note of a commit, count as lost: what
-//! they hold is no copy for the promise.
+//! they hold is no copy for the promise. Of what is committed to a process that was taken for dead, only what was
+//! committed before another life began is promised.
 //!
 //! [`Writer`]: super::Writer
 //! [`Compartments`]: super::Compartments

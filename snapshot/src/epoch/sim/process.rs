@@ -6,8 +6,8 @@ use super::world::{Happening, World};
 use super::{Broken, Kind};
 use crate::PageSet;
 use crate::epoch::{
-    Action, Epoch, Event, Incarnation, Order, Reason, Request, Slot, Stage, StoreId, Writer,
-    WriterLimits,
+    Action, Epoch, Event, Incarnation, Member, Order, Reason, Request, Slot, Stage, StoreId,
+    Writer, WriterLimits,
 };
 use sojourn_logging::sim::Time;
 use std::collections::BTreeSet;
@@ -29,8 +29,11 @@ const SLOW: u32 = 2;
 /// Bytes of a compartment; stores have room.
 pub(super) const BYTES: u64 = 1;
 
-/// A process.
+/// A life of a process.
 pub(super) struct Process {
+    /// Its place in the job.
+    pub(super) rank: usize,
+    pub(super) member: Member,
     pub(super) life: u32,
     pub(super) alive: bool,
     pub(super) memory: Image,
@@ -52,9 +55,11 @@ pub(super) struct Process {
 }
 
 impl Process {
-    pub(super) fn new(chunks: usize) -> Self {
+    pub(super) fn new(rank: usize, life: u32, chunks: usize) -> Self {
         Process {
-            life: 0,
+            rank,
+            member: Member(0),
+            life,
             alive: false,
             memory: vec![[0; 2]; chunks],
             dirty: PageSet::new(chunks),
@@ -71,17 +76,16 @@ impl Process {
     }
 
     /// It begins a life with this memory.
-    pub(super) fn begin(&mut self, memory: Image, writer: Writer) {
-        let chunks = memory.len();
-        let life = self.life;
-        *self = Process { life, alive: true, memory, writer: Some(writer), ..Process::new(chunks) };
+    pub(super) fn begin(&mut self, member: Member, memory: Image, writer: Writer) {
+        let new = Process::new(self.rank, self.life, memory.len());
+        *self = Process { member, alive: true, memory, writer: Some(writer), ..new };
     }
 }
 
 impl World {
-    pub(super) fn lives(&self, p: usize, life: u32) -> bool {
-        let process = &self.processes[p];
-        process.alive && process.life == life
+    /// Where this life of a process is, if it lives.
+    pub(super) fn find(&self, rank: usize, life: u32) -> Option<usize> {
+        self.processes.iter().position(|it| it.alive && it.rank == rank && it.life == life)
     }
 
     pub(super) fn event(&mut self, p: usize, event: Event) {
@@ -93,6 +97,9 @@ impl World {
 
     /// A program writes a chunk, or a half of one.
     pub(super) fn program(&mut self, p: usize) {
+        if p >= self.ranks && !self.processes[p].alive {
+            return;
+        }
         let most = self.pace;
         self.after(most, Happening::Program(p));
         let chunk = self.rng.below(self.chunks as u64) as usize;
@@ -112,8 +119,7 @@ impl World {
         }
     }
 
-    pub(super) fn order(&mut self, member: crate::epoch::Member, mut order: Order) {
-        let Some(p) = self.process_of(member).filter(|p| self.processes[*p].alive) else { return };
+    pub(super) fn order(&mut self, member: Member, mut order: Order) {
         let newest = self.rulers.last().map(|ruler| ruler.term).unwrap_or_default();
         if order.term < newest {
             self.reach(Kind::OldTermIgnored);
@@ -123,8 +129,13 @@ impl World {
             Some(Broken::NumberReused) => order = super::launcher::without_term(order),
             _ => {}
         }
-        self.note(|| format!("process {p}: {order:?}"));
-        self.event(p, Event::Order(order));
+        // Who is taken for dead hears it, too.
+        for p in 0..self.processes.len() {
+            if self.processes[p].alive && self.processes[p].member == member {
+                self.note(|| format!("process {p}: {order:?}"));
+                self.event(p, Event::Order(order));
+            }
+        }
     }
 
     /// What the writer has to do now.
@@ -146,15 +157,15 @@ impl World {
         }
     }
 
-    fn act(&mut self, p: usize, action: Action) {
-        let (life, member) = (self.processes[p].life, self.member(p));
+    fn act(&mut self, at: usize, action: Action) {
+        let Process { rank: p, life, member, .. } = self.processes[at];
         match action {
             Action::Ask(by, store, request) => {
                 if let (Some(Broken::NotNoted), Request::Note { epoch, .. }) =
                     (self.broken, request)
                 {
                     let answer = crate::epoch::Answer::Noted(epoch);
-                    return self.event(p, Event::Answer(by, answer));
+                    return self.event(at, Event::Answer(by, answer));
                 }
                 let from = Sender::Writer { p, life, by };
                 self.post(Happening::Request { store, member, from, request });
@@ -168,15 +179,15 @@ impl World {
                 };
                 self.write(p, by, writes);
             }
-            Action::Collect => self.ask_tracking(p, false),
+            Action::Collect => self.ask_tracking(at, false),
             Action::Pause => {
-                self.processes[p].paused = self.broken != Some(Broken::NotPaused);
-                self.ask_tracking(p, true);
+                self.processes[at].paused = self.broken != Some(Broken::NotPaused);
+                self.ask_tracking(at, true);
             }
-            Action::Resume => self.processes[p].paused = false,
-            Action::Send(by, slot, chunks) => self.send(p, by, slot, chunks),
+            Action::Resume => self.processes[at].paused = false,
+            Action::Send(by, slot, chunks) => self.send(at, by, slot, chunks),
             Action::Seal(by, slot, epoch) => {
-                let table = What::Table(self.processes[p].sealed.clone());
+                let table = What::Table(self.processes[at].sealed.clone());
                 let mut writes =
                     vec![self.write_of(slot, table), self.write_of(slot, What::Header(epoch))];
                 if self.broken == Some(Broken::WordFirst) {
@@ -200,7 +211,7 @@ impl World {
             }
             Action::Report(report) => {
                 if report.open.is_some_and(|open| open.complete) {
-                    self.check_complete(p);
+                    self.check_complete(at);
                 }
                 self.post(Happening::Report { member, report });
             }
@@ -209,11 +220,15 @@ impl World {
                     self.reach(Kind::CommittedWithFewer);
                 }
                 self.reach(Kind::Committed);
-                self.check_committed(p, epoch);
+                self.check_committed(at, epoch);
             }
-            Action::GivenUp(epoch, reason) => self.given_up(p, epoch, &reason),
-            Action::Fenced(by) => {
+            Action::GivenUp(epoch, reason) => self.given_up(at, epoch, &reason),
+            Action::Fenced(by) if at < self.ranks => {
                 self.violate(format!("process {p} lives, and was fenced by {by}"));
+            }
+            Action::Fenced(_) => {
+                self.reach(Kind::GhostFenced);
+                self.processes[at].alive = false;
             }
         }
     }
@@ -236,7 +251,8 @@ impl World {
         let halves = chunks.runs().flatten().flat_map(|chunk| [(chunk, 0), (chunk, 1)]);
         let writes =
             halves.map(|(chunk, half)| self.write_of(slot, What::Half(chunk, half))).collect();
-        self.write(p, by, writes);
+        let rank = self.processes[p].rank;
+        self.write(rank, by, writes);
     }
 
     fn given_up(&mut self, p: usize, epoch: Epoch, reason: &Reason) {
@@ -256,19 +272,17 @@ impl World {
         let wait = self.rng.between(1, TRACKING);
         let process = &mut self.processes[p];
         process.collect_at = (self.now + wait).max(process.collect_at);
-        let life = process.life;
+        let (p, life) = (process.rank, process.life);
         self.queue.push(process.collect_at, Happening::Collect { p, life, pause });
     }
 
     pub(super) fn collect(&mut self, p: usize, life: u32, pause: bool) {
-        if !self.lives(p, life) {
-            return;
-        }
+        let Some(at) = self.find(p, life) else { return };
         let slow = !self.calm && self.rng.permille(SLOW);
         let most = if slow { 2 * WRITER.epoch.as_micros() as Time } else { TRACKING };
         let wait = self.rng.between(1, most);
         let late = self.broken == Some(Broken::CollectedLate);
-        let process = &mut self.processes[p];
+        let process = &mut self.processes[at];
         let dirty = process.dirty.clone();
         if !late {
             process.dirty.clear();
@@ -284,12 +298,12 @@ impl World {
         if pause && stage == Stage::Pause {
             process.sealed = process.memory.clone();
             let image = process.memory.clone();
-            self.keep_image(p, epoch, image);
+            self.keep_image(at, epoch, image);
         }
     }
 
     pub(super) fn dirty(&mut self, p: usize, life: u32, dirty: PageSet) {
-        if self.lives(p, life) {
+        if let Some(p) = self.find(p, life) {
             let stage = self.processes[p].writer.as_ref().map(Writer::stage);
             if !matches!(stage, Some(Stage::Collect | Stage::Pause)) {
                 self.reach(Kind::LateDirty);
@@ -299,9 +313,7 @@ impl World {
     }
 
     pub(super) fn placed(&mut self, p: usize, life: u32, known: &[StoreId]) {
-        if !self.lives(p, life) {
-            return;
-        }
+        let Some(p) = self.find(p, life) else { return };
         // Who is dead is not always known to be.
         let stale = !self.calm && self.rng.permille(50);
         let fits =
@@ -317,7 +329,7 @@ impl World {
     }
 
     pub(super) fn protected(&mut self, p: usize, life: u32, epoch: Epoch) {
-        if self.lives(p, life) {
+        if let Some(p) = self.find(p, life) {
             let fails = !self.calm && self.rng.permille(30);
             let result = if fails { Err("no parity".to_owned()) } else { Ok(()) };
             self.event(p, Event::Protected(epoch, result));

@@ -49,7 +49,7 @@ pub fn run(seed: u64, options: Options) -> Outcome {
     loop {
         let went_on = world.step();
         events += 1;
-        let all = world.processes.len();
+        let all = world.ranks;
         let done = world.ledger.since_calm.values().filter(|many| **many >= ENOUGH).count();
         if world.violation.is_some() || done == all {
             break;
@@ -97,7 +97,8 @@ fn world_of(seed: u64, options: Options) -> World {
         alone: rng.pick(&[0, 500, 900]),
         sudden: rng.pick(&[0, 2, 6]),
         broken: options.broken,
-        processes: (0..processes).map(|_| Process::new(chunks)).collect(),
+        processes: (0..processes).map(|rank| Process::new(rank, 0, chunks)).collect(),
+        ranks: processes,
         stores: Vec::new(),
         connections: Vec::new(),
         rulers: Vec::new(),

@@ -137,13 +137,11 @@ impl World {
     pub(super) fn answer(&mut self, store: StoreId, member: Member, to: Sender, answer: Answer) {
         match to {
             Sender::Writer { p, life, by } => {
-                if !self.lives(p, life) {
-                    return;
-                }
+                let Some(at) = self.find(p, life) else { return };
                 if matches!(answer, Answer::Granted(_)) {
                     self.connect(p, life, member, store, by);
                 }
-                self.event(p, Event::Answer(by, answer));
+                self.event(at, Event::Answer(by, answer));
             }
             Sender::Recovery(recovery) => self.recovery_answer(recovery, store, member, answer),
         }
@@ -207,7 +205,8 @@ impl World {
         self.connections[c].transmitting = false;
         let Some(write) = self.connections[c].posted.pop_front() else { return };
         let connection = &self.connections[c];
-        let memory = &self.processes[connection.p].memory;
+        let Some(at) = self.find(connection.p, connection.life) else { return };
+        let memory = &self.processes[at].memory;
         let payload = match write.what {
             What::Half(chunk, half) => Payload::Half { chunk, half, value: memory[chunk][half] },
             What::Table(image) => Payload::Table(image),
@@ -241,7 +240,7 @@ impl World {
         let was = self.stores[at].slot(member, slot).map(|it| it.word).unwrap_or_default();
         let word = matches!(payload, Payload::Word(_));
         let landed = self.stores[at].land(member, by, slot, payload, edge);
-        let alive = self.lives(p, life);
+        let alive = self.find(p, life).is_some_and(|at| at < self.ranks);
         if landed {
             if !alive {
                 self.reach(Kind::LateWrite);
@@ -288,19 +287,19 @@ impl World {
     pub(super) fn done(&mut self, c: usize) {
         let Connection { p, life, by, open, broken, .. } = self.connections[c];
         let ignored = self.broken == Some(Broken::BreakIgnored);
-        if self.lives(p, life) && open && (!broken || ignored) {
+        let Some(at) = self.find(p, life) else { return };
+        if open && (!broken || ignored) {
             if self.broken == Some(Broken::CollectedLate) {
-                self.processes[p].dirty.clear();
+                self.processes[at].dirty.clear();
             }
-            self.event(p, Event::Done(by));
+            self.event(at, Event::Done(by));
         }
     }
 
     pub(super) fn gone(&mut self, c: usize) {
         let Connection { p, life, by, open, .. } = self.connections[c];
-        if self.lives(p, life) && open {
-            let ignored = self.broken == Some(Broken::BreakIgnored);
-            self.event(p, if ignored { Event::Done(by) } else { Event::Lost(by) });
-        }
+        let Some(at) = self.find(p, life).filter(|_| open) else { return };
+        let ignored = self.broken == Some(Broken::BreakIgnored);
+        self.event(at, if ignored { Event::Done(by) } else { Event::Lost(by) });
     }
 }

@@ -113,7 +113,10 @@ pub(super) struct World {
     /// Of a thousand actions of a writer, so many are met by a fault.
     pub(super) sudden: u32,
     pub(super) broken: Option<Broken>,
+    /// The processes of the job, and behind them lives that were taken for dead.
     pub(super) processes: Vec<Process>,
+    /// How many the job has.
+    pub(super) ranks: usize,
     pub(super) stores: Vec<Store>,
     pub(super) connections: Vec<Connection>,
     pub(super) rulers: Vec<Ruler>,
@@ -162,7 +165,7 @@ impl World {
 
     /// Which process has this name in the job of now.
     pub(super) fn process_of(&self, member: Member) -> Option<usize> {
-        (0..self.processes.len()).find(|p| self.member(*p) == member)
+        (0..self.ranks).find(|p| self.member(*p) == member)
     }
 
     pub(super) fn store_at(&self, id: StoreId) -> Option<usize> {

@@ -23,7 +23,12 @@ fn told(decider: &mut Decider) -> Vec<(u64, Word)> {
 }
 
 fn decider(term: u32) -> Decider {
-    Decider::new(Term(term), [Member(1), Member(2)], NOW, DeciderLimits::default())
+    Decider::new(
+        Term(term),
+        [1, 2].map(|n| (Member(n), Incarnation(1))),
+        NOW,
+        DeciderLimits::default(),
+    )
 }
 
 #[test]
@@ -40,6 +45,8 @@ fn an_epoch_is_committed_when_all_are_complete() {
     it.report(Member(2), standing(1, 3, Some((1, false)), 0), NOW);
     it.report(Member(2), standing(1, 2, Some((1, true)), 0), NOW); // Older than the one before.
     it.report(Member(2), standing(2, 4, Some((1, true)), 0), NOW); // Told to another.
+    let ghost = Report { incarnation: Incarnation(0), ..standing(1, 9, Some((1, true)), 0) };
+    it.report(Member(2), ghost, NOW); // Told by an earlier life.
     assert_eq!(told(&mut it), []);
     it.report(Member(2), standing(1, 4, Some((1, true)), 0), NOW);
     assert_eq!(told(&mut it), [(1, Word::Commit(epoch(1))), (2, Word::Commit(epoch(1)))]);
