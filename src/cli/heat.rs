@@ -207,12 +207,7 @@ pub(crate) fn run(args: &HeatArgs) -> Outcome {
         Problem { pattern, steps: args.steps, tolerance: args.tolerance, recover: args.recover };
     check_devices(&args.relocate)?;
     let travel = RefCell::new(None);
-    let watched = args.progress;
-    let last_words = move || {
-        if watched {
-            let _ = print(&format!("{DYING}\n"));
-        }
-    };
+    let dies = args.kill == Some(job.rank()) && !job.is_replacement();
     let open = || match &device {
         Some(name) if args.raw => Context::open_raw(name),
         _ => {
@@ -229,12 +224,8 @@ pub(crate) fn run(args: &HeatArgs) -> Outcome {
                 plan.retain(|(step, _)| *step <= at);
                 plan.push((at, Deed::Fail(under)));
             }
-            if args.kill == Some(job.rank()) && !job.is_replacement() {
-                plan.push((args.steps * 2 / 5, Deed::Die));
-                plan.sort();
-            }
             if !plan.is_empty() {
-                *travel.borrow_mut() = Some(Travel::start(context.clone(), plan, last_words)?);
+                *travel.borrow_mut() = Some(Travel::start(context.clone(), plan)?);
             }
             Ok(context)
         }
@@ -277,6 +268,9 @@ pub(crate) fn run(args: &HeatArgs) -> Outcome {
                 return;
             }
         };
+        if dies && step >= args.steps * 2 / 5 {
+            die(args.progress);
+        }
         if let Some(travel) = &*travel.borrow() {
             travel.tell(step);
         }
@@ -318,6 +312,14 @@ fn check_devices(names: &[String]) -> Outcome {
             known.join(", ")
         ))),
     }
+}
+
+/// The process dies, as one does that is killed.
+fn die(tell: bool) {
+    if tell {
+        let _ = print(&format!("{DYING}\n"));
+    }
+    let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
 }
 
 /// A line for whoever watches the ranks.

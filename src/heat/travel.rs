@@ -1,4 +1,4 @@
-//! What happens to a rank in mid-run: it goes over to other devices, its device fails under it, or it dies. On a
+//! What happens to a rank in mid-run: it goes over to other devices, or its device fails under it. On a
 //! thread beside the one that computes, which notices nothing.
 
 use sojourn::verbs::{Context, Relocation};
@@ -18,8 +18,6 @@ pub(crate) enum Deed {
     Go(String),
     /// The port of this (soft) device fails.
     Fail(String),
-    /// The process dies by SIGKILL.
-    Die,
 }
 
 /// The moves of one rank.
@@ -45,12 +43,7 @@ pub(crate) fn plan(devices: &[String], rank: u32, size: u32, steps: u64) -> Vec<
 
 impl Travel {
     /// Does to `context` what is planned, once its step has been told.
-    /// `last_words` are said before [`Deed::Die`].
-    pub(crate) fn start(
-        context: Context,
-        plan: Vec<(u64, Deed)>,
-        last_words: impl Fn() + Send + 'static,
-    ) -> Result<Self> {
+    pub(crate) fn start(context: Context, plan: Vec<(u64, Deed)>) -> Result<Self> {
         let told = Arc::new(Told::default());
         let listen = Arc::clone(&told);
         let thread = thread::Builder::new()
@@ -66,11 +59,6 @@ impl Travel {
                     match deed {
                         Deed::Go(device) => drop(context.relocate(&device)?),
                         Deed::Fail(device) => device::soft::set_port(&device, false)?,
-                        Deed::Die => {
-                            last_words();
-                            // SAFETY: a signal to this process, which nobody handles.
-                            unsafe { libc::raise(libc::SIGKILL) };
-                        }
                     }
                 }
                 // It may move by itself until then.
