@@ -28,6 +28,16 @@ const AGAIN: Duration = Duration::from_millis(1);
 /// What one rank has heard from each store; `None` where that does not answer.
 type Heard = Vec<Option<Option<Holding>>>;
 
+/// What a rank tells the others.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Told {
+    /// The last epoch that it knows to be committed.
+    known: Epoch,
+    /// It has taken epochs before: it would know of one that was committed.
+    was_here: bool,
+    heard: Heard,
+}
+
 /// Which member a rank is.
 pub(super) fn member(rank: u32) -> Member {
     Member(u64::from(Job::process_of(rank).0))
@@ -87,17 +97,17 @@ pub(super) unsafe fn restore(
         clients.iter_mut().map(|client| claim(client.as_mut()?, own, life)).collect();
     // Their doors are shut when they are opened anew for reading.
     drop(clients);
-    let told = (known, heard);
+    let told = Told { known, was_here: before > 0, heard };
     let note =
         postcard::to_stdvec(&told).map_err(|error| Error::new(libc::EPROTO, error.to_string()))?;
     let all = job.exchange(&format!("{name}/held"), &note)?;
     let all = all.iter().zip(0..).map(|(note, rank)| decode(note, rank, stores.len()));
-    let all: Vec<(Epoch, Heard)> = all.collect::<Result<_>>()?;
+    let all: Vec<Told> = all.collect::<Result<_>>()?;
 
     // What was never committed need not be gone back to.
-    let committed = all.iter().flat_map(|(known, heard)| {
-        let held = heard.iter().flatten().flatten().map(|holding| holding.committed);
-        held.chain([*known])
+    let committed = all.iter().flat_map(|told| {
+        let held = told.heard.iter().flatten().flatten().map(|holding| holding.committed);
+        held.chain([told.known])
     });
     let committed = committed.max().unwrap_or(Epoch::NONE);
     let mut machine = recovery(&all, &stores, life);
@@ -110,6 +120,7 @@ pub(super) unsafe fn restore(
                 Step::Read(whose, origin) => reads.push((whose, origin)),
                 Step::Restored(..) => return Ok(Back { restored: last, life }),
                 Step::Impossible(_) if !committed.is_some() => {
+                    nothing_is_hidden(&all, options)?;
                     return Ok(Back { restored: None, life });
                 }
                 Step::Impossible(missing) => {
@@ -185,22 +196,47 @@ fn number(note: &[u8]) -> Result<u32> {
     Ok(u32::from_be_bytes(bytes))
 }
 
-fn decode(note: &[u8], rank: u32, stores: usize) -> Result<(Epoch, Heard)> {
+fn decode(note: &[u8], rank: u32, stores: usize) -> Result<Told> {
     let refuse = |what: &str| Error::new(libc::EPROTO, format!("rank {rank} tells {what}"));
-    let told: (Epoch, Heard) =
-        postcard::from_bytes(note).map_err(|_| refuse("nonsense of its stores"))?;
-    if told.1.len() != stores {
-        return Err(refuse(&format!("of {} stores, and {stores} were named here", told.1.len())));
+    let told: Told = postcard::from_bytes(note).map_err(|_| refuse("nonsense of its stores"))?;
+    if told.heard.len() != stores {
+        return Err(refuse(&format!(
+            "of {} stores, and {stores} were named here",
+            told.heard.len()
+        )));
     }
-    let answers = told.1.iter().flatten().map(|holding| Answer::Told(*holding));
+    let answers = told.heard.iter().flatten().map(|holding| Answer::Told(*holding));
     for answer in answers {
         answer.check().map_err(|error| refuse(&error.to_string()))?;
     }
     Ok(told)
 }
 
+/// A job that begins in all its ranks can't tell whether there were epochs, where a store does not answer: then it
+/// must not begin from nothing.
+fn nothing_is_hidden(all: &[Told], options: &Options) -> Result<()> {
+    if all.iter().any(|told| told.was_here) {
+        return Ok(());
+    }
+    let silent = |i: &usize| all.iter().any(|told| told.heard[*i].is_none());
+    match (0..options.stores.len()).find(silent) {
+        None => Ok(()),
+        Some(i) => {
+            let store = &options.stores[i];
+            let text = format!(
+                "no epoch is found, and the store of node {} at {} is of no help, which may have one: \
+                 start it, or leave it out of {}",
+                store.node,
+                store.at,
+                super::STORES
+            );
+            Err(Error::new(libc::ENODATA, text))
+        }
+    }
+}
+
 /// The machine, which has heard everything.
-fn recovery(all: &[(Epoch, Heard)], stores: &[StoreAt], life: u32) -> Recovery {
+fn recovery(all: &[Told], stores: &[StoreAt], life: u32) -> Recovery {
     let incarnation = Incarnation::of_life(life);
     let members = (0..).zip(all).map(|(rank, _)| (member(rank), incarnation));
     let ids = stores.iter().map(|store| store.id);
@@ -209,14 +245,14 @@ fn recovery(all: &[(Epoch, Heard)], stores: &[StoreAt], life: u32) -> Recovery {
     let silent: BTreeMap<StoreId, ()> = stores
         .iter()
         .enumerate()
-        .filter(|(i, _)| all.iter().any(|(_, heard)| heard[*i].is_none()))
+        .filter(|(i, _)| all.iter().any(|told| told.heard[*i].is_none()))
         .map(|(_, store)| (store.id, ()))
         .collect();
     for store in silent.keys() {
         machine.found(Found::Lost(*store), Duration::ZERO);
     }
-    for (rank, (_, heard)) in (0..).zip(all) {
-        for (store, holding) in stores.iter().zip(heard) {
+    for (rank, told) in (0..).zip(all) {
+        for (store, holding) in stores.iter().zip(&told.heard) {
             if let Some(holding) = holding
                 && !silent.contains_key(&store.id)
             {
