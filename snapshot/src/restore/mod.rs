@@ -11,5 +11,6 @@
 mod copy;
 mod recover;
 
+pub(crate) use copy::place as area_places;
 pub use copy::{Copy, ReadReport};
 pub use recover::{RecoverOptions, Recovered, recover};

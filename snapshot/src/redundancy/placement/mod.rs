@@ -175,6 +175,13 @@ impl Placement {
         places.map(|it| it.name.as_str())
     }
 
+    /// The node that a store is on; none for an unknown one.
+    #[must_use]
+    pub fn node_of(&self, store: &str) -> Option<&str> {
+        let place = self.places.iter().find(|it| it.name == store)?;
+        Some(&self.nodes[place.node].name)
+    }
+
     /// How many whole failure domains may be lost with the epochs of all processes still there:
     /// as many as [`Scheme::losses`] where no two shares of a group are in one domain, else fewer.
     #[must_use]
