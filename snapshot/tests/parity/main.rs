@@ -139,3 +139,20 @@ fn an_epoch_that_was_never_made_whole_is_not_restored() {
     world.epoch();
     assert_eq!(world.restore(), Ok(world.committed));
 }
+
+#[test]
+fn parity_of_an_epoch_that_was_not_gone_on_from_is_made_anew() {
+    let mut world = World::new("xor:2", 3, 4, SMALL);
+    (0..2).for_each(|_| drop(world.epoch()));
+    let before = world.committed;
+    // One group has it all, the other has not.
+    world.seal();
+    world.gather_one(0);
+    assert_eq!(world.restore(), Ok(before));
+    world.go_on();
+    // The next epoch has the same count, and other contents.
+    world.turn();
+    world.epoch();
+    world.kill_node(world.image_node(1));
+    assert_eq!(world.restore(), Ok(world.committed));
+}

@@ -52,6 +52,11 @@ pub(crate) fn run() {
                 history.take_turn();
                 session.order(order(Word::Begin(epoch)));
             }
+            "turn" => {
+                history.take_turn();
+                say("turned");
+                continue;
+            }
             "protected" => session.protected(epoch, Ok(())),
             "commit" => session.order(order(Word::Commit(epoch))),
             "abort" => session.order(order(Word::Abort(epoch))),

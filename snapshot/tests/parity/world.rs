@@ -262,6 +262,18 @@ impl World {
         assert!(said.iter().all(|it| it == "sealed"), "{said:?}");
     }
 
+    /// All processes take a turn without an epoch.
+    pub(crate) fn turn(&mut self) {
+        self.turn += 1;
+        assert!(self.tell("turn").iter().all(|it| it == "turned"));
+    }
+
+    /// Has parity of the epoch made, of one group alone.
+    pub(crate) fn gather_one(&mut self, group: usize) {
+        let until = Instant::now() + PATIENCE;
+        self.askers[group].gather(self.last, self.committed, until).unwrap();
+    }
+
     /// Has parity of the epoch made.
     pub(crate) fn gather(&mut self) -> sojourn_snapshot::Result<Vec<Made>> {
         let (epoch, committed) = (self.last, self.committed);
@@ -455,7 +467,7 @@ impl World {
     pub(crate) fn go_on(&mut self) {
         self.ranks.clear();
         let (epoch, turn) = self.told.from.unwrap();
-        (self.committed, self.turn) = (epoch, turn);
+        (self.committed, self.last, self.turn) = (epoch, epoch, turn);
         self.begin();
     }
 }
