@@ -15,6 +15,8 @@ CASES = []
 
 # Fewer cases than this is no conformance suite; what rxe lacks is a handful.
 MIN_CONFORMING = 100
+# Of 2 MiB: two memories of 6 MiB, and one to spare.
+TRACKING_HUGE_PAGES = 8
 
 
 def case(function):
@@ -50,6 +52,24 @@ def hca_loopback(c):
     if "skipped" in log:
         raise Failed(f"a test was skipped:\n{log}")
     return log
+
+
+@case
+def dirty_tracking(c):
+    """Each back end of dirty tracking tells every change, and none what rxe writes."""
+    guest = c.guests[0]
+    release = guest.run("uname -r")
+    version = tuple(int(part) for part in re.match(r"(\d+)\.(\d+)", release).groups())
+    expected = ["soft-dirty", "protect"] + (["scan"] if version >= (6, 7) else [])
+    # Explicit huge pages; what the guest boots with is none.
+    guest.run(f"echo {TRACKING_HUGE_PAGES} > /proc/sys/vm/nr_hugepages")
+    variable = f"SOJOURN_EXPECT_TRACKING={','.join(expected)}"
+    program = c.programs.test("tracking")
+    log = guest.run(f"{variable} {program} --nocapture --test-threads 1", 300)
+    guest.run("echo 0 > /proc/sys/vm/nr_hugepages")
+    if "skipped" in log:
+        raise Failed(f"a test was skipped:\n{log}")
+    return release + log
 
 
 @case

@@ -5,13 +5,13 @@ use crate::{Error, Result, best_device};
 use sojourn_fabric::names::ProcessId;
 use sojourn_fabric::names::env::{self, JobEnvironment};
 use sojourn_fabric::virt::Process;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The note in which every rank says which life of its own this is.
 const LIFE: &str = "sojourn/life";
-/// How long [`Job::regroup`] waits for one rank before it looks again whether another was replaced.
+/// How long a rank is waited for before it is looked again whether that is still of use.
 const LOOK: Duration = Duration::from_millis(200);
 /// Between two looks at a rank that is dead.
 const REST: Duration = Duration::from_millis(10);
@@ -44,12 +44,19 @@ pub(crate) struct Circle {
     name: String,
     /// Those that this rank has entered.
     entered: AtomicU64,
+    /// This rank waits for nobody here any more.
+    left: AtomicBool,
 }
 
 impl Circle {
     /// A circle of that name, which is no other's.
     pub(crate) fn new(name: impl Into<String>) -> Self {
-        Circle { name: name.into(), entered: AtomicU64::new(0) }
+        Circle { name: name.into(), entered: AtomicU64::new(0), left: AtomicBool::new(false) }
+    }
+
+    /// Whoever waits at a barrier of it in this process waits no more.
+    pub(crate) fn leave(&self) {
+        self.left.store(true, Ordering::Release);
     }
 }
 
@@ -314,6 +321,30 @@ impl Job {
         self.meet(&self.inner.barriers, 0).map(drop)
     }
 
+    /// The note of a rank, while the circle lasts.
+    fn await_note(
+        &self,
+        circle: &Circle,
+        rank: u32,
+        name: &str,
+        until: Instant,
+    ) -> Result<Vec<u8>> {
+        loop {
+            let soon = until.min(Instant::now() + LOOK);
+            match self.fetch_until(rank, name, soon) {
+                Err(error) if error.errno() == libc::ETIMEDOUT && soon < until => {
+                    if circle.left.load(Ordering::Acquire) {
+                        return Err(Error::new(
+                            libc::ECANCELED,
+                            "the barrier is not waited for any more",
+                        ));
+                    }
+                }
+                other => return other,
+            }
+        }
+    }
+
     /// A barrier of a circle, from which every rank takes with it the largest of the numbers that the ranks came
     /// with.
     ///
@@ -334,7 +365,7 @@ impl Job {
             self.publish(&name(count, far), &largest.to_be_bytes())?;
             let from = at(size - far);
             let heard = self
-                .fetch_until(from, &name(count, far), deadline)
+                .await_note(circle, from, &name(count, far), deadline)
                 .map_err(|error| error.context("waiting at a barrier"))?;
             let heard = heard.try_into().map(u64::from_be_bytes).map_err(|_| {
                 Error::new(libc::EPROTO, format!("rank {from} came to a barrier without a number"))
@@ -346,7 +377,7 @@ impl Job {
         // until those that fetch its notes have gone on. One that has left has gone on too.
         self.publish(&passed(count), &[])?;
         for far in distances() {
-            if let Err(error) = self.fetch_until(at(far), &passed(count), deadline) {
+            if let Err(error) = self.await_note(circle, at(far), &passed(count), deadline) {
                 tracing::debug!("leaving a barrier: {error}");
             }
         }

@@ -21,6 +21,8 @@ pub enum Layer {
     Virtual,
     /// The same where the peer wants records of how far it has come.
     Recording,
+    /// The same where it is recorded what devices write.
+    Tracking,
 }
 
 /// Whether locks are taken.
@@ -92,13 +94,14 @@ impl Stage {
         let device = NullDevice::open()?;
         let (context, process) = match layer {
             Layer::Raw => (Context::over(device), None),
-            Layer::Virtual | Layer::Recording => {
+            Layer::Virtual | Layer::Recording | Layer::Tracking => {
                 let evidence = match layer {
                     Layer::Recording => Evidence::Record,
                     _ => Evidence::Psn,
                 };
                 let process = Process::standalone()?;
-                let policy = Policy { evidence, ..Policy::default() };
+                let tracking = layer == Layer::Tracking;
+                let policy = Policy { evidence, tracking, ..Policy::default() };
                 (process.open_with(device, policy)?, Some(process))
             }
         };

@@ -12,7 +12,7 @@ use sojourn_fabric::abi::{
 use sojourn_fabric::device::soft::{Mode, Options, Pace, open_with};
 use sojourn_fabric::device::{AsyncEvent, CqInit, DeviceContext, EventElement, QpInit};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Each case as a test of its own for each way that data travels.
 macro_rules! cases {
@@ -756,4 +756,29 @@ fn events_come_once(options: Options) {
     qp.modify(&QpAttr { qp_state: qp_state::ERR, ..QpAttr::default() }, m::STATE).unwrap();
     event();
     silent();
+}
+
+/// Promise: a SEND that waits for a shared receive, with one behind it that is to fail, is sent again when
+/// the receiver has none, completes when it has, and then the other fails.
+#[test]
+fn a_send_that_waits_is_sent_again_in_front_of_one_that_fails() {
+    let (a, b) = pair(&shared(Options::default()));
+    a.send(1, 0, 64);
+    // A key that is nobody's.
+    let mut nowhere = [Sge { lkey: 0xdead_0000, ..a.sge(0, 64) }];
+    post_send(&*a.qp, send(2), &mut nowhere).unwrap();
+    // The receiver looks, and has none: again and again.
+    let then = Instant::now() + Duration::from_millis(50);
+    while Instant::now() < then {
+        b.nothing();
+        a.nothing();
+    }
+    post_srq(&**b.srq.as_ref().unwrap(), 7, &mut [b.sge(0, 64)]).unwrap();
+    until("the message has arrived", || {
+        let mut wc = [Wc::default()];
+        b.cq.poll(&mut wc) == Ok(1) && (wc[0].wr_id, wc[0].status) == (7, 0)
+    });
+    let (first, second) = (a.wait(), a.wait());
+    assert_eq!((first.wr_id, first.status), (1, wc_status::SUCCESS));
+    assert_eq!((second.wr_id, second.status), (2, wc_status::LOC_PROT_ERR));
 }

@@ -18,7 +18,7 @@ PACKAGES = ["sojourn", "sojourn-pagerank", "sojourn-witness"]
 # Packages whose shared objects are preloaded there.
 LIBRARIES = ["sojourn-preload"]
 # Integration tests that run in the guests, by name, with their packages.
-TESTS = {"hca_loopback": "sojourn-fabric"}
+TESTS = {"hca_loopback": "sojourn-fabric", "tracking": "sojourn-snapshot"}
 
 
 class Programs:

@@ -55,8 +55,9 @@ mod sync;
 pub use entry::{Element, Opcode, RecvEntry, Refused, SendEntry, State};
 pub use recv::{PlainRecvSlot, RecvWindow};
 pub use replay::{
-    Executed, Plan, Replay, ReplayError, Start, packets, record_interval, record_slots,
+    Executed, Past, Plan, Replay, ReplayError, Start, packets, record_interval, record_slots,
 };
+pub use ring::MAX_SEQ;
 pub use room::{Counted, Grant, SMALL, Share};
 pub use send::{PlainSlot, SendWindow};
 pub use shared::SharedRecvWindow;

@@ -147,6 +147,15 @@ impl RecvWindow {
         self.counters.words().hash(state);
     }
 
+    /// Producer, of a window that is not in use yet: its first receive has that sequence, as where one
+    /// that was written down is filled anew.
+    ///
+    /// # Panics
+    /// Where `seq` exceeds [`MAX_SEQ`](crate::MAX_SEQ).
+    pub fn begin_at(&self, seq: u64) {
+        self.counters.begin_at(seq);
+    }
+
     /// Producer: adds a receive, and returns its sequence.
     ///
     /// # Errors
@@ -194,7 +203,8 @@ impl RecvWindow {
         &self.receives.slots[seq as usize & (self.receives.slots.len() - 1)]
     }
 
-    /// The receive `seq`, which must be in the window.
+    /// The receive `seq`, which must be in the window, or have been: its place keeps it until one comes there that is as
+    /// many later as the window is deep.
     #[inline]
     #[must_use]
     pub fn entry(&self, seq: u64) -> RecvEntry {

@@ -119,6 +119,15 @@ pub struct Plan {
     pub undecided: Option<u64>,
 }
 
+/// What a connection has had so far, as far as it is not in the window any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Past {
+    /// The first request of the connection.
+    pub base: u64,
+    /// Messages since then.
+    pub messages: u64,
+}
+
 /// A responder claims what cannot be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplayError {
@@ -327,6 +336,41 @@ impl SendWindow {
         };
     }
 
+    /// What the connection has had before the first request of the window; `None` without a peer to be
+    /// asked. For who writes the window down.
+    #[must_use]
+    pub fn past(&self) -> Option<Past> {
+        let progress = lock(&self.progress);
+        if !progress.connected {
+            return None;
+        }
+        let mut messages = progress.messages;
+        // What is not in the sums was not overwritten.
+        self.weigh(progress.summed..self.retired().max(progress.summed), |opcode, _| {
+            messages += u64::from(MESSAGES >> opcode & 1);
+        });
+        Some(Past { base: progress.base, messages })
+    }
+
+    /// Producer, of a window that has been filled anew: the connection goes on as after that past. Its peer
+    /// has no record of it. To be [attached](Self::attach) next.
+    ///
+    /// # Panics
+    /// Where the connection would begin behind the window.
+    pub fn resume(&self, past: Past) {
+        let first = self.retired();
+        assert!(past.base <= first, "a connection from {} in a window from {first}", past.base);
+        *lock(&self.progress) = Progress {
+            connected: true,
+            base: past.base,
+            recorded: past.base,
+            from: self.handed(),
+            summed: first,
+            messages: past.messages,
+            ..Progress::default()
+        };
+    }
+
     /// Producer, while no physical queue pair is attached: another incarnation begins. Its peer
     /// executes the plan's replays first, and then whatever is handed after that.
     pub fn attach(&self, start: Start, plan: &Plan) {
@@ -486,6 +530,46 @@ mod tests {
     use super::*;
     use crate::entry::{Element, SendEntry};
     use proptest::prelude::*;
+
+    /// Promise: a window that was written down and filled anew knows as much of the past as the first did:
+    /// what the peer has delivered since the connection began fits.
+    #[test]
+    fn a_window_that_is_filled_anew_knows_its_past() {
+        let send = SendEntry { opcode: Opcode::Send, ..SendEntry::empty() };
+        let window = SendWindow::new(2, 1, 0);
+        let post = |window: &SendWindow| {
+            let seq = window.append(&send, [].into_iter()).unwrap();
+            window.mark_handed(seq + 1);
+            seq
+        };
+        for _ in 0..3 {
+            window.retire(post(&window));
+        }
+        assert_eq!(window.past(), None);
+        window.connect(Start { psn: 7, mtu: 1024 });
+        for _ in 0..5 {
+            window.retire(post(&window));
+        }
+        let (done, open) = (post(&window), post(&window));
+        let past = window.past().unwrap();
+        assert_eq!(past, Past { base: 3, messages: 5 });
+
+        let anew = SendWindow::new(2, 1, 0);
+        anew.begin_at(window.retired());
+        assert_eq!((post(&anew), post(&anew)), (done, open));
+        anew.resume(past);
+        let replays = vec![Replay { seq: open, skip: 0 }];
+        anew.attach(
+            Start { psn: 9, mtu: 1024 },
+            &Plan { executed: vec![done], replays: replays.clone(), undecided: None },
+        );
+        assert_eq!(anew.past(), Some(past));
+        let peer = Executed { messages: 6, psn: Some(9), settled: true, recorded: None };
+        let plan = anew.judge(&peer, anew.retired()).unwrap();
+        assert_eq!((plan.executed, plan.replays), (vec![done], replays));
+        let more = Executed { messages: 8, ..peer };
+        assert!(anew.judge(&more, anew.retired()).is_err(), "more than were posted");
+    }
 
     const OPCODES: [Opcode; 7] = [
         Opcode::Write,

@@ -14,6 +14,10 @@ use crate::sync::{AtomicU64, Ordering, zeroed};
 /// and no device has queues anywhere near.
 pub(crate) const MAX_DEPTH: u32 = 1 << 24;
 
+/// The latest sequence that a window may begin at: no program comes so far, and nothing that is added to
+/// it overflows.
+pub const MAX_SEQ: u64 = 1 << 56;
+
 #[repr(align(64))]
 struct Producer {
     appended: AtomicU64,
@@ -63,6 +67,16 @@ impl Counters {
         copy.producer.granted_until.store(copy_of(&self.producer.granted_until), Ordering::Relaxed);
         copy.consumer.retired.store(self.retired(), Ordering::Relaxed);
         copy
+    }
+
+    /// Producer, of a window that is not in use yet: the first entry has that sequence.
+    pub(crate) fn begin_at(&self, seq: u64) {
+        assert!(seq <= MAX_SEQ, "a window that begins at {seq}; the most is {MAX_SEQ}");
+        self.producer.appended.store(seq, Ordering::Release);
+        self.producer.handed.store(seq, Ordering::Release);
+        self.producer.free_until.store(seq + self.depth, Ordering::Relaxed);
+        self.producer.granted_until.store(0, Ordering::Relaxed);
+        self.consumer.retired.store(seq, Ordering::Release);
     }
 
     /// All that differs between two states of a window, but for its entries.

@@ -156,6 +156,15 @@ impl SendWindow {
         crate::replay::lock(&self.progress).hash(state);
     }
 
+    /// Producer, of a window that is not in use yet: its first request has that sequence, as where one
+    /// that was written down is filled anew.
+    ///
+    /// # Panics
+    /// Where `seq` exceeds [`MAX_SEQ`](crate::MAX_SEQ).
+    pub fn begin_at(&self, seq: u64) {
+        self.counters.begin_at(seq);
+    }
+
     /// Producer: adds a request over registered memory, and returns its sequence.
     ///
     /// # Errors
@@ -331,7 +340,8 @@ impl SendWindow {
         }
     }
 
-    /// The request `seq`, which must be in the window.
+    /// The request `seq`, which must be in the window, or have been: its place keeps it until a request comes there that
+    /// is as many later as the window is deep.
     #[inline]
     #[must_use]
     pub fn entry(&self, seq: u64) -> SendEntry {

@@ -24,6 +24,8 @@
 //!    sent here, because no protection of pages stops a device.
 //! 3. *Seal*: checksums, areas and header of the slot follow, then its word.
 //! 4. *Commit*: when every process of the job is complete.
+//!
+//! The bytes of a slot are [`image`]; committed epochs are drained from there to a directory by [`files`].
 
 pub mod epoch;
 pub mod files;

@@ -7,6 +7,7 @@ use crate::heat::travel::{self, Deed, Travel};
 use crate::heat::{self, Problem, Solution};
 use serde::{Deserialize, Serialize};
 use sojourn::Job;
+use sojourn::snapshot::{Options, Snapshots};
 use sojourn::verbs::{Cause, Context, Relocation};
 use std::cell::RefCell;
 use std::fmt::Write;
@@ -195,7 +196,11 @@ pub(crate) fn run(args: &HeatArgs) -> Outcome {
     };
     let mut told = Instant::now();
     let tell = args.progress && job.rank() == 0;
-    let solution = heat::solve(&job, open, &problem, |step, residual| {
+    let mut snapshots = match Options::from_env()? {
+        Some(options) => Some(Snapshots::new(&job, options)?),
+        None => None,
+    };
+    let solution = heat::solve(&job, open, &problem, snapshots.as_mut(), |step, residual| {
         if let Some(travel) = &*travel.borrow() {
             travel.tell(step);
         }

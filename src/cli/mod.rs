@@ -13,6 +13,7 @@ mod packet_number;
 mod relocate;
 mod run;
 mod selftest;
+mod store;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
@@ -40,6 +41,7 @@ enum Command {
     Relocate(relocate::RelocateArgs),
     Run(run::RunArgs),
     Selftest(selftest::SelftestArgs),
+    Store(store::StoreArgs),
 }
 
 /// Runs the command that the arguments name.
@@ -53,6 +55,7 @@ pub(crate) fn main() -> ExitCode {
             Command::Relocate(args) => relocate::run(args),
             Command::Run(args) => run::run(args),
             Command::Selftest(args) => selftest::run(args),
+            Command::Store(args) => store::run(args),
         },
         Err(error) => refuse(&error),
     };

@@ -43,6 +43,21 @@ impl Grid {
         }
     }
 
+    /// Everything that it consists of, but for which of the fields is that of this step.
+    pub(crate) fn parts(&self) -> [&Memory<f64>; 3] {
+        [&self.fields[0], &self.fields[1], &self.rate]
+    }
+
+    /// Which of the fields is that of this step.
+    pub(crate) fn current(&self) -> usize {
+        self.now
+    }
+
+    /// Says which it is, after the parts were restored.
+    pub(crate) fn set_current(&mut self, now: usize) {
+        self.now = now % 2;
+    }
+
     fn now(&self) -> &[f64] {
         &self.fields[self.now]
     }

@@ -28,10 +28,12 @@ mod wires;
 use decomposition::Decomposition;
 use grid::Grid;
 use pattern::Pattern;
+use sojourn::snapshot::{Memory, Snapshots};
 use sojourn::verbs::Context;
 use sojourn::{Error, Job, Result};
 use std::time::{Duration, Instant};
 use team::Team;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// Steps from one residual to the next, and from the beginning of its reduction to its use.
 pub(crate) const MEASURE_EVERY: u64 = 8;
@@ -71,8 +73,8 @@ pub(crate) struct Solution {
     pub(crate) waited: Duration,
 }
 
-/// How far a rank has come, beside its grid: what its epochs hold.
-#[derive(Clone, Copy, Debug)]
+/// How far a rank has come: what its epochs hold beside its grid.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes)]
 #[repr(C)]
 struct At {
     step: u64,
@@ -80,19 +82,25 @@ struct At {
     residual: f64,
     /// That of this rank where the ranks are finding the next; negative where they are not.
     largest: f64,
+    /// Which of the grid's fields is that of this step.
+    now: u64,
 }
 
 impl At {
-    const START: At = At { step: 0, residual: f64::INFINITY, largest: -1.0 };
+    const START: At = At { step: 0, residual: f64::INFINITY, largest: -1.0, now: 0 };
 }
 
 /// Computes, with the other ranks of `job`, over what `open` opens (a job of one opens nothing).
 /// `progress` is told the step and the last known residual, every [`MEASURE_EVERY`] steps. The
 /// result is at rank 0; the others get `None`.
+///
+/// With `snapshots` the ranks take epochs on the way, and where one dies they go back to the last of them, with the
+/// process that takes its place.
 pub(crate) fn solve(
     job: &Job,
     open: impl FnOnce() -> Result<Context>,
     problem: &Problem,
+    mut snapshots: Option<&mut Snapshots>,
     mut progress: impl FnMut(u64, f64),
 ) -> Result<Option<Solution>> {
     let plate = problem.pattern.size();
@@ -107,12 +115,25 @@ pub(crate) fn solve(
     let block = cut.block(job.rank());
     let mut grid = Grid::new(block.x.len(), block.y.len())?;
     let context = if job.size() == 1 { None } else { Some(open()?) };
+    let mut at = Memory::<At>::new(1)?;
+    if let Some(snapshots) = snapshots.as_deref_mut() {
+        snapshots.protect(0, &at)?;
+        for (id, part) in (1..).zip(grid.parts()) {
+            snapshots.protect(id, part)?;
+        }
+    }
     if job.is_replacement() {
         job.regroup(Instant::now() + Job::PATIENCE)?;
     }
     loop {
-        let mut at = At::START;
+        at[0] = At::START;
         grid.fill(|x, y| problem.pattern.cell(block.x.start + x, block.y.start + y));
+        if let Some(snapshots) = snapshots.as_deref_mut()
+            && let Some(epoch) = snapshots.restored()?
+        {
+            grid.set_current(at[0].now as usize);
+            tracing::info!("rank {} is back at step {} (epoch {epoch})", job.rank(), at[0].step);
+        }
         let connect = || match &context {
             None => Ok(Team::alone()),
             Some(context) => {
@@ -122,7 +143,8 @@ pub(crate) fn solve(
         };
         let start = Instant::now();
         let done = connect().and_then(|mut team| {
-            compute(&mut team, &mut grid, &mut at, problem, &mut progress)?;
+            let snapshots = snapshots.as_deref_mut();
+            compute(&mut team, &mut grid, &mut at[0], problem, snapshots, &mut progress)?;
             let elapsed = start.elapsed();
             let gathered = team.gather(&grid)?;
             // What was sent is done; what is still to come is done when all others are here.
@@ -131,6 +153,7 @@ pub(crate) fn solve(
         });
         match done {
             Ok((elapsed, gathered)) => {
+                let at = at[0];
                 return Ok(gathered.map(|(field, traffic)| Solution {
                     field,
                     steps: at.step,
@@ -158,6 +181,7 @@ fn compute(
     grid: &mut Grid,
     at: &mut At,
     problem: &Problem,
+    mut snapshots: Option<&mut Snapshots>,
     progress: &mut impl FnMut(u64, f64),
 ) -> Result<()> {
     team.send_edges(at.step, |side| grid.edge(side))?;
@@ -187,7 +211,16 @@ fn compute(
             if at.residual <= problem.tolerance {
                 break;
             }
+            if let Some(snapshots) = snapshots.as_deref_mut()
+                && snapshots.should_checkpoint()?
+            {
+                at.now = grid.current() as u64;
+                snapshots.checkpoint()?;
+            }
         }
+    }
+    if let Some(snapshots) = snapshots {
+        snapshots.finish()?;
     }
     if let Some(last) = team.finish_residual()? {
         at.residual = last;

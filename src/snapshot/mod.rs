@@ -139,6 +139,7 @@ pub struct Snapshots {
 /// The thread that writes.
 struct Running {
     meeting: Arc<Meeting>,
+    circle: Arc<Circle>,
     thread: JoinHandle<()>,
     /// An epoch was paused for whose end was not told yet; how long that took.
     paused: Option<Duration>,
@@ -308,6 +309,7 @@ impl Snapshots {
     fn stop(&mut self) {
         if let Some(running) = self.running.take() {
             running.meeting.end();
+            running.circle.leave();
             if running.thread.join().is_err() {
                 tracing::warn!("the thread that writes epochs has failed");
             }
@@ -325,6 +327,13 @@ impl Snapshots {
         let report = outcome.report.map(|report| EpochReport { paused, ..report });
         match &report {
             Ok(report) => {
+                tracing::debug!(
+                    "{} is committed: {} bytes to {} stores, paused {paused:.1?}; the next at call {}",
+                    report.epoch,
+                    report.bytes,
+                    report.copies,
+                    outcome.next
+                );
                 self.known = report.epoch;
                 self.statistics.committed += 1;
                 self.statistics.bytes += report.bytes;
@@ -401,9 +410,13 @@ impl Snapshots {
         &mut self,
         layout: Layout,
         back: restore::Back,
-        stores: Vec<session::StoreAt>,
+        mut stores: Vec<session::StoreAt>,
         name: &str,
     ) -> Result<()> {
+        if let Some(restored) = &back.restored {
+            // What it was read from need not be sent there again.
+            stores.sort_by_key(|store| store.id != restored.origin.store);
+        }
         let mut tracker = track::open(self.options.tracking)?;
         for area in layout.areas() {
             tracker.add(area.range())?;
@@ -421,16 +434,18 @@ impl Snapshots {
         );
         options.device.clone_from(&self.device);
         options.lanes = self.options.lanes;
+        options.term = Term(back.life);
         options.policy = Policy { copies, ..Policy::default() };
         // SAFETY: the mappings are kept by this value, which ends the thread that has the session first.
         let session = unsafe { Session::open(options, layout, back.restored) }?;
         let meeting = Arc::new(Meeting::new());
+        let circle = Arc::new(Circle::new(format!("{name}/met")));
         let writer = Writer {
             session,
             tracker,
             meeting: Arc::clone(&meeting),
             job: self.job.clone(),
-            circle: Circle::new(format!("{name}/met")),
+            circle: Arc::clone(&circle),
             term: Term(back.life),
             last: self.known,
         };
@@ -438,7 +453,7 @@ impl Snapshots {
             .name("epochs".to_owned())
             .spawn(move || writer.run())
             .map_err(|error| Error::os(&error, "starting a thread"))?;
-        self.running = Some(Running { meeting, thread, paused: None });
+        self.running = Some(Running { meeting, circle, thread, paused: None });
         Ok(())
     }
 }

@@ -120,20 +120,14 @@ pub(super) unsafe fn restore(
                 }
             }
         }
-        let mine = reads.iter().find(|(whose, _)| *whose == own);
-        let outcome = match mine {
+        let mut outcome = String::new();
+        if let Some((_, origin)) = reads.iter().find(|(whose, _)| *whose == own) {
             // SAFETY: the caller's promise.
-            Some((_, origin)) => {
-                match unsafe { read(options, device, &stores, own, *origin, layout) } {
-                    Ok(restored) => {
-                        last = Some(restored);
-                        String::new()
-                    }
-                    Err(error) => error.to_string(),
-                }
+            match unsafe { read(options, device, &stores, own, *origin, layout) } {
+                Ok(restored) => last = Some(restored),
+                Err(error) => outcome = error.to_string(),
             }
-            None => String::new(),
-        };
+        }
         let all = job.exchange(&format!("{name}/read/{round}"), outcome.as_bytes())?;
         if let Some((rank, why)) =
             all.iter().enumerate().find(|(_, why)| why.starts_with(OTHER.as_bytes()))

@@ -8,7 +8,7 @@
 use super::meeting::{Meeting, Outcome};
 use crate::job::Circle;
 use crate::{Error, Job, Result};
-use sojourn_snapshot::epoch::{Epoch, Open, Order, Term, Word};
+use sojourn_snapshot::epoch::{Epoch, Incarnation, Open, Order, Term, Word};
 use sojourn_snapshot::session::{EpochReport, Notice, Program, Session};
 use sojourn_snapshot::track::Tracker;
 use std::ops::Range;
@@ -28,7 +28,8 @@ pub(super) struct Writer {
     pub(super) tracker: Box<dyn Tracker>,
     pub(super) meeting: Arc<Meeting>,
     pub(super) job: Job,
-    pub(super) circle: Circle,
+    pub(super) circle: Arc<Circle>,
+    /// Its number is that of the life of all ranks, too.
     pub(super) term: Term,
     /// The last epoch that was dealt.
     pub(super) last: Epoch,
@@ -109,7 +110,8 @@ impl Writer {
     }
 
     fn order(&mut self, word: Word) {
-        self.session.order(Order { term: self.term, word });
+        let to = Incarnation::of_life(self.term.0);
+        self.session.order(Order { term: self.term, to, word });
     }
 }
 

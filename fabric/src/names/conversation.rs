@@ -94,6 +94,11 @@ impl Conversation {
         }
     }
 
+    /// Connects to one that listens at `to` already. Where nobody does, that is said at once.
+    pub fn connect_now(to: &Endpoint, key: &JobKey, until: Instant) -> Result<Conversation, Error> {
+        Conversation::attempt(to, key, until)?.map_err(|error| explain(error, key, to))
+    }
+
     fn attempt(
         to: &Endpoint,
         key: &JobKey,
@@ -245,9 +250,12 @@ mod tests {
         let at = Reception::listen(&anywhere(), &JobKey::from_bytes([7; 32])).unwrap();
         let gone = at.endpoint().clone();
         drop(at);
+        let key = JobKey::from_bytes([7; 32]);
         let until = Instant::now() + Duration::from_millis(300);
-        let error = Conversation::connect(&gone, &JobKey::from_bytes([7; 32]), until);
-        let error = error.err().unwrap().to_string();
-        assert!(error.contains(&gone.to_string()) && error.contains("nobody listens"), "{error}");
+        for connect in [Conversation::connect, Conversation::connect_now] {
+            let error = connect(&gone, &key, until).err().unwrap().to_string();
+            let place = gone.to_string();
+            assert!(error.contains(&place) && error.contains("nobody listens"), "{error}");
+        }
     }
 }

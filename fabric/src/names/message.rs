@@ -23,6 +23,10 @@ pub const MAX_NOTE_NAME: usize = 255;
 pub const MAX_MOVED: usize = 512;
 /// Most queue pairs of which one message says what an epoch has consumed: 21 bytes each.
 pub const MAX_COVERS: usize = 1024;
+/// Most words of marks in one message that says what was written: 25 bytes each.
+pub const MAX_WRITTEN: usize = 1024;
+/// Most such messages: beyond, too much was written to tell.
+pub const MAX_WRITTEN_PARTS: u32 = 96;
 /// Longest name of a device: the kernel's are below 64 bytes.
 pub const MAX_DEVICE_NAME: usize = 63;
 /// Longest reason why an order was not carried out: a sentence or two.
@@ -41,6 +45,7 @@ pub const MAX_SOCKET_PATH: usize = 107;
 // A note in its frame fits in a message; names and numbers take far less than the rest.
 const _: () = assert!(MAX_NOTE + 1024 <= MAX_MESSAGE);
 const _: () = assert!(MAX_COVERS * 21 + 1024 <= MAX_MESSAGE);
+const _: () = assert!(MAX_WRITTEN * 25 + 1024 <= MAX_MESSAGE);
 const _: () = {
     // Each name with its length, each number in full.
     let one = 2 * (MAX_DEVICE_NAME + 1) + 20 + MAX_STEPS * (MAX_DEVICE_NAME + 11);
@@ -257,7 +262,10 @@ impl Checked for Fetch {
                 at_most(covers.len(), MAX_COVERS, "number of queue pairs of an epoch")
             }
             Fetch::Qpn { own_end, .. } => own_end.map_or(Ok(()), |end| end.check()),
-            Fetch::Key(_) => Ok(()),
+            Fetch::Written { part, .. } => {
+                at_most(*part as usize, MAX_WRITTEN_PARTS as usize, "part of a record of writes")
+            }
+            Fetch::Key(_) | Fetch::WrittenSaved { .. } => Ok(()),
         }
     }
 }
@@ -298,6 +306,9 @@ impl Checked for Peer {
                 Record::Remap(answer) => Checked::check(answer),
                 Record::Order(order) => order.check(),
                 Record::Qpn(record) => record.end.check(),
+                Record::Written(part) => {
+                    at_most(part.words.len(), MAX_WRITTEN, "length of a record of writes")
+                }
                 Record::Noted => Ok(()),
             },
             Peer::Answer { .. } => Ok(()),
@@ -311,11 +322,14 @@ mod tests {
 
     use proptest::prelude::*;
     use sojourn_logging::Executed;
-    use sojourn_logging::remap::{Accept, Cut, GroupId, HeldLink, MAX_LINKS, Offer, Request};
+    use sojourn_logging::remap::{
+        Accept, Cut, GroupId, HeldEnd, HeldLink, MAX_LINKS, Offer, Request,
+    };
 
     use super::*;
     use crate::names::types::{
-        Consumed, Cover, DeviceId, JobId, MachineId, QpnRecord, RecordWord, Relocated,
+        Consumed, Cover, DeviceId, JobId, MachineId, QpnRecord, RecordWord, Relocated, WrittenPart,
+        WrittenWord,
     };
 
     fn end() -> impl Strategy<Value = PhysicalEnd> {
@@ -357,7 +371,8 @@ mod tests {
     fn held_links() -> impl Strategy<Value = Vec<HeldLink>> {
         (executed(), any::<[u32; 2]>(), any::<bool>()).prop_map(
             |(all, [qpn, holder_qpn], starved)| {
-                let link = |executed| HeldLink { qpn, holder_qpn, executed, starved };
+                let end = |executed| HeldEnd { executed, starved };
+                let link = |it| HeldLink { qpn, holder_qpn, end: end(it) };
                 all.into_iter().map(link).collect()
             },
         )
@@ -387,6 +402,10 @@ mod tests {
             Just(Answer::Busy),
             ".{0,40}".prop_map(Answer::Refused),
             any::<bool>().prop_map(Answer::Quiet),
+            (any::<bool>(), held_links()).prop_map(|(still, links)| {
+                let end = |link: &HeldLink| link.end.starved.then_some(link.end);
+                Answer::Still { still, ends: links.iter().map(end).collect() }
+            }),
             (executed(), cuts()).prop_map(|(executed, cuts)| Answer::Switched { executed, cuts }),
             Just(Answer::Unknown),
         ]
@@ -434,20 +453,41 @@ mod tests {
                 .prop_map(|(ticket, device)| Fetch::Relocate { ticket, device }),
             (any::<u64>(), prop::collection::vec(cover(), 0..9))
                 .prop_map(|(serial, covers)| Fetch::Committed { serial, covers }),
+            (any::<u64>(), 0..=MAX_WRITTEN_PARTS)
+                .prop_map(|(report, part)| Fetch::Written { report, part }),
+            any::<u64>().prop_map(|report| Fetch::WrittenSaved { report }),
         ]
+    }
+
+    fn written() -> impl Strategy<Value = WrittenPart> {
+        let word = (any::<u32>(), any::<[u64; 2]>()).prop_map(|(key, [chunk, bits])| WrittenWord {
+            key,
+            chunk,
+            bits,
+        });
+        (any::<u32>(), any::<[bool; 2]>(), prop::collection::vec(word, 0..9)).prop_map(
+            |(life, [complete, last], words)| WrittenPart {
+                life: Incarnation(life),
+                complete,
+                last,
+                words,
+            },
+        )
     }
 
     fn record() -> impl Strategy<Value = Record> {
         prop_oneof![
-            (end(), any::<u8>(), any::<u32>()).prop_map(|(end, qp_type, inc)| Record::Qpn(
-                QpnRecord { end, qp_type, incarnation: Incarnation(inc) }
-            )),
+            (end(), any::<u8>(), any::<[u32; 2]>()).prop_map(|(end, qp_type, [inc, life])| {
+                let (incarnation, life) = (Incarnation(inc), Incarnation(life));
+                Record::Qpn(QpnRecord { end, qp_type, incarnation, life })
+            }),
             prop::collection::vec((any::<u32>().prop_map(DeviceId), any::<u32>()), 0..=16)
                 .prop_map(|on| Record::Key(KeyRecord { on })),
             prop::collection::vec(any::<u8>(), 0..500).prop_map(Record::Note),
             remap_answer().prop_map(Record::Remap),
             Just(Record::Noted),
             order().prop_map(Record::Order),
+            written().prop_map(Record::Written),
         ]
     }
 
@@ -566,7 +606,12 @@ mod tests {
                 ask(Fetch::Qpn { qpn: 1, own_qpn: 2, own_end: Some(end) }),
                 ask(Fetch::Moved(vec![(1, end)])),
                 ask(Fetch::Remap(GroupId(1), Request::Prepare { links: vec![offer] })),
-                tell(Record::Qpn(QpnRecord { end, qp_type: 2, incarnation: Incarnation(1) })),
+                tell(Record::Qpn(QpnRecord {
+                    end,
+                    qp_type: 2,
+                    incarnation: Incarnation(1),
+                    life: Incarnation(1),
+                })),
                 tell(Record::Remap(remap::Answer::Prepared(vec![None, Some(accept)]))),
             ]
         };

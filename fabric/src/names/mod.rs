@@ -44,7 +44,7 @@ pub use key::{JobKey, KEY_LEN};
 pub use links::{Event as LinkEvent, HANDSHAKE_TIME, LinkError, LinkId, Links};
 pub use message::{
     MAX_COVERS, MAX_DEVICE_NAME, MAX_KEY_DEVICES, MAX_MOVED, MAX_NOTE, MAX_NOTE_NAME, MAX_ORDERED,
-    MAX_REASON, MAX_SOCKET_PATH, MAX_STEPS, MAX_TCP_ADDRESSES,
+    MAX_REASON, MAX_SOCKET_PATH, MAX_STEPS, MAX_TCP_ADDRESSES, MAX_WRITTEN, MAX_WRITTEN_PARTS,
 };
 pub use poller::Ready;
 pub use service::{Done, Fetched, Handle, Job, OnReady, Owner, Service, ServiceConfig, Watch};

@@ -171,6 +171,8 @@ pub struct QpnRecord {
     pub qp_type: u8,
     /// Which attachment of the virtual queue pair this is.
     pub incarnation: Incarnation,
+    /// Which life of its process.
+    pub life: Incarnation,
 }
 
 /// What a virtual remote key stands for today: one physical key on each device in use.
@@ -215,6 +217,49 @@ pub enum Fetch {
         /// At most [`MAX_COVERS`](super::MAX_COVERS).
         covers: Vec<Cover>,
     },
+    /// What has the asked process written into the asker's memory?
+    Written {
+        /// Grows with each report that the asker makes, in its later lives too.
+        report: u64,
+        /// Of the answer, from 0; the first of a report that is new says up to when it is.
+        part: u32,
+    },
+    /// What was told for that report is safe.
+    WrittenSaved {
+        /// Its number.
+        report: u64,
+    },
+}
+
+/// Part of what one process has written into another's memory.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct WrittenPart {
+    /// The life of the process that tells: it knows of no earlier one.
+    pub life: Incarnation,
+    /// The record is whole.
+    pub complete: bool,
+    /// There is no more.
+    pub last: bool,
+    /// At most [`MAX_WRITTEN`](super::MAX_WRITTEN).
+    pub words: Vec<WrittenWord>,
+}
+
+impl WrittenPart {
+    /// Of one who cannot tell.
+    pub fn nothing(life: Incarnation) -> Self {
+        WrittenPart { life, complete: false, last: true, words: Vec::new() }
+    }
+}
+
+/// Pages of a region that were written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct WrittenWord {
+    /// The region's virtual remote key.
+    pub key: u32,
+    /// Which 256 KiB of its addresses.
+    pub chunk: u64,
+    /// Which 4 KiB pages of these; none stands for the whole region.
+    pub bits: u64,
 }
 
 /// What an epoch has consumed of one connection.
@@ -288,6 +333,8 @@ impl fmt::Display for Fetch {
             Fetch::Committed { covers, .. } => {
                 write!(f, "note of an epoch that covers {} queue pairs", covers.len())
             }
+            Fetch::Written { part, .. } => write!(f, "record of what it wrote, part {part}"),
+            Fetch::WrittenSaved { .. } => write!(f, "note that what it wrote is safe"),
         }
     }
 }
@@ -303,10 +350,12 @@ pub enum Record {
     Note(Vec<u8>),
     /// To [`Fetch::Remap`].
     Remap(remap::Answer<PhysicalEnd>),
-    /// To [`Fetch::Moved`] and [`Fetch::Committed`].
+    /// To [`Fetch::Moved`], [`Fetch::Committed`] and [`Fetch::WrittenSaved`].
     Noted,
     /// To [`Fetch::Relocate`].
     Order(Order),
+    /// To [`Fetch::Written`].
+    Written(WrittenPart),
 }
 
 impl Record {
@@ -318,7 +367,11 @@ impl Record {
                 | (Record::Key(_), Fetch::Key(_))
                 | (Record::Note(_), Fetch::Note(_))
                 | (Record::Remap(_), Fetch::Remap(..))
-                | (Record::Noted, Fetch::Moved(_) | Fetch::Committed { .. })
+                | (
+                    Record::Noted,
+                    Fetch::Moved(_) | Fetch::Committed { .. } | Fetch::WrittenSaved { .. }
+                )
+                | (Record::Written(_), Fetch::Written { .. })
                 | (Record::Order(_), Fetch::Relocate { .. })
         )
     }

@@ -21,13 +21,14 @@ mod mapping;
 mod process;
 
 pub use self::core::{
-    Cause, Cut, Evidence, Failover, Gap, Message, Outstanding, Phase, Policy, Relocation,
-    RetainedConnection, RetainedMessage, RetainedMessages, Retention, Spill, Suspension,
+    CapturedRegion, Cause, Cut, Evidence, Failover, Gap, Message, Outstanding, Phase, Policy,
+    Relocation, RetainedConnection, RetainedMessage, RetainedMessages, Retention, Spill,
+    Suspension, Written, captured_regions,
 };
 pub use api::{
     AddressHandle, CompletionChannel, CompletionQueue, ConnectOptions, Context, Data, Datagram,
-    Endpoint, MemoryRegion, Op, ProtectionDomain, QpOptions, QueuePair, Remote, SendRequest,
-    SharedReceiveQueue,
+    Endpoint, MemoryRegion, Op, ProtectionDomain, QpOptions, QueuePair, Remote, Restored,
+    SendRequest, SharedReceiveQueue,
 };
 pub use process::Process;
 pub use sojourn_logging::Share;

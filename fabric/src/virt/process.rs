@@ -4,8 +4,8 @@
 //! The shell around [`core`](super::core): it starts the control service, hands it what
 //! this process publishes, and hands the core what the service fetches.
 
-use super::Context;
 use super::core::{Answer, Core, Policy, Resolver};
+use super::{Context, Restored};
 use crate::device::{self, DeviceContext};
 use crate::error::{Error, Result};
 use crate::names::directory::LocalDirectory;
@@ -93,6 +93,41 @@ impl Process {
     /// `EMFILE` where no file descriptor is left.
     pub fn open_with(&self, device: Arc<dyn DeviceContext>, policy: Policy) -> Result<Context> {
         Ok(Context::over(self.core.open_over(device, policy)?))
+    }
+
+    /// Makes a context anew that [`Suspension::capture`](super::Suspension::capture) has written down, over a device that is open already:
+    /// this one, or any other. Nothing of what was captured may be there any more in this process; it is
+    /// the process that was captured, or a later incarnation of it, which has joined under the same
+    /// number.
+    ///
+    /// The memory of every region ([`captured_regions`](super::captured_regions) tells which) is to be as it
+    /// was at the capture, at the same addresses, before this is called: what had been posted then begins
+    /// to be executed during the call. When it returns, everything is as it was for the program: names,
+    /// states, posted receives; completions that it had not taken come first.
+    ///
+    /// # Safety
+    /// - The memory of each region is mapped as long as the region is registered, is nobody else's, and is
+    ///   accessed with atomics alone by whoever does not know that no request reaches it.
+    /// - Whoever takes a region out of [`Restored`] becomes the owner of its mapping.
+    /// - What was made for one thread ([`Context::create_cq_single_threaded`] and the like) is used by one
+    ///   thread at a time, as was promised then.
+    ///
+    /// # Errors
+    /// Nothing was executed then, and what had been made is gone.
+    /// - `EINVAL`: the bytes are damaged, or of another process; or the device is too small: the message
+    ///   names the limit and the need;
+    /// - `EOPNOTSUPP`: they are of another version, or the policy keeps what is sent;
+    /// - `EFAULT`: the memory of a region is not there: the message names it;
+    /// - `EEXIST`: a name is in use;
+    /// - whatever the device answers.
+    pub unsafe fn restore(
+        &self,
+        device: Arc<dyn DeviceContext>,
+        policy: Policy,
+        bytes: &[u8],
+    ) -> Result<Restored> {
+        // SAFETY: the caller's promise.
+        Ok(Restored::over(unsafe { self.core.restore_over(device, policy, bytes) }?))
     }
 
     /// Leaves a note under a name, for other processes of the job to fetch.

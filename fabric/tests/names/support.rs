@@ -9,7 +9,7 @@ use sojourn_fabric::names::directory::{Answer, Client, Directory, DirectoryServe
 use sojourn_fabric::names::{
     Address, Asker, Cover, DeviceId, Endpoint, Error, Fetch, Incarnation, JobKey, KeyRecord, Order,
     Owner, PhysicalEnd, PrivateDir, ProcessId, QpnRecord, Record, Service, ServiceConfig,
-    Whereabouts,
+    Whereabouts, WrittenPart,
 };
 use sojourn_logging::remap::{Answer as RemapAnswer, GroupId, Request};
 
@@ -65,7 +65,8 @@ pub(crate) struct Tables {
 impl Owner for Tables {
     fn qpn(&self, asker: &Asker, qpn: u32) -> Option<QpnRecord> {
         self.asked.lock().unwrap().push(*asker);
-        let record = QpnRecord { end: end(qpn), qp_type: 2, incarnation: Incarnation(1) };
+        let one = Incarnation(1);
+        let record = QpnRecord { end: end(qpn), qp_type: 2, incarnation: one, life: one };
         (qpn < 100).then_some(record)
     }
 
@@ -85,6 +86,12 @@ impl Owner for Tables {
     fn moved(&self, _asker: ProcessId, _qpn: u32, _end: &PhysicalEnd) {}
 
     fn committed(&self, _asker: ProcessId, _serial: u64, _covers: &[Cover]) {}
+
+    fn written(&self, _asker: ProcessId, _report: u64, _part: u32) -> WrittenPart {
+        WrittenPart::nothing(Incarnation(1))
+    }
+
+    fn written_saved(&self, _asker: ProcessId, _report: u64) {}
 
     fn relocate(&self, _ticket: u64, _device: &str) -> Order {
         Order::UnderWay

@@ -1,7 +1,7 @@
 //! Holds between processes, with traffic at full speed before and after.
 
 use super::{Job, Member, soon};
-use sojourn_fabric::virt::{Op, QueuePair, SendRequest};
+use sojourn_fabric::virt::{Op, Policy, QueuePair, SendRequest};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -84,14 +84,16 @@ impl Flooded<'_> {
 }
 
 /// Promise: from the beginning of a hold until its end no byte changes, whatever the peer does; and traffic goes on
-/// afterwards as if nothing had been.
+/// afterwards as if nothing had been. Promise 7: whatever changes in between is told.
 fn memory_stands_still(mode: &str) {
     let job = Job::new();
-    let mut other = job.start("flood", mode, 1);
-    let member = Member::join(&job.environment(0), mode);
+    let mut other = job.start_with("flood", mode, 1, &[("SOJOURN_TRACK_WRITES", "1")]);
+    let policy = Policy { tracking: true, ..Policy::default() };
+    let member = Member::join_with(&job.environment(0), mode, policy);
     let (qp, _, remote) = member.connected(2);
     let mut flooded = Flooded { member: &member, qp, received: 0 };
     let mut changed = 0;
+    let mut committed = flooded.memory();
     let mut last = flooded.memory();
     for round in 0..HOLDS {
         for _ in 0..50 + 10 * (round % 4) {
@@ -103,6 +105,17 @@ fn memory_stands_still(mode: &str) {
         std::thread::sleep(Duration::from_millis(2));
         assert!(flooded.memory() == before, "round {round}: something landed");
         assert!(held.still_held());
+        let written = member.context.written(soon()).unwrap();
+        assert_eq!(written.unknown(), []);
+        let base = member.memory.addr() as usize;
+        let told = |at: usize| written.ranges().iter().any(|range| range.contains(&(base + at)));
+        let differs = |at: &usize| committed[*at] != before[*at];
+        assert!((0..before.len()).filter(differs).all(told), "round {round}: a WRITE is not told");
+        assert!(!told(before.len() - 1), "nobody has written there");
+        if round % 3 > 0 {
+            written.commit(soon()).unwrap();
+            committed.clone_from(&before);
+        }
         held.end().unwrap();
         changed += usize::from(last != before);
         last = before;

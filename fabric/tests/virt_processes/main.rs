@@ -9,8 +9,8 @@ use sojourn_fabric::names::directory::{DirectoryServer, ServerConfig};
 use sojourn_fabric::names::env::JobEnvironment;
 use sojourn_fabric::names::{Endpoint as Place, JobKey, PrivateDir, ProcessId};
 use sojourn_fabric::virt::{
-    CompletionQueue, ConnectOptions, Context, Datagram, Endpoint, MemoryRegion, Op, Process,
-    ProtectionDomain, QpOptions, QueuePair, Remote, SendRequest,
+    CompletionQueue, ConnectOptions, Context, Datagram, Endpoint, MemoryRegion, Op, Policy,
+    Process, ProtectionDomain, QpOptions, QueuePair, Remote, SendRequest,
 };
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -164,6 +164,10 @@ struct Member {
 
 impl Member {
     fn join(told: &JobEnvironment, mode: &str) -> Member {
+        Member::join_with(told, mode, Policy::from_env().unwrap())
+    }
+
+    fn join_with(told: &JobEnvironment, mode: &str, policy: Policy) -> Member {
         let process = Process::join(told).unwrap();
         let mode = match mode {
             "sync" => Mode::Sync,
@@ -173,7 +177,7 @@ impl Member {
             other => panic!("{MODE}={other} is no mode"),
         };
         let device = open_with("soft0", Options { mode, ..Options::default() }).unwrap();
-        let context = process.open_over(device).unwrap();
+        let context = process.open_with(device, policy).unwrap();
         let pd = context.alloc_pd().unwrap();
         let cq = context.create_cq(16).unwrap();
         let memory = pd.register(1 << 16, ALL).unwrap();

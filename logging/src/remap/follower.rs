@@ -1,6 +1,6 @@
 //! The follower's machine: one for each group that a peer has begun, of a move or of a hold.
 
-use super::message::{Accept, Answer, Cut, GroupId, HeldLink, Offer, Request};
+use super::message::{Accept, Answer, Cut, GroupId, HeldEnd, HeldLink, Offer, Request};
 use crate::replay::Executed;
 use std::time::Duration;
 
@@ -35,14 +35,15 @@ pub trait Side<E> {
     fn go_on(&mut self);
     /// Lets go of the new ones.
     fn discard(&mut self);
-    /// A holder's links: from here on sends are only appended. Where that fails, nothing has changed.
+    /// A holder's links: from here on sends and receives are only appended. Where that fails, nothing has changed.
     ///
     /// # Errors
     /// Why it cannot be done.
     fn hold(&mut self, links: &[HeldLink]) -> Result<(), PrepareError>;
     /// Whether nothing that was handed on these links will still be executed, by what their holder says of
-    /// itself: stricter than [`Side::is_drained`], because nothing is taken down that would end the rest.
-    fn is_still(&mut self, links: &[HeldLink]) -> bool;
+    /// itself: stricter than [`Side::is_drained`], because nothing is taken down that would end the rest. And
+    /// how the ends here stand.
+    fn is_still(&mut self, links: &[HeldLink]) -> (bool, Vec<Option<HeldEnd>>);
     /// The hold is over.
     fn let_go(&mut self);
 }
@@ -142,7 +143,8 @@ impl<E: Clone> Follower<E> {
             Ok(()) => {
                 let (state, n) = (State::Held, links.len());
                 let group = Follower { id, links: n, state, heard: now, limits };
-                (Some(group), Answer::Quiet(side.is_still(links)))
+                let (still, ends) = side.is_still(links);
+                (Some(group), Answer::Still { still, ends })
             }
             Err(PrepareError::Busy) => (None, Answer::Busy),
             Err(PrepareError::Refused(why)) => (None, Answer::refused(&why)),
@@ -207,7 +209,8 @@ impl<E: Clone> Follower<E> {
             }
             (State::Ended(Ended::Aborted), Request::Abort) => Answer::Aborted,
             (State::Held, Request::Hold { links }) if links.len() == self.links => {
-                Answer::Quiet(side.is_still(&links))
+                let (still, ends) = side.is_still(&links);
+                Answer::Still { still, ends }
             }
             (State::Held, Request::Finish { .. }) => {
                 side.let_go();

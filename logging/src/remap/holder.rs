@@ -50,9 +50,9 @@ pub enum HoldFailure {
     Silent(usize),
     /// The peer of this group answered what makes no sense.
     Confused(usize),
-    /// What the peer of this group had handed was not all executed in time.
+    /// What was handed on the links of this group, on either side, was not all executed in time.
     Restless(usize),
-    /// What the holder had handed itself was not.
+    /// What was handed elsewhere was not.
     Undrained,
     /// Its driver gave way.
     GaveWay,
@@ -66,7 +66,7 @@ impl fmt::Display for HoldFailure {
             HoldFailure::Silent(_) => "the peer did not answer in time (quiesce)",
             HoldFailure::Confused(_) => "the peer answered what was not asked (quiesce)",
             HoldFailure::Restless(_) => {
-                "requests that the peer had handed were not executed in time (drain)"
+                "requests between this process and it were not executed in time (drain)"
             }
             HoldFailure::Undrained => {
                 "requests that were handed here were not executed in time (drain)"
@@ -117,8 +117,8 @@ impl HoldAsk {
 /// What the driver has to do. Groups are named by their number.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum HoldAction {
-    /// From here on sends are only appended, and receives too. Call [`Holder::drained`] when nothing that was
-    /// handed here is still to write into this memory.
+    /// From here on sends are only appended, and receives too. Call [`Holder::drained`] when nothing is under way
+    /// that no group's answers tell of.
     Stop,
     /// Ask this of a group's peer; bring the answer with [`Holder::answer`].
     Ask(usize, HoldAsk),
@@ -255,7 +255,8 @@ impl Holder {
         self.groups.iter().position(|group| group.asks() && !group.answered)
     }
 
-    /// A group's peer has answered.
+    /// A group's peer has answered. Of [`Answer::Still`] the driver says that it is not, where by what that tells
+    /// its own requests to the peer are not.
     pub fn answer<E>(&mut self, at: usize, answer: Answer<E>, now: Duration) {
         let stage = self.stage;
         let Some(group) = self.groups.get_mut(at) else { return };
@@ -266,8 +267,8 @@ impl Holder {
             return; // Asked twice, answered twice.
         }
         match (stage, answer) {
-            (HoldStage::Quiesce, Answer::Quiet(true)) => group.done(),
-            (HoldStage::Quiesce, Answer::Quiet(false)) => {
+            (HoldStage::Quiesce, Answer::Still { still: true, .. }) => group.done(),
+            (HoldStage::Quiesce, Answer::Still { .. }) => {
                 (group.answered, group.ask_at) = (true, now + self.limits.pause);
             }
             (HoldStage::Quiesce, Answer::Busy) => self.take_back(HoldFailure::Busy(at), now),
@@ -276,14 +277,14 @@ impl Holder {
             }
             (HoldStage::Quiesce, _) => self.take_back(HoldFailure::Confused(at), now),
             // It stands still as ever, and its patience has begun anew.
-            (HoldStage::Held, Answer::Quiet(_)) => {
+            (HoldStage::Held, Answer::Still { .. }) => {
                 group.ask_at = now + self.limits.patience / KEEP;
             }
             (HoldStage::Held, _) => {
                 self.lapsed.get_or_insert(at);
                 group.done();
             }
-            (HoldStage::Finish | HoldStage::Abort, Answer::Quiet(_)) => {
+            (HoldStage::Finish | HoldStage::Abort, Answer::Still { .. }) => {
                 // Of the stage before, and late.
             }
             (HoldStage::Finish, Answer::Finished) => group.done(),
@@ -299,13 +300,19 @@ impl Holder {
 
     /// A group's peer is dead.
     pub fn lost(&mut self, at: usize, now: Duration) {
-        if let Some(group) = self.groups.get_mut(at) {
-            group.wait = Wait::Lost;
-            self.advance(now);
+        let Some(group) = self.groups.get_mut(at) else { return };
+        // It may have gone on before it died.
+        let went_on = self.stage == HoldStage::Held
+            && group.wait != Wait::Lost
+            && now >= group.heard + self.limits.patience;
+        if went_on {
+            self.lapsed.get_or_insert(at);
         }
+        group.wait = Wait::Lost;
+        self.advance(now);
     }
 
-    /// Nothing that was handed here is still to write into this memory.
+    /// Nothing is under way that no group's answers tell of.
     pub fn drained(&mut self, now: Duration) {
         self.drained = true;
         self.advance(now);

@@ -38,18 +38,24 @@ pub struct Accept<E> {
     pub psn: u32,
 }
 
-/// One link of a hold, as its holder sees it at the moment of asking.
+/// One end of a link that is held, as its owner sees it at this moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct HeldEnd {
+    /// What it has executed so far of the other end's requests. Not final: more may have been by now.
+    pub executed: Executed,
+    /// It has no receive posted, and gets none while the hold lasts: a message that needs one does not land.
+    pub starved: bool,
+}
+
+/// One link of a hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct HeldLink {
     /// The follower's virtual queue pair.
     pub qpn: u32,
     /// The holder's.
     pub holder_qpn: u32,
-    /// What the holder has executed so far of the follower's requests. Not final: more may have been by now.
-    pub executed: Executed,
-    /// The holder's queue pair has no receive posted, and gets none while the hold lasts: a message that
-    /// needs one does not land.
-    pub starved: bool,
+    /// How the holder's end stands.
+    pub end: HeldEnd,
 }
 
 /// A WRITE with immediate data that goes on where it was cut: so many bytes had landed, which the
@@ -101,8 +107,15 @@ pub enum Answer<E> {
     Busy,
     /// It cannot follow, and why.
     Refused(String),
-    /// To [`Request::Quiesce`] and [`Request::Hold`]: whether nothing is under way.
+    /// To [`Request::Quiesce`]: whether nothing is under way.
     Quiet(bool),
+    /// To [`Request::Hold`].
+    Still {
+        /// Nothing that the follower has handed will be executed any more.
+        still: bool,
+        /// How its ends stand, link by link; `None` where its queue pair is gone.
+        ends: Vec<Option<HeldEnd>>,
+    },
     /// To [`Request::Switch`]: the barrier is not passed yet; ask again.
     Switching,
     /// To [`Request::Switch`]: it has gone over.
@@ -170,6 +183,7 @@ impl<E> Answer<E> {
     pub fn check(&self) -> Result<(), Malformed> {
         match self {
             Answer::Prepared(links) => at_most(links.len(), MAX_LINKS, "number of links"),
+            Answer::Still { ends, .. } => at_most(ends.len(), MAX_LINKS, "number of links"),
             Answer::Refused(why) => at_most(why.len(), MAX_REASON, "length of a refusal"),
             Answer::Switched { executed, cuts } => {
                 at_most(executed.len(), MAX_LINKS, "number of links")?;

@@ -56,20 +56,23 @@
 //! ```text
 //!          holder                                    follower
 //!   ---------------------------------------------------------------------------------
-//!   hands nothing any more,       Hold(numbers)  ▶   hands nothing any more
-//!   receives neither               ◀  Quiet           asked again until nothing of it will be executed
+//!   hands nothing any more,       Hold(numbers)  ▶   hands nothing any more,
+//!   receives neither               ◀  Still(numbers)  receives neither
+//!                                                     asked again until nothing of either will be executed
 //!   held: asks again now and then
 //!   goes on                       Finish         ▶   goes on
 //!   ended                          ◀  Finished        Unknown: it had gone on by itself
 //! ```
 //!
-//! With each question the holder says what it has executed ([`HeldLink`]): by that the follower judges as after a
-//! move, and stands still where everything has been executed, or where the first request that has not been is
-//! a message, and the holder has no receive posted: it gets none while the hold lasts.
+//! With each question the holder says what it has executed, and with each answer the follower ([`HeldEnd`]): by that
+//! the other judges as after a move ([`crate::SendWindow::is_still`]). It stands still where everything has been
+//! executed, or where the first request that has not been is a message, and there is no receive posted for it:
+//! none is while the hold lasts. What the follower says of itself its holder's driver looks at, and tells the
+//! machine of an answer that it is not still where its own requests are not.
 //!
 //! | stage of the [`Holder`] | asks each group | goes on when | after its deadline |
 //! | --- | --- | --- | --- |
-//! | quiesce | [`Request::Hold`], again after a pause where something is under way | all are quiet, and so is it: [`HoldAction::Held`] | is taken back |
+//! | quiesce | [`Request::Hold`], again after a pause where something is under way | all are still, and so is it: [`HoldAction::Held`] | is taken back |
 //! | held | [`Request::Hold`], a quarter of a patience after it was heard last | [`Holder::end`]: [`HoldAction::GoOn`] | has none |
 //! | finish | [`Request::Finish`] | all have taken note | ends all the same |
 //! | abort | [`Request::Abort`] of those that were asked anything | all have taken note | ends all the same |
@@ -174,6 +177,7 @@ mod tests;
 pub use follower::{Follower, FollowerLimits, PrepareError, Side};
 pub use holder::{HoldAction, HoldAsk, HoldFailure, HoldStage, Holder, HolderLimits};
 pub use message::{
-    Accept, Answer, Cut, GroupId, HeldLink, MAX_LINKS, MAX_REASON, Malformed, Offer, Request,
+    Accept, Answer, Cut, GroupId, HeldEnd, HeldLink, MAX_LINKS, MAX_REASON, Malformed, Offer,
+    Request,
 };
 pub use mover::{Action, Event, Failure, Mover, MoverLimits, Stage};

@@ -487,8 +487,8 @@ impl Side<u32> for Log {
         self.calls.push("hold");
         self.prepared.take().map_or(Ok(()), Err)
     }
-    fn is_still(&mut self, _links: &[HeldLink]) -> bool {
-        self.drained
+    fn is_still(&mut self, _links: &[HeldLink]) -> (bool, Vec<Option<HeldEnd>>) {
+        (self.drained, vec![Some(hold::END)])
     }
     fn let_go(&mut self) {
         self.calls.push("let_go");

@@ -10,9 +10,13 @@ impl SendWindow {
     /// a message that needs one waits, and so does everything behind it. (It is not asked whether
     /// requests wait to be handed again: what a plan names is taken for handed.)
     ///
+    /// A WRITE with immediate data lands as far as its last packet, which takes the receive; but there are devices that
+    /// look for that first, and let nothing land. Whether one is on its way or `given_time` in vain is the
+    /// caller's to know.
+    ///
     /// Said to be so it is so; where numbers are missing it may be so and not be said.
     #[must_use]
-    pub fn is_still(&self, peer: &Executed, starved: bool) -> bool {
+    pub fn is_still(&self, peer: &Executed, starved: bool, given_time: bool) -> bool {
         let retired = self.retired();
         if retired == self.handed() {
             return true;
@@ -26,10 +30,9 @@ impl SendWindow {
         if !starved || !is_message(entry.opcode) {
             return false;
         }
-        // A WRITE with immediate data lands as far as its last packet, which takes the receive.
         let mtu = lock(&self.progress).start.mtu.max(MIN_MTU);
         let left = self.length(first.seq).saturating_sub(u64::from(first.skip));
-        entry.opcode != Opcode::WriteImm || left <= u64::from(mtu)
+        entry.opcode != Opcode::WriteImm || given_time || left <= u64::from(mtu)
     }
 }
 
@@ -63,12 +66,15 @@ mod tests {
     fn what_has_not_landed_is_not_still() {
         let sent = window(&[(Opcode::Write, 600), (Opcode::Send, 10)]);
         for packets in 0..4 {
-            assert!(!sent.is_still(&told(0, packets), false), "{packets} packets have landed");
+            assert!(
+                !sent.is_still(&told(0, packets), false, true),
+                "{packets} packets have landed"
+            );
         }
-        assert!(sent.is_still(&told(1, 4), false));
-        assert!(!sent.is_still(&told(0, 4), false), "the message is yet to be counted");
-        assert!(!sent.is_still(&Executed { psn: None, ..told(0, 0) }, true), "who knows?");
-        assert!(window(&[]).is_still(&told(0, 0), false));
+        assert!(sent.is_still(&told(1, 4), false, true));
+        assert!(!sent.is_still(&told(0, 4), false, true), "the message is yet to be counted");
+        assert!(!sent.is_still(&Executed { psn: None, ..told(0, 0) }, true, false), "who knows?");
+        assert!(window(&[]).is_still(&told(0, 0), false, true));
     }
 
     /// Promise: data that is on its way back is waited for.
@@ -76,9 +82,9 @@ mod tests {
     fn answers_are_waited_for() {
         for opcode in [Opcode::Read, Opcode::FetchAdd, Opcode::CompareSwap] {
             let sent = window(&[(opcode, 8)]);
-            assert!(!sent.is_still(&told(0, 1), true), "{opcode:?}");
+            assert!(!sent.is_still(&told(0, 1), true, false), "{opcode:?}");
             sent.retire(0);
-            assert!(sent.is_still(&told(0, 1), true), "{opcode:?}");
+            assert!(sent.is_still(&told(0, 1), true, false), "{opcode:?}");
         }
     }
 
@@ -86,14 +92,18 @@ mod tests {
     #[test]
     fn a_message_without_a_receive_stands_still() {
         let sent = window(&[(Opcode::Write, 10), (Opcode::Send, 10), (Opcode::Write, 10)]);
-        assert!(!sent.is_still(&told(0, 0), true), "the WRITE before it is on its way");
-        assert!(sent.is_still(&told(0, 1), true));
-        assert!(!sent.is_still(&told(0, 1), false), "there may be a receive");
-        assert!(!sent.is_still(&told(1, 2), true), "the WRITE behind it is on its way");
+        assert!(!sent.is_still(&told(0, 0), true, false), "the WRITE before it is on its way");
+        assert!(sent.is_still(&told(0, 1), true, false));
+        assert!(!sent.is_still(&told(0, 1), false, true), "there may be a receive");
+        assert!(!sent.is_still(&told(1, 2), true, false), "the WRITE behind it is on its way");
         let sent = window(&[(Opcode::WriteImm, 600)]);
         for packets in 0..2 {
-            assert!(!sent.is_still(&told(0, packets), true), "{packets} of 3 packets have landed");
+            assert!(
+                !sent.is_still(&told(0, packets), true, false),
+                "{packets} of 3 packets have landed"
+            );
         }
-        assert!(sent.is_still(&told(0, 2), true), "the last waits");
+        assert!(sent.is_still(&told(0, 2), true, false), "the last waits");
+        assert!(sent.is_still(&told(0, 0), true, true), "this device looks for the receive first");
     }
 }

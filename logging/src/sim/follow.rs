@@ -6,7 +6,7 @@ use super::queue::Time;
 use super::shell::{BARRIER_PATIENCE, time};
 use super::world::World;
 use crate::remap::{
-    Accept, Answer, Cut, Follower, GroupId, HeldLink, Offer, PrepareError, Request, Side,
+    Accept, Answer, Cut, Follower, GroupId, HeldEnd, HeldLink, Offer, PrepareError, Request, Side,
 };
 use crate::replay::Executed;
 
@@ -356,15 +356,17 @@ impl Side<usize> for Here<'_> {
             return Err(PrepareError::Busy);
         }
         self.ground.links = ends.iter().map(|e| (!end(e).failed).then_some(*e)).collect();
-        self.stop();
+        self.ground.ends().into_iter().for_each(|e| self.world.stand_still(e));
         Ok(())
     }
 
-    fn is_still(&mut self, links: &[HeldLink]) -> bool {
-        links.iter().all(|link| self.world.is_held_still(link))
+    fn is_still(&mut self, links: &[HeldLink]) -> (bool, Vec<Option<HeldEnd>>) {
+        let still = links.iter().all(|link| self.world.is_held_still(link.qpn as usize, &link.end));
+        let end = |link: &Option<usize>| link.map(|e| self.world.held_end(e));
+        (still, self.ground.links.iter().map(end).collect())
     }
 
     fn let_go(&mut self) {
-        self.go_on();
+        self.ground.ends().into_iter().for_each(|e| self.world.go_on_receiving(e));
     }
 }

@@ -5,11 +5,11 @@ use super::broken::Broken;
 use super::device::Source;
 use super::kinds::Kind;
 use super::queue::{Event, Time};
-use super::script::answers;
 use super::shell::{Letter, Party, Word, time};
 use super::world::World;
 use crate::remap::{
-    GroupId, HeldLink, HoldAction, HoldAsk, HoldFailure, HoldStage, Holder, HolderLimits, Request,
+    Answer, GroupId, HeldEnd, HeldLink, HoldAction, HoldAsk, HoldFailure, HoldStage, Holder,
+    HolderLimits, Request,
 };
 use crate::replay::Executed;
 use std::time::Duration;
@@ -19,7 +19,6 @@ use std::time::Duration;
 pub(super) struct Hold {
     pub(super) machine: Holder,
     pub(super) parties: Vec<Party>,
-    drained: bool,
     /// Something has landed, or come back, while it was on.
     disturbed: bool,
     /// It is to last so long.
@@ -67,8 +66,10 @@ impl World {
                 machine.lost(at, time(self.now));
             }
         }
+        // All links are of some party.
+        machine.drained(time(self.now));
         let lasts = self.rng.between(10, 3_000);
-        let hold = Hold { machine, parties, drained: false, disturbed: false, lasts };
+        let hold = Hold { machine, parties, disturbed: false, lasts };
         self.procs[p].holding = Some(Box::new(hold));
         self.drive_hold(p);
     }
@@ -93,13 +94,7 @@ impl World {
     /// Does what the holder's machine wants, as long as there is something.
     pub(super) fn drive_hold(&mut self, p: usize) {
         let Some(mut hold) = self.procs[p].holding.take() else { return };
-        loop {
-            let Some(action) = hold.machine.poll(time(self.now)) else {
-                if self.has_drained(&mut hold) {
-                    continue;
-                }
-                break;
-            };
+        while let Some(action) = hold.machine.poll(time(self.now)) {
             self.note(|| format!("process {p}: {action:?}"));
             let all: Vec<usize> = hold.parties.iter().flat_map(|it| it.ends.clone()).collect();
             match action {
@@ -123,32 +118,29 @@ impl World {
             }
         }
         let wake = hold.machine.wake_at().map(|at| at.as_micros() as Time);
-        let drains = hold.machine.stage() == HoldStage::Quiesce && !hold.drained;
         self.procs[p].holding = Some(hold);
         if let Some(at) = wake {
             self.tick_at(p, at.max(self.now + 1));
         }
-        if drains {
-            self.tick_soon(p);
-        }
     }
 
-    fn has_drained(&mut self, hold: &mut Hold) -> bool {
-        if hold.machine.stage() != HoldStage::Quiesce || hold.drained {
-            return false;
-        }
-        let ends: Vec<usize> = hold.parties.iter().flat_map(|it| it.ends.clone()).collect();
-        ends.iter().for_each(|e| self.harvest(*e));
-        let comes_back = |e: &usize| {
-            let end = &self.ends[*e];
-            let mut out = end.send.retired()..end.send.handed();
-            !end.failed && out.any(|seq| answers(end.send.entry(seq).opcode))
+    /// A party of a hold has answered: it is as still as both sides are.
+    pub(super) fn hold_answered(&mut self, p: usize, at: usize, answer: Answer<usize>) {
+        let Some(mut hold) = self.procs[p].holding.take() else { return };
+        let answer = match answer {
+            Answer::Still { still, ends } => {
+                let mine = hold.parties[at].ends.clone();
+                let own = mine.iter().zip(&ends).all(|(e, end)| match end {
+                    Some(end) => self.is_held_still(*e, end),
+                    None => true,
+                });
+                Answer::Still { still: still && own && ends.len() == mine.len(), ends }
+            }
+            answer => answer,
         };
-        hold.drained = !ends.iter().any(comes_back);
-        if hold.drained {
-            hold.machine.drained(time(self.now));
-        }
-        hold.drained
+        hold.machine.answer(at, answer, time(self.now));
+        self.procs[p].holding = Some(hold);
+        self.drive_hold(p);
     }
 
     fn hold_ended(&mut self, p: usize, hold: &Hold, result: Result<Option<usize>, HoldFailure>) {
@@ -169,12 +161,12 @@ impl World {
     }
 
     /// Nothing is handed from here on, and no receive.
-    fn stand_still(&mut self, e: usize) {
+    pub(super) fn stand_still(&mut self, e: usize) {
         self.stop(e);
         self.ends[e].recv_suspended = !self.is_shared(e) && !self.is(Broken::HeldReceives);
     }
 
-    fn go_on_receiving(&mut self, e: usize) {
+    pub(super) fn go_on_receiving(&mut self, e: usize) {
         let end = &mut self.ends[e];
         end.recv_suspended = false;
         if !end.failed && !self.is_shared(e) {
@@ -186,32 +178,30 @@ impl World {
         self.go_on(e);
     }
 
-    /// What an end has executed so far.
     fn held_link(&mut self, e: usize) -> HeldLink {
+        HeldLink { qpn: (e ^ 1) as u32, holder_qpn: e as u32, end: self.held_end(e) }
+    }
+
+    /// How an end stands.
+    pub(super) fn held_end(&mut self, e: usize) -> HeldEnd {
         self.harvest(e);
         let messages = self.ends[e].delivered;
         let psn = self.query_psn(self.ends[e].qp);
         let recorded = (self.quirks.source == Source::Record).then_some(self.ends[e].word);
         let end = &self.ends[e];
         let starved = !self.is_shared(e) && end.recv.retired() == end.recv.handed();
-        HeldLink {
-            qpn: (e ^ 1) as u32,
-            holder_qpn: e as u32,
-            executed: Executed { messages, psn, settled: true, recorded },
-            starved,
-        }
+        HeldEnd { executed: Executed { messages, psn, settled: true, recorded }, starved }
     }
 
-    /// Whether what an end has handed will not be executed any more.
-    pub(super) fn is_held_still(&mut self, link: &HeldLink) -> bool {
-        let e = link.qpn as usize;
+    /// Whether what an end has handed will not be executed any more, as far as its peer tells.
+    pub(super) fn is_held_still(&mut self, e: usize, peer: &HeldEnd) -> bool {
         self.harvest(e);
         if self.is(Broken::HeldWhenQuiet) {
             return self.is_quiet(e);
         }
         let end = &self.ends[e];
-        let still = end.failed || end.send.is_still(&link.executed, link.starved);
-        if still && !end.failed && link.starved && end.send.retired() < end.send.handed() {
+        let still = end.failed || end.send.is_still(&peer.executed, peer.starved, false);
+        if still && !end.failed && peer.starved && end.send.retired() < end.send.handed() {
             self.reach(Kind::HeldStarved);
         }
         still

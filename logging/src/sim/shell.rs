@@ -135,10 +135,9 @@ impl World {
                 self.tick_soon(to);
             }
             Word::Answer(answer) => {
-                if let Some(hold) = &mut self.procs[to].holding {
+                if let Some(hold) = &self.procs[to].holding {
                     if hold.parties.get(at).is_some_and(|party| party.id == id) {
-                        hold.machine.answer(at, answer, time(self.now));
-                        self.drive_hold(to);
+                        self.hold_answered(to, at, answer);
                     }
                     return;
                 }

@@ -1,6 +1,6 @@
 //! The decider's machine: one for each job and term.
 
-use super::{Epoch, Member, Order, Report, Term, Word};
+use super::{Epoch, Incarnation, Member, Order, Report, Term, Word};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -46,6 +46,7 @@ enum Stage {
 
 #[derive(Clone, Debug, Hash)]
 struct Seat {
+    life: Incarnation,
     report: Option<Report>,
     tell_at: Duration,
     dead: bool,
@@ -65,20 +66,22 @@ pub struct Decider {
 }
 
 impl Decider {
-    /// A decider of these members. It begins by asking where they stand: so a new one that takes the place
-    /// of another, with a larger term, needs nothing of what that one knew.
+    /// A decider of these members, each in this life of it ([`Incarnation::of_life`]). It begins by asking where
+    /// they stand: so a new one that takes the place of another, with a larger term, needs nothing of what that
+    /// one knew. It neither tells nor hears another life: where one begins, a new decider does.
     ///
     /// # Panics
     /// Where `term` is 0 or past [`Term::MAX`].
     #[must_use]
     pub fn new(
         term: Term,
-        members: impl IntoIterator<Item = Member>,
+        members: impl IntoIterator<Item = (Member, Incarnation)>,
         now: Duration,
         limits: DeciderLimits,
     ) -> Self {
         assert!(term.0 > 0 && term <= Term::MAX, "{term:?} is no term");
-        let seat = |member| (member, Seat { report: None, tell_at: now, dead: false });
+        let seat =
+            |(member, life)| (member, Seat { life, report: None, tell_at: now, dead: false });
         Decider {
             term,
             seats: members.into_iter().map(seat).collect(),
@@ -120,6 +123,7 @@ impl Decider {
         if self.rulings.is_empty() {
             if self.deadline().is_some_and(|at| now >= at) {
                 self.give_up(now);
+                self.advance(now);
             }
             self.tell(now);
         }
@@ -140,12 +144,9 @@ impl Decider {
     /// A member tells where it stands.
     pub fn report(&mut self, member: Member, report: Report, now: Duration) {
         let Some(seat) = self.seats.get_mut(&member) else { return };
-        let newest = seat.report.map(|it| (it.incarnation, it.serial));
-        let this = (report.incarnation, report.serial);
-        if report.term != self.term || seat.dead || newest.is_some_and(|it| it >= this) {
-            return;
-        }
-        if report.check().is_err() {
+        let ours = report.term == self.term && report.incarnation == seat.life && !seat.dead;
+        let older = seat.report.is_some_and(|it| it.serial >= report.serial);
+        if !ours || older || report.check().is_err() {
             return;
         }
         (seat.report, seat.tell_at) = (Some(report), now);
@@ -192,7 +193,18 @@ impl Decider {
         self.seats.values_mut().for_each(|seat| seat.tell_at = now);
     }
 
+    /// Goes on, through stages in which there is nothing to wait for.
     fn advance(&mut self, now: Duration) {
+        loop {
+            let stage = self.stage;
+            self.next_stage(now);
+            if self.stage == stage {
+                return;
+            }
+        }
+    }
+
+    fn next_stage(&mut self, now: Duration) {
         let reports = || self.seats.values().map(|seat| seat.report);
         let all_complete = |epoch: Epoch| {
             let complete = |report: Option<Report>| {
@@ -253,17 +265,17 @@ impl Decider {
 
     fn tell(&mut self, now: Duration) {
         let term = self.term;
-        let due: Vec<(Member, Word)> = self
+        let due: Vec<(Member, Incarnation, Word)> = self
             .seats
             .iter()
             .filter(|(_, seat)| seat.tell_at <= now)
-            .filter_map(|(member, seat)| Some((*member, self.word_for(seat)?)))
+            .filter_map(|(member, seat)| Some((*member, seat.life, self.word_for(seat)?)))
             .collect();
-        for (member, word) in due {
+        for (member, to, word) in due {
             if let Some(seat) = self.seats.get_mut(&member) {
                 seat.tell_at = now + self.limits.again;
             }
-            self.rulings.push_back(Ruling::Tell(member, Order { term, word }));
+            self.rulings.push_back(Ruling::Tell(member, Order { term, to, word }));
         }
     }
 }

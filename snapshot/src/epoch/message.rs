@@ -151,6 +151,8 @@ impl Term {
 pub struct Order {
     /// Which decider. Members do not listen to older ones.
     pub term: Term,
+    /// Which life of the member: no other heeds it.
+    pub to: Incarnation,
     /// What it says.
     pub word: Word,
 }
@@ -173,7 +175,7 @@ pub enum Word {
 pub struct Report {
     /// The decider to whom it is told: nobody else may count it.
     pub term: Term,
-    /// Which incarnation of the member.
+    /// Which life of the member.
     pub incarnation: Incarnation,
     /// Grows with each report of an incarnation: a later one replaces an earlier.
     pub serial: u64,

@@ -63,12 +63,14 @@
 //! | request | unknown process | a newer incarnation | the same | an older one |
 //! | --- | --- | --- | --- | --- |
 //! | [`Request::Grant`] | makes a compartment, or refuses | fences: *wait*, then granted | granted | stale |
-//! | [`Request::Claim`] | nothing is there | fences: *wait*, then tells | tells | stale |
+//! | [`Request::Claim`] | nothing is there; remembers who asked | fences: *wait*, then tells | tells | stale |
 //! | [`Request::Check`], [`Request::Note`] | refused | as the same | of a slot with that word; else refused | stale |
 //! | [`Request::Release`] | released | fences: *wait*, then released | the same | stale |
 //!
 //! *Fencing* takes the older incarnation's queue pair to ERR and passes the barrier: nothing of it lands after
-//! that. Only then is anybody else told what is there, or let in.
+//! that. Only then is anybody else told what is there, or let in. Where nothing is there an older incarnation is
+//! shut out all the same: else it could go on to such a store, and be complete, and committed, behind the back of
+//! a recovery that was told of nothing.
 //!
 //! # The decider
 //!
@@ -81,7 +83,8 @@
 //!
 //! It keeps nothing that a new one could not ask for. Members heed the newest term only, and a report counts for
 //! the term that it was made for; so an older decider that lives on decides nothing: what it would need is said
-//! to the newer one. A member that is complete stays complete until it is told; so if an older one has committed
+//! to the newer one. (A restored process is told from which term on it listens: what its life before was told may
+//! still be on the way.) A member that is complete stays complete until it is told; so if an older one has committed
 //! an epoch, all were complete, and still are, or have heard. In a job of one process the driver carries the
 //! messages, and that is all.
 //!
@@ -128,6 +131,7 @@ mod decider;
 mod message;
 mod recovery;
 mod replica;
+pub mod sim;
 mod store;
 #[cfg(test)]
 mod tests;

@@ -31,8 +31,8 @@ impl Default for RecoveryLimits {
 pub enum Step {
     /// Ask a store; bring [`Found::Answer`].
     Ask(StoreId, Member, Request),
-    /// Read a member's memory from there, and hold it against its checksums: [`Found::Read`]. What was
-    /// read for this member before, if anything was, is of another epoch.
+    /// Read a member's memory from there, and hold it against its checksums: [`Found::Read`]. A read for this
+    /// member that was begun before, if there is one, is of no use: it must have ended before this begins.
     Read(Member, Origin),
     /// All members have their memory. The machine has ended.
     Restored(Epoch, Vec<(Member, Origin)>),

@@ -3,8 +3,10 @@
 use super::{Answer, Epoch, Holding, Incarnation, Member, Request, Slot};
 use std::collections::BTreeMap;
 
-/// Most compartments of one store. Bounds what a job of mistakes can make it remember.
+/// Most compartments of one store.
 pub const MAX_COMPARTMENTS: usize = 4096;
+/// Most processes of which a store remembers the newest incarnation. Both bound what mistakes can make it keep.
+const MAX_MEMBERS: usize = 1 << 16;
 
 /// What a store's process does around its memory and queue pairs.
 pub trait Room {
@@ -28,10 +30,8 @@ pub trait Room {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Compartment {
     bytes: u64,
-    /// The newest that has asked.
-    incarnation: Incarnation,
-    /// It may write: there is a queue pair.
-    granted: bool,
+    /// Who may write: there is a queue pair.
+    granted: Option<Incarnation>,
     /// An older one that is not past its barrier.
     fencing: Option<Incarnation>,
     committed: Epoch,
@@ -41,6 +41,9 @@ struct Compartment {
 #[derive(Clone, Debug, Hash)]
 pub struct Compartments {
     all: BTreeMap<Member, Compartment>,
+    /// The newest that has asked, also of those who have no compartment here (any more): who was claimed where
+    /// there was nothing must not be given anything there later.
+    newest: BTreeMap<Member, Incarnation>,
     budget: u64,
 }
 
@@ -48,7 +51,7 @@ impl Compartments {
     /// None yet; at most `budget` bytes of them.
     #[must_use]
     pub fn new(budget: u64) -> Self {
-        Compartments { all: BTreeMap::new(), budget }
+        Compartments { all: BTreeMap::new(), newest: BTreeMap::new(), budget }
     }
 
     /// Bytes of all compartments.
@@ -67,7 +70,8 @@ impl Compartments {
     pub fn holding(&self, member: Member, room: &dyn Room) -> Option<Holding> {
         let it = self.all.get(&member)?;
         let words = Slot::BOTH.map(|slot| room.word(member, slot));
-        let Compartment { incarnation, bytes, committed, .. } = *it;
+        let incarnation = *self.newest.get(&member)?;
+        let Compartment { bytes, committed, .. } = *it;
         Some(Holding { incarnation, bytes, committed, words })
     }
 
@@ -102,16 +106,18 @@ impl Compartments {
         incarnation: Incarnation,
         room: &mut dyn Room,
     ) -> Result<(), Answer> {
-        let Some(it) = self.all.get_mut(&member) else { return Ok(()) };
-        if incarnation < it.incarnation {
-            return Err(Answer::Stale(it.incarnation));
+        let newest = self.newest.get(&member).copied();
+        if let Some(newest) = newest.filter(|newest| incarnation < *newest) {
+            return Err(Answer::Stale(newest));
         }
-        if incarnation > it.incarnation {
-            if it.granted {
-                room.fence(member, it.incarnation);
-                it.fencing = Some(it.incarnation);
-            }
-            (it.incarnation, it.granted) = (incarnation, false);
+        if newest.is_none() && self.newest.len() == MAX_MEMBERS {
+            return Err(Answer::refused(&format!("the store knows {MAX_MEMBERS} processes")));
+        }
+        self.newest.insert(member, incarnation);
+        let Some(it) = self.all.get_mut(&member) else { return Ok(()) };
+        if let Some(old) = it.granted.take_if(|granted| *granted < incarnation) {
+            room.fence(member, old);
+            it.fencing = Some(old);
         }
         match it.fencing {
             Some(old) if !room.is_fenced(member, old) => Err(Answer::Wait),
@@ -143,10 +149,10 @@ impl Compartments {
                 );
                 return Answer::refused(&why);
             }
-            if !it.granted {
+            if it.granted.replace(incarnation).is_none() {
                 // Who asks was restored from this epoch, or has seen it committed: it knows better than
                 // what was noted here.
-                (it.granted, it.committed) = (true, committed);
+                it.committed = committed;
             }
         } else {
             let free = self.budget.saturating_sub(used);
@@ -160,7 +166,7 @@ impl Compartments {
             if let Err(why) = room.make(member, bytes) {
                 return Answer::refused(&why);
             }
-            let it = Compartment { bytes, incarnation, granted: true, fencing: None, committed };
+            let it = Compartment { bytes, granted: Some(incarnation), fencing: None, committed };
             self.all.insert(member, it);
         }
         self.holding(member, room).map_or(Answer::Wait, Answer::Granted)
@@ -174,13 +180,11 @@ impl Compartments {
         epoch: Epoch,
         room: &dyn Room,
     ) -> Result<Slot, Answer> {
-        let holding = self.holding(member, room).filter(|it| it.incarnation <= incarnation);
-        let Some(holding) = holding else {
-            let newest = self.all.get(&member).map(|it| it.incarnation);
-            return Err(newest.map_or_else(
-                || Answer::refused(&format!("process {member} has no compartment")),
-                Answer::Stale,
-            ));
+        if let Some(newest) = self.newest.get(&member).filter(|newest| incarnation < **newest) {
+            return Err(Answer::Stale(*newest));
+        }
+        let Some(holding) = self.holding(member, room) else {
+            return Err(Answer::refused(&format!("process {member} has no compartment")));
         };
         let missing = || Answer::refused(&format!("process {member} is not complete in {epoch}"));
         holding.slot_of(epoch).ok_or_else(missing)
@@ -220,15 +224,14 @@ impl Compartments {
     }
 
     fn release(&mut self, member: Member, incarnation: Incarnation, room: &mut dyn Room) -> Answer {
+        if let Err(answer) = self.supersede(member, incarnation, room) {
+            return answer;
+        }
         let Some(it) = self.all.get_mut(&member) else { return Answer::Released };
-        if incarnation < it.incarnation {
-            return Answer::Stale(it.incarnation);
+        if let Some(own) = it.granted.take() {
+            room.fence(member, own);
+            it.fencing = Some(own);
         }
-        if it.granted {
-            room.fence(member, it.incarnation);
-            it.fencing = Some(it.incarnation);
-        }
-        (it.incarnation, it.granted) = (incarnation, false);
         if it.fencing.is_some_and(|old| !room.is_fenced(member, old)) {
             return Answer::Wait;
         }

@@ -48,8 +48,9 @@ pub struct Writer {
 
 impl Writer {
     /// A writer of `chunks` chunks into compartments of `bytes` bytes. `life` is the first of its incarnations:
-    /// larger than all of an earlier life of the process ([`Incarnation::of_life`]); and `origin` what it was
-    /// restored from, if it was. Tracking has run since then.
+    /// larger than all of an earlier life of the process ([`Incarnation::of_life`]). `term` is that of the decider
+    /// which takes over as this life begins: an older one may still tell what it told the life before, and is
+    /// never listened to. `origin` is what the process was restored from, if it was; tracking has run since then.
     ///
     /// # Panics
     /// Where the policy is contradictory.
@@ -57,6 +58,7 @@ impl Writer {
     pub fn new(
         (chunks, bytes): (usize, u64),
         life: Incarnation,
+        term: Term,
         origin: Option<Origin>,
         policy: Policy,
         limits: WriterLimits,
@@ -89,7 +91,7 @@ impl Writer {
             why: None,
             owed: 0,
             origin: origin.map(|origin| (origin, PageSet::new(chunks))),
-            term: Term::default(),
+            term,
             serial: 0,
             report_at: None,
             actions: VecDeque::new(),
@@ -181,7 +183,7 @@ impl Writer {
     }
 
     fn order(&mut self, order: Order, now: Duration) {
-        if order.term < self.term {
+        if order.term < self.term || order.to != self.life {
             return;
         }
         self.term = order.term;
@@ -495,9 +497,6 @@ impl Writer {
     fn report(&mut self, now: Duration) {
         let waits = self.stage == Stage::Complete;
         self.report_at = waits.then(|| now + self.limits.again);
-        if self.term == Term::default() {
-            return;
-        }
         self.serial += 1;
         let open = match self.stage {
             Stage::Idle | Stage::Fenced => None,

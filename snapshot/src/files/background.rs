@@ -5,6 +5,7 @@ use super::flush::{Flushed, Options};
 use super::image::Image;
 use super::keep::{Keep, Pruned};
 use super::{Progress, Step};
+use crate::epoch::Epoch;
 use crate::{Error, Result};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +19,7 @@ const MAX_OUTCOMES: usize = 64;
 /// What the background does.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
-    /// Each epoch whose number is a multiple of this is drained; at least 1.
+    /// Each epoch whose count is a multiple of this is drained; at least 1.
     pub every: u64,
     /// How they are written. An epoch that is as far from a full one as may be is compacted.
     pub options: Options,
@@ -29,8 +30,8 @@ pub struct Plan {
 /// What became of one epoch.
 #[derive(Clone, Debug)]
 pub struct Drained {
-    /// Its number.
-    pub epoch: u64,
+    /// Which one.
+    pub epoch: Epoch,
     /// What was written, or why not.
     pub flushed: Result<Flushed>,
     /// What was written in compacting it, where its turn had come.
@@ -57,9 +58,9 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    offered: Option<(u64, Vec<Box<dyn Image + Send>>)>,
+    offered: Option<(Epoch, Vec<Box<dyn Image + Send>>)>,
     /// The epoch whose images are being read.
-    draining: Option<u64>,
+    draining: Option<Epoch>,
     /// Draining, compacting or pruning.
     busy: bool,
     closed: bool,
@@ -111,14 +112,15 @@ impl Flusher {
 
     /// Whether this epoch is one to be drained, and nothing else is being done.
     #[must_use]
-    pub fn wants(&self, epoch: u64) -> bool {
+    pub fn wants(&self, epoch: Epoch) -> bool {
         let state = self.shared.state();
-        epoch.is_multiple_of(self.every) && !state.busy && state.offered.is_none()
+        let idle = !state.busy && state.offered.is_none() && !state.closed;
+        idle && epoch.count().is_multiple_of(self.every)
     }
 
     /// Drains a committed epoch: the images of all processes. Says whether it will be; where it is busy,
     /// it is not.
-    pub fn offer(&self, epoch: u64, images: Vec<Box<dyn Image + Send>>) -> bool {
+    pub fn offer(&self, epoch: Epoch, images: Vec<Box<dyn Image + Send>>) -> bool {
         let mut state = self.shared.state();
         if state.busy || state.offered.is_some() || state.closed {
             return false;
@@ -130,7 +132,7 @@ impl Flusher {
 
     /// The epoch whose slots are being read.
     #[must_use]
-    pub fn draining(&self) -> Option<u64> {
+    pub fn draining(&self) -> Option<Epoch> {
         let state = self.shared.state();
         state.draining.or(state.offered.as_ref().map(|offered| offered.0))
     }
@@ -210,7 +212,7 @@ fn run(directory: &Directory, plan: &Plan, shared: &Shared) {
         let compacted = flushed
             .as_ref()
             .is_ok_and(due)
-            .then(|| directory.compact(epoch, plan.options.codec, &mut { watch }));
+            .then(|| directory.compact(epoch.count(), plan.options.codec, &mut { watch }));
         let keep = plan.keep.filter(|_| flushed.is_ok());
         let pruned = keep.map(|keep| directory.prune(&keep, false, &mut { watch }));
         if let Some(error) = [
@@ -222,7 +224,7 @@ fn run(directory: &Directory, plan: &Plan, shared: &Shared) {
         .flatten()
         .next()
         {
-            tracing::warn!("epoch {epoch} to {}: {error}", directory.path().display());
+            tracing::warn!("{epoch} to {}: {error}", directory.path().display());
         }
         let mut state = shared.state();
         if state.outcomes.len() == MAX_OUTCOMES {
@@ -241,6 +243,10 @@ impl Drop for Idle<'_> {
     fn drop(&mut self) {
         let mut state = self.0.state();
         (state.draining, state.busy) = (None, false);
+        if std::thread::panicking() {
+            // Nobody is there to drain any more.
+            state.closed = true;
+        }
         drop(state);
         self.0.changed.notify_all();
     }

@@ -6,6 +6,7 @@ use super::image::Image;
 use super::io::ReadFile;
 use super::manifest::{Manifest, Member};
 use super::read::{DataFile, damaged};
+use crate::epoch::Epoch;
 use crate::image::{PageTable, Source, Stamp};
 use crate::{Error, Layout, PAGE, Result};
 use std::ops::Range;
@@ -60,12 +61,14 @@ impl Stored {
             files.push(open(directory, &under, found)?);
             top = found.clone();
         }
+        // What they were compared by. Of many processes, and chains of them, it would be a lot to hold.
+        files[1..].iter_mut().for_each(DataFile::forget_tables);
         Ok(Stored { files })
     }
 
     /// The epochs whose files it is in, from its own down to the full one.
     pub(super) fn epochs(&self) -> impl Iterator<Item = u64> {
-        self.files.iter().map(|file| file.stamp().epoch)
+        self.files.iter().map(|file| Epoch(file.stamp().epoch).count())
     }
 
     /// The paths of these files.
@@ -78,27 +81,10 @@ impl Stored {
         self.files[0].extents()
     }
 
-    /// Checks every extent of its own epoch's file.
-    ///
-    /// # Errors
-    /// `EBADMSG` names the first that is damaged.
-    pub(super) fn check_extents(&mut self) -> Result<()> {
-        let file = &mut self.files[0];
-        for index in 0..file.extents().len() {
-            file.unpack(index).map_err(|error| named(error, file.source()))?;
-        }
-        Ok(())
-    }
-
-    /// What identifies the image.
-    pub(super) fn tables(&self) -> blake3::Hash {
-        self.files[0].tables()
-    }
-
     /// Whether an increment on top of it would leave out only what it has: see [`super`].
     pub(super) fn carries(&self, image: &dyn Image) -> bool {
         let top = &self.files[0];
-        let epoch = top.stamp().epoch;
+        let epoch = Epoch(top.stamp().epoch).count();
         // A process that was restored elsewhere may have its memory at other addresses.
         let shape = |layout: &Layout| -> Vec<(u32, usize)> {
             layout.areas().iter().map(|area| (area.id, area.bytes)).collect()
@@ -149,7 +135,7 @@ impl Image for Stored {
             if crc32c::crc32c(room) != entry.crc() {
                 let what = format!(
                     "chunk {chunk} of the image is not the one of epoch {}",
-                    self.stamp().epoch
+                    Epoch(self.stamp().epoch).count()
                 );
                 return Err(named(damaged(what), self.files[index].source()));
             }
@@ -179,7 +165,8 @@ fn open(directory: &Directory, manifest: &Manifest, member: &Member) -> Result<D
     let stored: u64 = file.extents().iter().map(|extent| u64::from(extent.chunks.get())).sum();
     let zeros = file.pages().entries().iter().filter(|entry| entry.is_zero()).count() as u64;
     let differs = [
-        ("epoch", stamp.epoch != manifest.epoch),
+        ("epoch", Epoch(stamp.epoch).count() != manifest.epoch),
+        ("term", Epoch(stamp.epoch).term().0 != manifest.term),
         ("process", stamp.process.0 != member.process),
         ("incarnation", stamp.incarnation.0 != member.incarnation),
         ("time", stamp.paused_at != member.paused_at),

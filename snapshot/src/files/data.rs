@@ -47,8 +47,9 @@ pub(super) struct Extent {
 #[repr(C)]
 pub(super) struct Trailer {
     pub(super) job: [u8; 16],
+    /// With its term.
     pub(super) epoch: U64,
-    /// 0 in a full one: epochs are numbered from 1.
+    /// Only the count; 0 in a full one: epochs are numbered from 1.
     pub(super) base: U64,
     pub(super) paused_at: U64,
     pub(super) process: U32,

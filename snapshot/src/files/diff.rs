@@ -70,27 +70,26 @@ impl Directory {
     /// # Errors
     /// One of them cannot be restored; names the file.
     pub fn diff(&self, from: u64, to: u64) -> Result<Diff> {
-        let by_process = |epoch| -> Result<BTreeMap<u32, _>> {
-            let images = self.images(epoch)?.into_iter();
-            Ok(images.map(|image| (image.stamp().process.0, image)).collect())
+        let processes = |epoch| -> Result<BTreeSet<u32>> {
+            Ok(self.manifest(epoch)?.members.iter().map(|member| member.process).collect())
         };
-        let (old, new) = (by_process(from)?, by_process(to)?);
-        let only = |one: &BTreeMap<u32, _>, other: &BTreeMap<u32, _>| {
-            one.keys().filter(|process| !other.contains_key(process)).copied().collect()
-        };
-        let both = old.iter().filter_map(|(process, old)| Some((old, new.get(process)?)));
+        let (old, new) = (processes(from)?, processes(to)?);
+        // One process at a time: tables of all of them would be a lot to hold.
+        let compared = old
+            .intersection(&new)
+            .map(|process| Ok(compare(&self.image(from, *process)?, &self.image(to, *process)?)));
         Ok(Diff {
             from,
             to,
-            processes: both.map(|(old, new)| compare(old, new)).collect(),
-            gone: only(&old, &new),
-            new: only(&new, &old),
+            processes: compared.collect::<Result<_>>()?,
+            gone: old.difference(&new).copied().collect(),
+            new: new.difference(&old).copied().collect(),
         })
     }
 }
 
 /// Compares two images of one process.
-pub(super) fn compare(from: &dyn Image, to: &dyn Image) -> ProcessDiff {
+fn compare(from: &dyn Image, to: &dyn Image) -> ProcessDiff {
     let (old, new) = (areas(from), areas(to));
     let ids: BTreeSet<u32> = old.keys().chain(new.keys()).copied().collect();
     let (mut found, mut of, mut chunks) = (Vec::new(), 0, 0);

@@ -6,6 +6,8 @@ use super::io::{ASIDE, ReadFile, make_dir, sync_dir};
 use super::manifest::{
     MAX_MANIFEST, Manifest, epoch_of, epoch_of_data, job_name, job_of, manifest_name,
 };
+use super::read::damaged;
+use crate::epoch::Epoch;
 use crate::{Error, Result};
 use nix::fcntl::{Flock, FlockArg};
 use std::collections::BTreeSet;
@@ -58,8 +60,14 @@ impl Directory {
     /// `ENOENT` where it does not exist; names the jobs that do.
     pub fn open(root: &Path, job: &[u8; 16]) -> Result<Directory> {
         let path = root.join(job_name(job));
-        if path.is_dir() {
-            return Ok(Directory { path, job: *job, patience: PATIENCE });
+        match std::fs::metadata(&path) {
+            Ok(about) if about.is_dir() => {
+                return Ok(Directory { path, job: *job, patience: PATIENCE });
+            }
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::os(&error, format_args!("opening {}", path.display())));
+            }
+            _ => {}
         }
         let there: Vec<String> = jobs(root)?.iter().map(job_name).collect();
         let there = match there.as_slice() {
@@ -173,13 +181,29 @@ impl Directory {
         Ok(many)
     }
 
-    /// The images of all processes of an epoch.
+    /// Whether an epoch can be restored, as far as manifests and sizes of files tell: no file is opened.
     ///
     /// # Errors
-    /// As [`Self::image`].
-    pub(super) fn images(&self, epoch: u64) -> Result<Vec<Stored>> {
-        let manifest = self.manifest(epoch)?;
-        manifest.members.iter().map(|member| self.image(epoch, member.process)).collect()
+    /// Why not.
+    pub(super) fn glance(&self, manifest: &Manifest) -> Result<()> {
+        let mut next = Some(manifest.clone());
+        for _ in 0..MAX_CHAIN {
+            let Some(manifest) = next else { return Ok(()) };
+            for member in &manifest.members {
+                let path = self.path.join(&member.file);
+                let about = std::fs::symlink_metadata(&path).map_err(|error| {
+                    Error::os(&error, format_args!("looking at {}", path.display()))
+                })?;
+                if !about.is_file() || about.len() != member.bytes {
+                    let (path, is, bytes) = (path.display(), about.len(), member.bytes);
+                    return Err(damaged(format!(
+                        "{path} has {is} bytes, and its manifest says {bytes}"
+                    )));
+                }
+            }
+            next = manifest.base.map(|base| self.manifest(base)).transpose()?;
+        }
+        Err(damaged(format!("epoch {} stands on more than {MAX_CHAIN} files", manifest.epoch)))
     }
 
     /// Keeps others from writing until it is dropped.
@@ -291,7 +315,7 @@ fn names(dir: &Path) -> Result<Vec<String>> {
 /// `EINVAL` names the process that does not belong.
 pub(super) fn check_images<'a>(
     job: &[u8; 16],
-    epoch: u64,
+    epoch: Epoch,
     images: impl Iterator<Item = &'a dyn Image>,
 ) -> Result<()> {
     let mut seen = BTreeSet::new();
@@ -302,16 +326,16 @@ pub(super) fn check_images<'a>(
             let (is, job) = (job_name(&stamp.job), job_name(job));
             return Err(Error::invalid(format!("{of} is of job {is}, and not of {job}")));
         }
-        if stamp.epoch != epoch {
-            let is = stamp.epoch;
-            return Err(Error::invalid(format!("{of} has epoch {is}, and not {epoch}")));
+        if stamp.epoch != epoch.0 {
+            let is = Epoch(stamp.epoch);
+            return Err(Error::invalid(format!("{of} has {is}, and not {epoch}")));
         }
         if !seen.insert(of) {
-            return Err(Error::invalid(format!("{of} twice in epoch {epoch}")));
+            return Err(Error::invalid(format!("{of} twice in {epoch}")));
         }
     }
     if seen.is_empty() {
-        return Err(Error::invalid(format!("epoch {epoch} of no process at all")));
+        return Err(Error::invalid(format!("{epoch} of no process at all")));
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use super::image::Image;
 use super::io::{Aside, sync_dir};
 use super::manifest::{MAX_MANIFEST, Manifest, Member, data_name, manifest_name, records};
 use super::{Progress, Step, Watcher};
+use crate::epoch::Epoch;
 use crate::{Error, Result};
 use serde::Serialize;
 
@@ -44,7 +45,7 @@ impl Default for Options {
 /// What was written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Flushed {
-    /// The epoch.
+    /// The count of the epoch.
     pub epoch: u64,
     /// What its increments stand on.
     pub base: Option<u64>,
@@ -60,6 +61,12 @@ pub struct Flushed {
     pub stored_chunks: u64,
     /// Chunks of all images.
     pub chunks: u64,
+}
+
+/// What an increment stands on.
+struct Under {
+    epoch: u64,
+    tables: String,
 }
 
 /// Files that got their names, to be removed again where what they are for fails.
@@ -78,17 +85,18 @@ impl Drop for Undo<'_> {
 }
 
 impl Directory {
-    /// Writes epoch `epoch` of the job: the images of all of its processes.
+    /// Writes an epoch of the job: the images of all of its processes.
     ///
     /// It is an increment on the last epoch that is there, for each process for which that can be (see
     /// [`super`]). What is there stays as it is, whatever happens.
     ///
     /// # Errors
-    /// `EINVAL` where the images are not those of this job and epoch; `EEXIST` where there is this epoch, or a later
-    /// one, already; whatever is in the way of reading an image, or of writing the file that is named.
+    /// `EINVAL` where the images are not those of this job and epoch; `EEXIST` where there is an epoch of this count, or a larger
+    /// one, already; whatever is in the way of reading an image, or of writing the file that is named. Where
+    /// only syncing the manifest's name has failed, the epoch may exist.
     pub fn flush(
         &self,
-        epoch: u64,
+        epoch: Epoch,
         images: &mut [&mut dyn Image],
         options: &Options,
         watcher: &mut Watcher<'_>,
@@ -96,27 +104,24 @@ impl Directory {
         options.check()?;
         check_images(self.job(), epoch, images.iter().map(|image| &**image))?;
         let lock = self.lock()?;
-        if let Some(last) = self.epochs()?.last().filter(|last| **last >= epoch) {
+        if let Some(last) = self.epochs()?.last().filter(|last| **last >= epoch.count()) {
             let path = self.path().display();
             return Err(Error::new(
                 libc::EEXIST,
                 format!(
-                    "epoch {epoch} cannot be written: {path} has epoch {last}; to go on from an earlier one, \
+                    "{epoch} cannot be written: {path} has epoch {last}; to go on from an earlier one, \
                      remove those after it first"
                 ),
             ));
         }
         self.clean(&lock)?;
         watcher(&Progress { step: Step::Cleaned, file: "", done: 0, total: 0 })?;
-        let mut bases = self.bases(options);
+        let base = self.base(options);
         let mut undo = Undo { directory: self, names: Vec::new() };
         let mut members = Vec::new();
         for image in images {
-            let process = image.stamp().process;
-            let under = bases.iter().position(|base| base.stamp().process == process);
-            let under = under.map(|index| bases.swap_remove(index));
-            let under = under.filter(|base| base.carries(*image));
-            members.push(self.write(*image, under.as_ref(), options.codec, &mut undo, watcher)?);
+            let under = base.as_ref().and_then(|base| self.under(base, *image));
+            members.push(self.write(*image, under, options.codec, &mut undo, watcher)?);
         }
         self.commit(Manifest::new(self.job(), epoch, members), undo, watcher)
     }
@@ -130,11 +135,11 @@ impl Directory {
         let lock = self.lock()?;
         self.clean(&lock)?;
         watcher(&Progress { step: Step::Cleaned, file: "", done: 0, total: 0 })?;
-        let manifest = self.manifest(epoch)?;
+        let mut manifest = self.manifest(epoch)?;
         let mut undo = Undo { directory: self, names: Vec::new() };
         let mut members = Vec::new();
         let mut replaced = Vec::new();
-        for member in manifest.members {
+        for member in std::mem::take(&mut manifest.members) {
             if member.base.is_none() {
                 members.push(member);
                 continue;
@@ -143,7 +148,7 @@ impl Directory {
             members.push(self.write(&mut image, None, codec, &mut undo, watcher)?);
             replaced.push(member.file);
         }
-        let flushed = self.commit(Manifest::new(self.job(), epoch, members), undo, watcher)?;
+        let flushed = self.commit(manifest.with(members), undo, watcher)?;
         for name in replaced {
             // It exists, and is whole; these are cleaned at the next time where they are still there.
             if let Err(error) = self.remove(&name) {
@@ -154,36 +159,45 @@ impl Directory {
         Ok(flushed)
     }
 
-    /// The images that the next epoch may stand on: none where the chain would be too long, or is damaged.
-    fn bases(&self, options: &Options) -> Vec<Stored> {
-        let Some(last) = self.epochs().ok().and_then(|epochs| epochs.last().copied()) else {
-            return Vec::new();
-        };
-        let found = self.manifest(last).and_then(|manifest| {
-            if self.increments(&manifest)? < options.chain {
-                self.images(last)
-            } else {
-                Ok(Vec::new())
-            }
+    /// The epoch that the next may stand on: none where the chain would be too long, or is damaged.
+    fn base(&self, options: &Options) -> Option<Manifest> {
+        let last = self.epochs().ok()?.last().copied()?;
+        let short = self.manifest(last).and_then(|manifest| {
+            let short = self.increments(&manifest)? < options.chain;
+            Ok(short.then_some(manifest))
         });
-        found.unwrap_or_else(|error| {
+        short.unwrap_or_else(|error| {
             tracing::warn!("nothing can stand on epoch {last}, the next is full: {error}");
-            Vec::new()
+            None
         })
+    }
+
+    /// What an increment of this process would stand on, where that carries it.
+    fn under(&self, base: &Manifest, image: &dyn Image) -> Option<Under> {
+        let member = base.members.iter().find(|it| it.process == image.stamp().process.0)?;
+        match Stored::open(self, base, member) {
+            Ok(stored) => stored
+                .carries(image)
+                .then(|| Under { epoch: base.epoch, tables: member.tables.clone() }),
+            Err(error) => {
+                tracing::warn!("process {} is written in full: {error}", member.process);
+                None
+            }
+        }
     }
 
     /// Writes one data file, under its name.
     fn write(
         &self,
         image: &mut dyn Image,
-        under: Option<&Stored>,
+        under: Option<Under>,
         codec: Codec,
         undo: &mut Undo<'_>,
         watcher: &mut Watcher<'_>,
     ) -> Result<Member> {
         let stamp = *image.stamp();
-        let base = under.map(|under| under.stamp().epoch);
-        let name = data_name(stamp.epoch, stamp.process.0, base.is_some());
+        let base = under.as_ref().map(|under| under.epoch);
+        let name = data_name(Epoch(stamp.epoch).count(), stamp.process.0, base.is_some());
         let mut file = Aside::create(self.path(), &name)?;
         let mut told =
             |file: &str, done, total| watcher(&Progress { step: Step::Data, file, done, total });
@@ -223,9 +237,10 @@ impl Directory {
         at(Step::ManifestWritten)?;
         file.sync()?;
         at(Step::ManifestSynced)?;
-        file.rename()?;
-        // It exists. From here on nothing is taken back.
+        // From here on nothing is taken back: a rename that is reported as failed may have been done. Where it
+        // was not, the data files are of no epoch, and the next who writes cleans them.
         undo.names.clear();
+        file.rename()?;
         let _ = at(Step::ManifestRenamed);
         sync_dir(self.path())?;
         let _ = at(Step::Committed);
@@ -245,7 +260,7 @@ impl Directory {
 
 fn member(
     image: &dyn Image,
-    under: Option<&Stored>,
+    under: Option<Under>,
     name: String,
     file: &Aside,
     written: &Written,
@@ -259,8 +274,8 @@ fn member(
         bytes: file.bytes(),
         blake3: file.hash().to_hex().to_string(),
         tables: written.tables.to_hex().to_string(),
-        base: under.map(|under| under.stamp().epoch),
-        base_tables: under.map(|under| under.tables().to_hex().to_string()),
+        base: under.as_ref().map(|under| under.epoch),
+        base_tables: under.map(|under| under.tables),
         windows: image.windows().len() as u64,
         chunks: image.layout().chunks() as u64,
         stored_chunks: written.stored_chunks,

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Keep {
     /// So many of the last ones; 0 is as 1.
     pub last: usize,
-    /// And those whose number is a multiple of this.
+    /// And those whose count is a multiple of this.
     pub every: Option<u64>,
 }
 

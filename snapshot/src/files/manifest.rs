@@ -1,6 +1,7 @@
 //! The manifest of an epoch.
 
 use super::read::damaged;
+use crate::epoch::Epoch;
 use crate::image::{Geometry, MAX_EPOCH};
 use crate::{Area, Error, Layout, Result};
 use serde::{Deserialize, Serialize};
@@ -18,8 +19,10 @@ pub struct Manifest {
     pub version: u32,
     /// The job, in hex.
     pub job: String,
-    /// The number of the epoch.
+    /// The count of the epoch.
     pub epoch: u64,
+    /// The term in which it was dealt.
+    pub term: u32,
     /// The epoch that its increments stand on, where it has any.
     pub base: Option<u64>,
     /// The processes, by number.
@@ -97,15 +100,27 @@ pub(super) fn records(layout: &Layout) -> Vec<AreaRecord> {
 }
 
 impl Manifest {
-    /// The manifest of these, by number of process, and its hash.
-    pub(super) fn new(job: &[u8; 16], epoch: u64, mut members: Vec<Member>) -> Manifest {
+    /// The manifest of these, and its hash.
+    pub(super) fn new(job: &[u8; 16], epoch: Epoch, members: Vec<Member>) -> Manifest {
+        let bare = Manifest {
+            version: VERSION,
+            job: job_name(job),
+            epoch: epoch.count(),
+            term: epoch.term().0,
+            base: None,
+            members: Vec::new(),
+            blake3: String::new(),
+        };
+        bare.with(members)
+    }
+
+    /// The same epoch with these members, by number of process, and its hash.
+    pub(super) fn with(mut self, mut members: Vec<Member>) -> Manifest {
         members.sort_by_key(|member| member.process);
-        let base = members.iter().find_map(|member| member.base);
-        let job = job_name(job);
-        let blake3 = String::new();
-        let mut manifest = Manifest { version: VERSION, job, epoch, base, members, blake3 };
-        manifest.blake3 = manifest.hash();
-        manifest
+        self.base = members.iter().find_map(|member| member.base);
+        self.members = members;
+        self.blake3 = self.hash();
+        self
     }
 
     /// Its file.

@@ -11,6 +11,9 @@
 //! | `.part-...` | a file that is being written |
 //! | `lock` | held (`flock`) by who writes |
 //!
+//! N is the epoch's count ([`Epoch::count`](crate::epoch::Epoch::count)), which is what people are told, and
+//! what increments and rules go by; its term is in the manifest.
+//!
 //! **An epoch exists when its manifest does.** Files are written under another name, synced, and
 //! renamed; so is the manifest, when all of its data files are there. Whoever is killed before that
 //! leaves the epochs before it as they were, and what it leaves behind is cleaned by the next who writes.

@@ -3,6 +3,7 @@
 use super::codec::Codec;
 use super::data::{EXTENT, Extent, MAGIC, MAX_RUN, TRAILER, Trailer, VERSION, runs, tables_hash};
 use super::image::bytes_of;
+use crate::epoch::Epoch;
 use crate::image::{
     AREA_BYTES, ENTRY_BYTES, Geometry, MAX_EPOCH, PageTable, Source, Stamp, check_entries,
     decode_areas,
@@ -25,6 +26,8 @@ pub(super) struct DataFile<S> {
     /// The extent that was unpacked last, since chunks are wanted one behind the other.
     unpacked: Option<usize>,
     room: Vec<u8>,
+    /// The same as it is stored, where that is not as it is.
+    stored: Vec<u8>,
 }
 
 impl<S: Source> DataFile<S> {
@@ -83,7 +86,7 @@ impl<S: Source> DataFile<S> {
             let has = layout.chunks();
             return Err(damaged(format!("its areas have {has} chunks, its trailer says {chunks}")));
         }
-        check_entries(&pages, &layout, epoch).map_err(|(_, what)| damaged(what))?;
+        check_entries(&pages, &layout, Epoch(epoch).count()).map_err(|(_, what)| damaged(what))?;
         let base = Some(trailer.base.get()).filter(|base| *base != 0);
         check_extents(&extents, &layout, &pages, base, tables_at)?;
         let mut magic = [0; MAGIC.len()];
@@ -98,8 +101,19 @@ impl<S: Source> DataFile<S> {
             epoch,
             paused_at: trailer.paused_at.get(),
         };
-        let (unpacked, room) = (None, Vec::new());
-        Ok(DataFile { source, stamp, base, layout, pages, windows: held, extents, unpacked, room })
+        let (unpacked, room, stored) = (None, Vec::new(), Vec::new());
+        Ok(DataFile {
+            source,
+            stamp,
+            base,
+            layout,
+            pages,
+            windows: held,
+            extents,
+            unpacked,
+            room,
+            stored,
+        })
     }
 
     /// Where it is read from.
@@ -161,29 +175,39 @@ impl<S: Source> DataFile<S> {
         Ok(())
     }
 
+    /// Lets go of the page table and the windows, which are not needed to read chunks.
+    pub(super) fn forget_tables(&mut self) {
+        self.pages = PageTable::default();
+        self.windows = Vec::new();
+    }
+
     /// Unpacks the extent at `index` of [`Self::extents`].
     ///
     /// # Errors
     /// `EBADMSG` where it is damaged.
-    pub(super) fn unpack(&mut self, index: usize) -> Result<()> {
+    fn unpack(&mut self, index: usize) -> Result<()> {
         if self.unpacked == Some(index) {
             return Ok(());
         }
         self.unpacked = None;
         let extent = self.extents[index];
         let at = extent.at.get();
-        // Bounded by the file, in which it was found to be.
-        let mut stored = vec![0; extent.stored.get() as usize];
-        self.source.read(at as usize, &mut stored)?;
-        if crc32c::crc32c(&stored) != extent.crc.get() {
+        let codec = Codec::of(extent.codec.get()).unwrap_or_default();
+        let bytes = bytes_of(&self.layout, chunks_of(&extent));
+        // Both are bounded: it was found to be in the file, and of at most [`MAX_RUN`] chunks.
+        let length = extent.stored.get() as usize;
+        let stored = if codec == Codec::Raw { &mut self.room } else { &mut self.stored };
+        stored.resize(length, 0);
+        self.source.read(at as usize, stored)?;
+        if crc32c::crc32c(stored) != extent.crc.get() {
             return Err(damaged(format!("the extent at {at} has another checksum than it had")));
         }
-        let codec = Codec::of(extent.codec.get()).unwrap_or_default();
-        self.room.clear();
-        self.room.resize(bytes_of(&self.layout, chunks_of(&extent)), 0);
-        codec
-            .unpack(&stored, &mut self.room)
-            .map_err(|what| damaged(format!("the extent at {at} {what}")))?;
+        if codec != Codec::Raw {
+            self.room.resize(bytes, 0);
+            codec
+                .unpack(&self.stored, &mut self.room)
+                .map_err(|what| damaged(format!("the extent at {at} {what}")))?;
+        }
         self.unpacked = Some(index);
         Ok(())
     }
@@ -206,7 +230,7 @@ fn check_trailer(trailer: &Trailer) -> Result<()> {
     if trailer.checksum() != trailer.crc.get() {
         return Err(damaged("its trailer has another checksum than it had"));
     }
-    let (epoch, base) = (trailer.epoch.get(), trailer.base.get());
+    let (epoch, base) = (Epoch(trailer.epoch.get()).count(), trailer.base.get());
     if !(1..=MAX_EPOCH).contains(&epoch) || base >= epoch {
         return Err(damaged(format!("there is no epoch {epoch} on top of {base}")));
     }

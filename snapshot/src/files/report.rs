@@ -11,8 +11,10 @@ use std::path::PathBuf;
 /// An epoch, in a list of them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Listed {
-    /// Its number.
+    /// Its count.
     pub epoch: u64,
+    /// The term in which it was dealt.
+    pub term: u32,
     /// What its increments stand on.
     pub base: Option<u64>,
     /// How many processes it has.
@@ -31,7 +33,8 @@ pub struct Listed {
     pub zero_chunks: u64,
     /// The part of the chunks that is in its files: of an increment, what was dirty.
     pub share: f64,
-    /// Why it cannot be restored, as far as manifests, sizes and tables tell.
+    /// Why it cannot be restored, as far as manifests and sizes of files tell. [`Directory::probe`] and
+    /// [`Directory::verify`] read them.
     pub damaged: Option<String>,
 }
 
@@ -130,7 +133,7 @@ impl Directory {
 
     fn listed(&self, epoch: u64) -> Listed {
         let (mut listed, sound) = match self.manifest(epoch) {
-            Ok(manifest) => (summary(&manifest), self.probe(epoch)),
+            Ok(manifest) => (summary(&manifest), self.glance(&manifest)),
             Err(error) => (Listed { epoch, ..Listed::default() }, Err(error)),
         };
         listed.damaged = sound.err().map(|error| error.to_string());
@@ -146,6 +149,7 @@ fn summary(manifest: &Manifest) -> Listed {
     );
     Listed {
         epoch: manifest.epoch,
+        term: manifest.term,
         base: manifest.base,
         processes: members.len(),
         paused_at: members.iter().map(|member| member.paused_at).max().unwrap_or_default(),

@@ -142,9 +142,6 @@ impl Directory {
         watcher: &mut Watcher<'_>,
     ) -> Result<()> {
         let (epoch, process) = (found.epoch, Some(image.stamp().process.0));
-        if let Err(error) = image.check_extents() {
-            found.problem(epoch, process, error);
-        }
         let layout = image.layout().clone();
         let name =
             image.paths().next().and_then(|path| path.file_name()?.to_str().map(String::from));

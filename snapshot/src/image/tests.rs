@@ -112,21 +112,20 @@ fn no_flipped_byte_is_restored() {
     let sent = (0..5).filter(|chunk| !pages.entries()[*chunk].is_zero());
     covered.extend(sent.map(|chunk| part(geometry.chunk_at(chunk), process.chunk(chunk).len())));
     assert_eq!(covered.len(), 8);
+    const FLIPS: [u8; 3] = [1, 0x80, 0xFF];
     for at in 0..slot.len() {
-        for flip in [1u8, 0x80, 0xFF] {
-            slot[at] ^= flip;
-            match restore(&slot) {
-                Ok((whose, what)) => {
-                    assert!(whose == stamp() && same(&what, &process), "byte {at:#x}");
-                    assert!(!covered.iter().any(|part| part.contains(&at)), "byte {at:#x}");
-                }
-                Err(damaged) => {
-                    assert!(covered.iter().any(|part| part.contains(&at)), "{at:#x}: {damaged}");
-                    assert!(damaged.offset as usize <= at, "{at:#x}: {damaged}");
-                }
+        slot[at] ^= FLIPS[at % 3];
+        match restore(&slot) {
+            Ok((whose, what)) => {
+                assert!(whose == stamp() && same(&what, &process), "byte {at:#x}");
+                assert!(!covered.iter().any(|part| part.contains(&at)), "byte {at:#x}");
             }
-            slot[at] ^= flip;
+            Err(damaged) => {
+                assert!(covered.iter().any(|part| part.contains(&at)), "{at:#x}: {damaged}");
+                assert!(damaged.offset as usize <= at, "{at:#x}: {damaged}");
+            }
         }
+        slot[at] ^= FLIPS[at % 3];
     }
 }
 

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Bytes of one READ at most, and of the memory that tables are read through.
-const LONGEST: usize = 1 << 20;
+pub(super) const LONGEST: usize = 1 << 20;
 /// Bytes that are worth a thread.
 const WORTH_A_THREAD: usize = 4 << 20;
 /// How long a store may take to be reached.
@@ -33,31 +33,32 @@ pub struct ReadReport {
 
 /// A complete epoch in a slot of a store, with a connection to it.
 pub struct Copy {
-    slot: image::Slot,
-    at: Remote,
-    lanes: Vec<Lane<Range<usize>>>,
+    pub(super) slot: image::Slot,
+    pub(super) at: Remote,
+    pub(super) lanes: Vec<Lane<Range<usize>>>,
+    /// Registered memory that is read through where not straight to where it belongs.
+    pub(super) room: MemoryRegion,
     pd: ProtectionDomain,
     // The door to the store is open as long as this is.
     client: Client,
 }
 
 /// The bytes of a slot, read through registered memory of our own.
-struct Bytes<'a> {
+pub(super) struct Bytes<'a> {
     lane: Mutex<&'a mut Lane<Range<usize>>>,
-    room: MemoryRegion,
+    room: &'a MemoryRegion,
     at: Remote,
     bytes: usize,
 }
 
 impl<'a> Bytes<'a> {
-    fn new(
-        pd: &ProtectionDomain,
+    pub(super) fn new(
+        room: &'a MemoryRegion,
         lanes: &'a mut [Lane<Range<usize>>],
         at: Remote,
         bytes: usize,
     ) -> Result<Bytes<'a>> {
         let lane = lanes.first_mut().ok_or_else(|| Error::new(libc::EIO, "no queue pair"))?;
-        let room = pd.register(LONGEST, access::LOCAL_WRITE)?;
         Ok(Bytes { lane: Mutex::new(lane), room, at, bytes })
     }
 }
@@ -102,11 +103,20 @@ impl Copy {
         let bytes = granted.slot_bytes();
         let Granted { slots, mut lanes, .. } = granted;
         let at = slots[slot.index()];
-        let slot = image::Slot::open(&Bytes::new(&pd, &mut lanes, at, bytes)?);
+        let room = pd.register(LONGEST, access::LOCAL_WRITE)?;
+        let slot = image::Slot::open(&Bytes::new(&room, &mut lanes, at, bytes)?);
         let slot = slot.map_err(|damaged| {
             Error::from(damaged).context(format_args!("store {}", client.about().name))
         })?;
-        Ok(Copy { slot, at, lanes, pd, client })
+        Ok(Copy { slot, at, lanes, room, pd, client })
+    }
+
+    /// Opens what is there now, over the same connection.
+    #[cfg(test)]
+    pub(super) fn again(&mut self) -> Result<()> {
+        let all = self.slot.geometry().bytes();
+        self.slot = image::Slot::open(&Bytes::new(&self.room, &mut self.lanes, self.at, all)?)?;
+        Ok(())
     }
 
     /// What it is of: stamp, areas, page table, windows.
@@ -133,7 +143,7 @@ impl Copy {
             error.context(format_args!("reading from store {}", self.client.about().name))
         })?;
         let all = self.slot.geometry().bytes();
-        self.slot.confirm(&Bytes::new(&self.pd, &mut self.lanes, self.at, all)?)?;
+        self.slot.confirm(&Bytes::new(&self.room, &mut self.lanes, self.at, all)?)?;
         Ok(ReadReport { bytes, took: since.elapsed() })
     }
 

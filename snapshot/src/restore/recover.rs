@@ -1,6 +1,7 @@
 //! The IO around [`epoch::Recovery`](crate::epoch::Recovery), for one process.
 
 use super::copy::{Copy, ReadReport};
+use super::lazy::Lazy;
 use crate::epoch::{
     Answer, Epoch, Found, Incarnation, Member, Origin, Recovery, RecoveryLimits, Request, Scope,
     Step, StoreId,
@@ -62,6 +63,67 @@ pub unsafe fn recover(
     options: &RecoverOptions,
     mut place: impl FnMut(&image::Slot) -> Result<Layout>,
 ) -> Result<Recovered> {
+    find(options, |mut copy, origin| {
+        let to = place(copy.slot()).map_err(Trouble::Place)?;
+        // SAFETY: the caller's promise.
+        let report = unsafe { copy.read(&to, options.fresh) }.map_err(Trouble::of)?;
+        Ok(recovered(&copy, origin, report))
+    })
+}
+
+/// The same, but returns as soon as the memory can be used: the rest of it is read when it is touched, and in the
+/// background ([`Lazy`]). Other stores that have the epoch are read where this one fails.
+///
+/// Tracking that uses userfaultfd can watch the memory only when all of it is there. So a session that begins before
+/// takes nothing over from what was restored.
+///
+/// # Safety
+/// As [`Lazy::begin`].
+///
+/// # Errors
+/// As [`recover`] and [`Lazy::begin`].
+pub unsafe fn recover_lazily(
+    options: &RecoverOptions,
+    mut place: impl FnMut(&image::Slot) -> Result<Layout>,
+    failed: impl FnOnce(&Error) + Clone + Send + 'static,
+) -> Result<(Recovered, Lazy)> {
+    find(options, |copy, origin| {
+        let to = place(copy.slot()).map_err(Trouble::Place)?;
+        let recovered = recovered(&copy, origin, ReadReport::default());
+        let others = options.stores.iter().filter(|store| store.id != origin.store);
+        let others = others.filter_map(|store| another(options, store, origin).ok());
+        let same = |other: &Copy| other.slot().pages() == copy.slot().pages();
+        let others: Vec<Copy> = others.filter(same).collect();
+        let copies = std::iter::once(copy).chain(others).collect();
+        // SAFETY: the caller's promise.
+        let lazy = unsafe { Lazy::begin(copies, &to, failed.clone()) }.map_err(Trouble::of)?;
+        Ok((recovered, lazy))
+    })
+}
+
+/// Why a copy was not read.
+enum Trouble {
+    /// The memory is not there for it: no other copy is better.
+    Place(Error),
+    /// The copy is of no use.
+    Copy(Error),
+}
+
+impl Trouble {
+    /// Another copy has the same areas.
+    fn of(error: Error) -> Trouble {
+        match error.errno() {
+            libc::EINVAL | libc::EOPNOTSUPP => Trouble::Place(error),
+            _ => Trouble::Copy(error),
+        }
+    }
+}
+
+/// Has the copies that the machine chooses read, until one is.
+fn find<T>(
+    options: &RecoverOptions,
+    mut read: impl FnMut(Copy, Origin) -> std::result::Result<T, Trouble>,
+) -> Result<T> {
     let since = Instant::now();
     let incarnation = Incarnation::of_life(options.life);
     let mut machine = Recovery::new(
@@ -86,28 +148,20 @@ pub unsafe fn recover(
                     }
                 }
                 Step::Read(member, origin) => {
-                    let outcome = match open(options, origin) {
-                        Ok(copy) => {
-                            let to = place(copy.slot())?;
-                            // SAFETY: the caller's promise.
-                            unsafe { read(copy, origin, &to, options.fresh) }
-                        }
-                        Err(error) => Err(error),
-                    };
-                    let outcome = match outcome {
-                        Ok(recovered) => {
-                            last = Some(recovered);
+                    let copy = open(options, origin).map_err(Trouble::Copy);
+                    let outcome = match copy.and_then(|copy| read(copy, origin)) {
+                        Ok(done) => {
+                            last = Some(done);
                             Ok(())
                         }
-                        // Another copy has the same areas.
-                        Err(error) if error.errno() == libc::EINVAL => return Err(error),
-                        Err(error) => Err(error.to_string()),
+                        Err(Trouble::Place(error)) => return Err(error),
+                        Err(Trouble::Copy(error)) => Err(error.to_string()),
                     };
                     Found::Read(member, origin, outcome)
                 }
                 Step::Restored(epoch, _) => {
-                    return last
-                        .ok_or_else(|| Error::new(libc::EIO, format!("{epoch} was not read")));
+                    let unread = || Error::new(libc::EIO, format!("{epoch} was not read"));
+                    return last.ok_or_else(unread);
                 }
                 Step::Impossible(missing) => {
                     return Err(Error::new(libc::ENODATA, missing.to_string()));
@@ -156,16 +210,24 @@ fn open(options: &RecoverOptions, origin: Origin) -> Result<Copy> {
     Ok(copy)
 }
 
-/// # Safety
-/// As [`Copy::read`].
-unsafe fn read(mut copy: Copy, origin: Origin, to: &Layout, fresh: bool) -> Result<Recovered> {
-    // SAFETY: the caller's promise.
-    let report = unsafe { copy.read(to, fresh) }?;
+/// The copy that another store has of the same epoch.
+fn another(options: &RecoverOptions, store: &StoreAt, origin: Origin) -> Result<Copy> {
+    let mut clients = BTreeMap::new();
+    let answer = ask(options, &mut clients, store.id, options.member, Request::Tell)?;
+    let slot = match answer {
+        Answer::Told(Some(holding)) => holding.slot_of(origin.epoch),
+        _ => None,
+    };
+    let none = || Error::new(libc::ENODATA, format!("store {} has it not", store.id));
+    open(options, Origin { store: store.id, slot: slot.ok_or_else(none)?, ..origin })
+}
+
+fn recovered(copy: &Copy, origin: Origin, report: ReadReport) -> Recovered {
     let slot = copy.slot();
-    Ok(Recovered {
+    Recovered {
         restored: Restored { origin, pages: slot.pages().clone() },
         windows: slot.windows().to_vec(),
         layout: slot.layout().clone(),
         report,
-    })
+    }
 }

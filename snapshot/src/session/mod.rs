@@ -22,7 +22,9 @@ mod run;
 
 pub use run::Session;
 
-use crate::epoch::{Epoch, Incarnation, Member, Origin, Policy, Report, StoreId, WriterLimits};
+use crate::epoch::{
+    Epoch, Incarnation, Member, Origin, Policy, Report, StoreId, Term, WriterLimits,
+};
 use crate::image::PageTable;
 use crate::{Result, store};
 use sojourn_fabric::names::{Endpoint, JobKey};
@@ -71,6 +73,9 @@ pub struct Options {
     pub member: Member,
     /// Which life of it: larger than those of all that wrote for this process before.
     pub life: u32,
+    /// That of the decider which takes over as this life begins; older ones are not listened to. Where the process
+    /// is a job of its own its deciders are numbered as its lives are.
+    pub term: Term,
     /// Stores, those first that are to be used first. None of them on this process's own node.
     pub stores: Vec<StoreAt>,
     /// Threads, each with a queue pair to each store: 1 to [`store::MAX_LANES`].
@@ -81,7 +86,26 @@ pub struct Options {
     pub policy: Policy,
     /// How long is waited.
     pub limits: WriterLimits,
+    /// Called at each of [`STEPS`], just before it is taken ("sent": just after). For tests that let something
+    /// die there.
+    pub at_step: fn(&'static str),
 }
+
+/// What an epoch goes through, in the order in which each comes first.
+pub const STEPS: [&str; 12] = [
+    "grant",
+    "invalidate",
+    "collect",
+    "send",
+    "sent",
+    "pause",
+    "resume",
+    "seal",
+    "word",
+    "check",
+    "note",
+    "committed",
+];
 
 impl Options {
     /// The least: one copy, two threads.
@@ -93,11 +117,13 @@ impl Options {
             job: [0; 16],
             member,
             life,
+            term: Term(life),
             stores,
             lanes: 2,
             windows: 1 << 20,
             policy: Policy::default(),
             limits: WriterLimits::default(),
+            at_step: |_| {},
         }
     }
 }

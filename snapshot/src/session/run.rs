@@ -84,6 +84,10 @@ impl Session {
                 "life {life} of process {member}: both count from 1"
             )));
         }
+        if options.term.0 == 0 || options.term > Term::MAX {
+            let (term, most) = (options.term.0, Term::MAX.0);
+            return Err(Error::invalid(format!("a decider of term {term}: 1 to {most}")));
+        }
         if let Some(restored) = &restored
             && restored.pages.entries().len() != layout.chunks()
         {
@@ -98,7 +102,8 @@ impl Session {
         let life = Incarnation::of_life(options.life);
         let sizes = (layout.chunks(), 2 * geometry.bytes() as u64);
         let origin = restored.as_ref().map(|restored| restored.origin);
-        let machine = Writer::new(sizes, life, origin, options.policy, options.limits);
+        let machine =
+            Writer::new(sizes, life, options.term, origin, options.policy, options.limits);
         let pages =
             restored.map_or_else(|| PageTable::zeros(&layout, 0), |restored| restored.pages);
         // SAFETY: the caller's promise.
@@ -188,7 +193,12 @@ impl Session {
         let member = self.options.member;
         let now = self.since.elapsed();
         let mut decider = self.decider.take().unwrap_or_else(|| {
-            Decider::new(Term(self.options.life), [member], now, DeciderLimits::default())
+            Decider::new(
+                self.options.term,
+                [(member, Incarnation::of_life(self.options.life))],
+                now,
+                DeciderLimits::default(),
+            )
         });
         let mut started = None;
         let outcome = loop {
@@ -238,6 +248,9 @@ impl Session {
         program: &mut dyn Program,
         sends: &mut BTreeMap<Incarnation, (Slot, PageSet)>,
     ) -> Option<Event> {
+        if let Some(step) = step(&action) {
+            (self.options.at_step)(step);
+        }
         match action {
             Action::Ask(by, store, request) => Some(self.ask(by, store, request)),
             Action::Place(known) => {
@@ -287,7 +300,7 @@ impl Session {
             bytes,
             chunks,
             zeros,
-            rounds: collects,
+            rounds: collects.saturating_sub(1),
             paused,
             took: self.began.elapsed(),
             sending,
@@ -401,6 +414,7 @@ impl Session {
 
     /// Sends to all stores at once, so that each chunk is looked at once.
     fn send(&mut self, mut sends: BTreeMap<Incarnation, (Slot, PageSet)>) -> Vec<Event> {
+        (self.options.at_step)("send");
         let since = Instant::now();
         let (mut by, mut targets) = (vec![], vec![]);
         for (incarnation, link) in &mut self.links {
@@ -416,10 +430,28 @@ impl Session {
         self.toll.chunks += pumped.chunks;
         self.toll.zeros += pumped.zeros;
         self.toll.sending += since.elapsed();
+        (self.options.at_step)("sent");
         let outcomes = by.into_iter().zip(failed);
         let sent = outcomes.map(|(by, failed)| self.written(by, failed.map_or(Ok(()), Err)));
         // What is left has no connection any more.
         sent.chain(sends.into_keys().map(Event::Lost)).collect()
+    }
+}
+
+/// What an action is called in [`STEPS`](super::STEPS).
+fn step(action: &Action) -> Option<&'static str> {
+    match action {
+        Action::Ask(_, _, Request::Grant { .. }) => Some("grant"),
+        Action::Ask(_, _, Request::Check { .. }) => Some("check"),
+        Action::Ask(_, _, Request::Note { .. }) => Some("note"),
+        Action::Invalidate(..) => Some("invalidate"),
+        Action::Collect => Some("collect"),
+        Action::Pause => Some("pause"),
+        Action::Resume => Some("resume"),
+        Action::Seal(..) => Some("seal"),
+        Action::Word(..) => Some("word"),
+        Action::Committed(..) => Some("committed"),
+        _ => None,
     }
 }
 

@@ -35,12 +35,12 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to the store that listens at `to`, or will before `until`.
+    /// Connects to the store that listens at `to`. It has to have answered before `until`.
     ///
     /// # Errors
     /// Nobody listens there; it holds another key (`EACCES`); it speaks another version (`EPROTONOSUPPORT`).
     pub fn connect(to: &At, key: &JobKey, until: Instant) -> Result<Client> {
-        let conversation = Conversation::connect(to, key, until)?;
+        let conversation = Conversation::connect_now(to, key, until)?;
         let about = Hello {
             name: to.to_string(),
             domain: String::new(),

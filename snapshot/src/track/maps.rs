@@ -21,6 +21,8 @@ pub(crate) struct Mapping {
     pub(crate) page: usize,
     /// Memory of a device, or of the kernel: nothing of it is an ordinary page.
     pub(crate) device: bool,
+    /// A userfaultfd may write-protect its pages.
+    pub(crate) userfault: bool,
 }
 
 impl Mapping {
@@ -75,6 +77,14 @@ pub(crate) fn detailed() -> Result<Vec<Mapping>> {
     read("/proc/self/smaps")
 }
 
+/// The same without what costs a walk of all pages: how large they are, and flags.
+///
+/// # Errors
+/// As [`detailed`].
+pub(crate) fn brief() -> Result<Vec<Mapping>> {
+    read("/proc/self/maps")
+}
+
 fn read(path: &str) -> Result<Vec<Mapping>> {
     let text = std::fs::read(path).map_err(|error| Error::os(&error, format!("reading {path}")))?;
     decode(&text).map_err(|line| {
@@ -87,11 +97,16 @@ pub(crate) fn decode(text: &[u8]) -> std::result::Result<Vec<Mapping>, String> {
     let mut all: Vec<Mapping> = Vec::new();
     for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
         let line = String::from_utf8_lossy(line);
-        if let Some(mapping) = header(&line) {
-            if all.last().is_some_and(|last| last.range.end > mapping.range.start) {
-                return Err(line.into_owned());
+        if let Some(mut mapping) = header(&line) {
+            // The kernel tells a part at a time. Mappings that were split or joined meanwhile are told
+            // of twice, as far as they overlap.
+            let told = all.last().map_or(0, |last| last.range.end);
+            let again = told.saturating_sub(mapping.range.start);
+            if again < mapping.range.len() {
+                mapping.range.start += again;
+                mapping.offset = mapping.offset.wrapping_add(again as u64);
+                all.push(mapping);
             }
-            all.push(mapping);
         } else if let (Some((key, value)), Some(last)) = (line.split_once(':'), all.last_mut()) {
             detail(last, key, value).ok_or_else(|| line.to_string())?;
         } else {
@@ -130,6 +145,7 @@ fn header(line: &str) -> Option<Mapping> {
         name: rest.trim_start_matches(' ').to_string(),
         page: PAGE,
         device: false,
+        userfault: false,
     })
 }
 
@@ -144,7 +160,11 @@ fn detail(mapping: &mut Mapping, key: &str, value: &str) -> Option<()> {
             }
             mapping.page = page;
         }
-        "VmFlags" => mapping.device = value.split(' ').any(|flag| flag == "io" || flag == "pf"),
+        "VmFlags" => {
+            let has = |wanted| value.split(' ').any(|flag| flag == wanted);
+            mapping.device = has("io") || has("pf");
+            mapping.userfault = has("uw");
+        }
         _ => {}
     }
     Some(())
@@ -203,6 +223,14 @@ VmFlags: rd mr pf io de dd sd
         assert!(stack.trackable().is_ok() && stack.is_anonymous() && stack.write);
     }
 
+    #[test]
+    fn mappings_that_are_joined_while_they_are_told_are_told_once() {
+        let all =
+            decode(b"1000-3000 rw-p 0 0:0 0\n1000-4000 rw-s 5000 0:1 9\n3000-4000 rw-p 0 0:0 0");
+        let all: Vec<_> = all.unwrap().into_iter().map(|it| (it.range, it.offset)).collect();
+        assert_eq!(all, [(0x1000..0x3000, 0), (0x3000..0x4000, 0x7000)]);
+    }
+
     fn line(text: &str) -> bool {
         decode(text.as_bytes()).is_err()
     }
@@ -212,7 +240,6 @@ VmFlags: rd mr pf io de dd sd
         assert!(line("nonsense") && line("KernelPageSize: 4 kB"));
         assert!(line("2000-1000 rw-p 0 0:0 0") && line("1001-2000 rw-p 0 0:0 0"));
         assert!(line("1000-2000 rw-p 0 0:0 0\nKernelPageSize: 3 kB"));
-        assert!(line("1000-3000 rw-p 0 0:0 0\n2000-4000 rw-p 0 0:0 0"));
     }
 
     proptest! {

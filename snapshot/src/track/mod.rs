@@ -43,8 +43,13 @@
 
 mod everything;
 mod maps;
+mod outline;
+mod pagemap;
+mod protect;
 mod ranges;
 mod scan;
+mod signal;
+mod soft_dirty;
 mod uffd;
 
 use crate::{Error, PAGE, Result};
@@ -139,6 +144,13 @@ pub trait Tracker: Send {
     /// What the kernel answers; everything counts as dirty then until the next one. `EPERM` in
     /// another process than the one that opened it.
     fn collect(&mut self, dirty: &mut dyn FnMut(Range<usize>)) -> Result<()>;
+
+    /// The same, while nothing writes to tracked memory. Only then does [`Kind::SoftDirty`] start
+    /// afresh: its [`Self::collect`] tells all that was written since this one was called last.
+    ///
+    /// # Errors
+    /// As [`Self::collect`].
+    fn collect_at_rest(&mut self, dirty: &mut dyn FnMut(Range<usize>)) -> Result<()>;
 }
 
 /// What a back end does; [`Tracked`] keeps the books. All ranges are of whole pages.
@@ -157,6 +169,15 @@ trait Backend: Send {
         tracked: &[Range<usize>],
         dirty: &mut dyn FnMut(Range<usize>),
     ) -> Result<()>;
+
+    /// The same, while nothing writes.
+    fn collect_at_rest(
+        &mut self,
+        tracked: &[Range<usize>],
+        dirty: &mut dyn FnMut(Range<usize>),
+    ) -> Result<()> {
+        self.collect(tracked, dirty)
+    }
 }
 
 /// A range that somebody has added.
@@ -257,6 +278,23 @@ impl<B: Backend> Tracked<B> {
         }
         if fresh.is_empty() { Ok(()) } else { self.back.begin(&fresh, maps) }
     }
+
+    fn look(
+        &mut self,
+        dirty: &mut dyn FnMut(Range<usize>),
+        collect: impl Fn(&mut B, &[Range<usize>], &mut dyn FnMut(Range<usize>)) -> Result<()>,
+    ) -> Result<()> {
+        self.own()?;
+        if let Err(error) = collect(&mut self.back, &self.watched, dirty) {
+            // What it has told and what not is not known any more.
+            self.fresh = self.watched.clone();
+            return Err(error);
+        }
+        let fresh = ranges::normalize(std::mem::take(&mut self.fresh));
+        ranges::intersect(&fresh, &self.watched).into_iter().for_each(&mut *dirty);
+        self.always.iter().cloned().for_each(dirty);
+        Ok(())
+    }
 }
 
 impl<B: Backend> Tracker for Tracked<B> {
@@ -286,16 +324,11 @@ impl<B: Backend> Tracker for Tracked<B> {
     }
 
     fn collect(&mut self, dirty: &mut dyn FnMut(Range<usize>)) -> Result<()> {
-        self.own()?;
-        if let Err(error) = self.back.collect(&self.watched, dirty) {
-            // What it has told and what not is not known any more.
-            self.fresh = self.watched.clone();
-            return Err(error);
-        }
-        let fresh = ranges::normalize(std::mem::take(&mut self.fresh));
-        ranges::intersect(&fresh, &self.watched).into_iter().for_each(&mut *dirty);
-        self.always.iter().cloned().for_each(dirty);
-        Ok(())
+        self.look(dirty, B::collect)
+    }
+
+    fn collect_at_rest(&mut self, dirty: &mut dyn FnMut(Range<usize>)) -> Result<()> {
+        self.look(dirty, B::collect_at_rest)
     }
 }
 
@@ -311,10 +344,9 @@ pub fn open(wanted: Option<Kind>) -> Result<Box<dyn Tracker>> {
         (wanted, _) => wanted,
     };
     let Some(kind) = wanted else {
-        return open_kind(Kind::Scan).or_else(|scan| {
-            tracing::info!("everything counts as dirty: {scan}");
-            open_kind(Kind::Everything)
-        });
+        return open_kind(Kind::Scan)
+            .or_else(|_| open_kind(Kind::SoftDirty))
+            .or_else(|_| open_kind(Kind::Everything));
     };
     open_kind(kind).map_err(|error| error.context(format!("dirty tracking by {kind}")))
 }
@@ -323,8 +355,7 @@ fn open_kind(kind: Kind) -> Result<Box<dyn Tracker>> {
     Ok(match kind {
         Kind::Scan => Box::new(Tracked::new(scan::Scan::open()?)),
         Kind::Everything => Box::new(Tracked::new(everything::Everything)),
-        Kind::Protect | Kind::SoftDirty => {
-            return Err(Error::unsupported("only userfaultfd is made use of so far"));
-        }
+        Kind::SoftDirty => Box::new(Tracked::new(soft_dirty::SoftDirty::open()?)),
+        Kind::Protect => Box::new(Tracked::new(protect::Protect::open()?)),
     })
 }

@@ -10,7 +10,7 @@
 //!
 //! - A page that is dropped (`MADV_DONTNEED`, `MADV_FREE`, a fresh page table) has an empty entry, and
 //!   that counts as written. Where whole page tables are missing (*holes*: never touched, or dropped
-//!   as a whole) kernels to this day tell nothing. So holes are asked for, too. One in private
+//!   as a whole) many kernels tell nothing (those of 2026 do). So holes are asked for, too. One in private
 //!   anonymous memory reads as zeros; it is dirty where it was no hole last time. One in a shared
 //!   mapping says nothing about its bytes: it is armed, and dirty.
 //! - A page of a private mapping of a file stays armed when it is dropped, though it reads as the file
@@ -182,6 +182,13 @@ impl Backend for Scan {
     }
 
     fn begin(&mut self, fresh: &[Range<usize>], maps: &[Mapping]) -> Result<()> {
+        if super::soft_dirty::is_open() {
+            return Err(Error::new(
+                libc::EBUSY,
+                "a tracker by soft-dirty bits is open in this process, and would not see what it \
+                 writes to memory that userfaultfd protects: close it first",
+            ));
+        }
         self.register(fresh, maps, true)
     }
 

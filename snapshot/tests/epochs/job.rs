@@ -9,6 +9,9 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// Names the part that a process of a test plays.
+pub(crate) const PART: &str = "EPOCHS_PART";
+
 /// A directory, and a key in it.
 pub(crate) struct Job {
     pub(crate) dir: PrivateDir,
@@ -52,6 +55,30 @@ impl Job {
         Store { child, at: StoreAt { id, at } }
     }
 
+    /// This test program again, in that part and that life.
+    pub(crate) fn part(
+        &self,
+        part: &str,
+        life: u32,
+        stores: &[&Store],
+        more: &[(&str, String)],
+    ) -> Part {
+        let told: Vec<String> =
+            stores.iter().map(|store| format!("{}={}", store.at.id, store.at.at)).collect();
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["part", "--exact", "--ignored", "--nocapture"])
+            .env(PART, part)
+            .env("EPOCHS_KEY", self.key_file())
+            .env("EPOCHS_LIFE", life.to_string())
+            .env("EPOCHS_STORES", told.join(" "))
+            .envs(more.iter().map(|(name, value)| (*name, value)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Part(child)
+    }
+
     /// What process 1 is told, in that life.
     pub(crate) fn options(&self, life: u32, stores: &[&Store]) -> Options {
         let stores = stores.iter().map(|store| store.at.clone()).collect();
@@ -70,6 +97,53 @@ impl Job {
             limits: RecoveryLimits::default(),
         }
     }
+}
+
+impl Store {
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+/// Another process that is this test program.
+pub(crate) struct Part(Child);
+
+impl Part {
+    pub(crate) fn kill(&mut self) {
+        self.0.kill().unwrap();
+    }
+
+    /// Whether it ended well, and what it had said: when it has ended.
+    pub(crate) fn ended(mut self) -> (bool, Vec<String>) {
+        let said = BufReader::new(self.0.stdout.take().unwrap()).lines();
+        let said = said.map_while(|line| line.ok()).filter(|line| line.starts_with("epochs: "));
+        let said = said.map(|line| line["epochs: ".len()..].to_owned()).collect();
+        (self.0.wait().unwrap().success(), said)
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What a part was told by [`Job::part`].
+pub(crate) fn told() -> Options {
+    let variable = |name| std::env::var(name).unwrap();
+    let key = JobKey::read(variable("EPOCHS_KEY").as_ref()).unwrap();
+    let stores = variable("EPOCHS_STORES");
+    let stores = stores.split(' ').map(|store| {
+        let (id, at) = store.split_once('=').unwrap();
+        StoreAt { id: StoreId(id.parse().unwrap()), at: Endpoint::parse(at).unwrap() }
+    });
+    Options::new(key, Member(1), variable("EPOCHS_LIFE").parse().unwrap(), stores.collect())
 }
 
 impl Drop for Store {

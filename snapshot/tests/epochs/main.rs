@@ -1,13 +1,26 @@
 //! Epochs between operating system processes: a store is the program `sojourn-store`, a writer or a reader is this
 //! test program again, in the part that a test names.
 
+mod deaths;
+mod history;
 mod job;
 mod memory;
+mod refusals;
 
 use job::Job;
 use memory::Memory;
 use sojourn_snapshot::restore::recover;
 use sojourn_snapshot::session::Session;
+
+#[test]
+#[ignore = "the entry point of the processes that the other tests start"]
+fn part() {
+    match std::env::var(job::PART).as_deref() {
+        Ok("writer") => deaths::writer(),
+        Ok(other) => panic!("{}={other} is no part", job::PART),
+        Err(_) => println!("skipped: {} is not set, so no test has started this", job::PART),
+    }
+}
 
 #[test]
 fn an_epoch_is_restored_bit_for_bit_in_another_life_and_goes_on_from_there() {

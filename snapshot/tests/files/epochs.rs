@@ -1,6 +1,6 @@
 //! What is written comes back; increments hold what changed, and stand on what carries them.
 
-use crate::world::{JOB, JOB_NAME, Memory, Process, files, flush, read, restored};
+use crate::world::{JOB, JOB_NAME, Memory, Process, files, flush, number, read, restored};
 use proptest::prelude::*;
 use sojourn_snapshot::PAGE;
 use sojourn_snapshot::files::{Codec, Directory, Image, Options, Run, jobs, restore, unwatched};
@@ -34,7 +34,10 @@ fn an_increment_holds_only_what_changed() {
     assert!(second.file_bytes < first.file_bytes / 8);
 
     assert_eq!(restored(&directory, 5, 1).unwrap(), before);
-    assert_eq!(restored(&directory, 6, 1).unwrap(), process.memory);
+    let mut last = directory.image(6, 1).unwrap();
+    assert_eq!(read(&mut last).unwrap(), process.memory);
+    // Who goes on from it goes on from its number.
+    assert_eq!(last.stamp().epoch, number(6).0);
     let names = [
         "epoch-0000000005.json",
         "epoch-0000000005.process-1.full",
@@ -147,11 +150,16 @@ fn images_that_are_no_epoch_are_refused_by_name() {
     let mut process = Process::new(1, &[PAGE]);
     let refused = |epoch, images: &mut [&mut dyn Image], job: [u8; 16], words: &str| {
         let directory = Directory::create(root.path(), &job).unwrap();
-        let error = directory.flush(epoch, images, &raw(1), &mut unwatched).unwrap_err();
+        let error = directory.flush(number(epoch), images, &raw(1), &mut unwatched).unwrap_err();
         assert!(error.to_string().contains(words), "{error}");
     };
     refused(1, &mut [], JOB, "no process");
-    refused(2, &mut [&mut process.image(1)], JOB, "process 1 has epoch 1, and not 2");
+    refused(
+        2,
+        &mut [&mut process.image(1)],
+        JOB,
+        "process 1 has epoch 1 (term 3), and not epoch 2 (term 3)",
+    );
     refused(1, &mut [&mut process.image(1)], [9; 16], "is of job");
     let (mut one, mut two) = (process.image(1), process.image(1));
     refused(1, &mut [&mut one, &mut two], JOB, "twice");

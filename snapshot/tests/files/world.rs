@@ -1,10 +1,19 @@
 //! Processes whose memory changes, the slots that they write, and what was in their memory at each epoch.
 
 use sojourn_fabric::names::{Incarnation, ProcessId};
+use sojourn_snapshot::epoch::{Epoch, Term};
 use sojourn_snapshot::files::{Directory, Flushed, Image, Options, SlotImage, restore, unwatched};
 use sojourn_snapshot::image::{Geometry, HeaderPage, PageEntry, PageTable, Stamp, encode_areas};
 use sojourn_snapshot::{Area, Layout, PAGE, Result};
 use std::collections::BTreeSet;
+
+/// The term of all epochs here.
+const TERM: Term = Term(3);
+
+/// The epoch with this count.
+pub(crate) fn number(count: u64) -> Epoch {
+    Epoch(count - 1).after(TERM)
+}
 
 pub(crate) const JOB: [u8; 16] = *b"a job of a test.";
 
@@ -87,11 +96,11 @@ impl Process {
             job: JOB,
             process: ProcessId(self.id),
             incarnation: Incarnation(1),
-            epoch,
+            epoch: number(epoch).0,
             paused_at: 1_000_000_000 * epoch,
         };
         let header = HeaderPage::new(&stamp, &geometry, &self.layout, &pages, windows).unwrap();
-        put(0, header.with_word(epoch).as_bytes());
+        put(0, header.with_word(number(epoch).0).as_bytes());
         slot
     }
 
@@ -118,7 +127,7 @@ pub(crate) fn flush(
     let mut images: Vec<_> = processes.iter_mut().map(|process| process.image(epoch)).collect();
     let mut images: Vec<&mut dyn Image> =
         images.iter_mut().map(|image| image as &mut dyn Image).collect();
-    directory.flush(epoch, &mut images, options, &mut unwatched)
+    directory.flush(number(epoch), &mut images, options, &mut unwatched)
 }
 
 /// Reads all of an image.

@@ -6,8 +6,10 @@
 
 mod changes;
 mod choice;
+mod device;
 mod memory;
 mod oracle;
+mod signals;
 
 use sojourn_snapshot::track::{Kind, Tracker, open};
 use std::sync::{Mutex, MutexGuard};

@@ -1,7 +1,7 @@
 //! Memory of every kind, and an image of it that is made of what a tracker tells.
 
-use sojourn_snapshot::PAGE;
-use sojourn_snapshot::track::Tracker;
+use sojourn_snapshot::track::{Kind, Tracker};
+use sojourn_snapshot::{PAGE, Result};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -31,6 +31,12 @@ pub(crate) const ALL: [Made; 7] = [
 ];
 
 impl Made {
+    /// A back end says that it cannot track it, and tells all of it each time.
+    pub(crate) fn always_dirty(self, kind: Kind) -> bool {
+        let shared = matches!(self, Made::SharedAnonymous | Made::Memfd | Made::ExplicitShared);
+        self == Made::Explicit || (kind == Kind::SoftDirty && shared)
+    }
+
     /// Bytes of what is dropped or reported together.
     pub(crate) fn page(self) -> usize {
         if matches!(self, Made::Explicit | Made::ExplicitShared) { HUGE } else { PAGE }
@@ -97,8 +103,11 @@ impl Memory {
         if map(at, part.len(), flags | libc::MAP_FIXED, self.file.as_ref()).is_none() {
             return false;
         }
-        if self.made == Made::Transparent {
-            self.advise(part, libc::MADV_HUGEPAGE);
+        // Some machines make huge pages of all that is large enough.
+        match self.made {
+            Made::Transparent => _ = self.advise(part, libc::MADV_HUGEPAGE),
+            Made::Private => _ = self.advise(part, libc::MADV_NOHUGEPAGE),
+            _ => {}
         }
         true
     }
@@ -191,16 +200,28 @@ impl Image {
         Image { words: vec![0x5a5a_5a5a_dead_beef; memory.bytes / 8] }
     }
 
-    /// One collect; the pages that it told.
+    /// One collect while nobody writes; the pages that it told.
     pub(crate) fn update(&mut self, tracker: &mut dyn Tracker, memory: &Memory) -> Vec<usize> {
+        self.take(memory, |told| tracker.collect_at_rest(told))
+    }
+
+    /// One collect while others write.
+    pub(crate) fn update_meanwhile(&mut self, tracker: &mut dyn Tracker, memory: &Memory) {
+        self.take(memory, |told| tracker.collect(told));
+    }
+
+    fn take(
+        &mut self,
+        memory: &Memory,
+        collect: impl FnOnce(&mut dyn FnMut(Range<usize>)) -> Result<()>,
+    ) -> Vec<usize> {
         let mut told = Vec::new();
-        tracker
-            .collect(&mut |range| {
-                assert!(range.start % PAGE == 0 && range.end % PAGE == 0 && !range.is_empty());
-                let range = range.start.max(memory.addr)..range.end.min(memory.range().end);
-                told.extend(range.step_by(PAGE).map(|at| (at - memory.addr) / PAGE));
-            })
-            .unwrap();
+        collect(&mut |range| {
+            assert!(range.start % PAGE == 0 && range.end % PAGE == 0 && !range.is_empty());
+            let range = range.start.max(memory.addr)..range.end.min(memory.range().end);
+            told.extend(range.step_by(PAGE).map(|at| (at - memory.addr) / PAGE));
+        })
+        .unwrap();
         told.sort_unstable();
         told.dedup();
         for page in &told {

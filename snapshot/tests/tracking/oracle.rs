@@ -22,9 +22,9 @@ fn seed() -> u64 {
 }
 
 /// Memory of each kind that this machine has.
-fn memories() -> Vec<Memory> {
+fn memories(bytes: usize) -> Vec<Memory> {
     let made = |made| {
-        let memory = Memory::new(made, BYTES);
+        let memory = Memory::new(made, bytes);
         if memory.is_none() {
             println!("skipped: this machine has no {made:?} memory");
         }
@@ -51,7 +51,7 @@ fn every_byte_that_changed_was_told() {
     for kind in kinds() {
         let mut count = 0;
         let mut collects = 0;
-        for memory in memories() {
+        for memory in memories(BYTES) {
             let mut random = Random(seed);
             let mut tracker = tracker(kind);
             tracker.add(memory.range()).unwrap();
@@ -93,16 +93,24 @@ fn drop_some(memory: &Memory, random: &mut Random) {
     memory.dont_need(from * unit..upto * unit);
 }
 
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn writes_during_a_collect_are_told_then_or_next_time() {
     let _alone = alone();
     let seed = seed();
     for kind in kinds() {
-        for memory in memories() {
+        for memory in memories(2 * HUGE) {
             let mut tracker = tracker(kind);
             tracker.add(memory.range()).unwrap();
             let mut image = Image::new(&memory);
-            for round in 0..6 {
+            for round in 0..3 {
                 let stop = AtomicBool::new(false);
                 std::thread::scope(|scope| {
                     for share in 0..THREADS {
@@ -114,10 +122,11 @@ fn writes_during_a_collect_are_told_then_or_next_time() {
                             }
                         });
                     }
+                    // However this ends: the others are waited for.
+                    let _stop = Stop(&stop);
                     for _ in 0..8 {
-                        image.update(&mut *tracker, &memory);
+                        image.update_meanwhile(&mut *tracker, &memory);
                     }
-                    stop.store(true, Ordering::Relaxed);
                 });
                 image.update(&mut *tracker, &memory);
                 image.check(&memory, &format!("{kind} round {round} seed {seed}"));
@@ -130,8 +139,7 @@ fn writes_during_a_collect_are_told_then_or_next_time() {
 fn only_pages_that_were_written_are_told() {
     let _alone = alone();
     for kind in telling() {
-        // Private huge pages are always dirty: nothing tells one that was dropped.
-        for memory in memories().into_iter().filter(|it| it.made != Made::Explicit) {
+        for memory in memories(BYTES).into_iter().filter(|it| !it.made.always_dirty(kind)) {
             let mut tracker = tracker(kind);
             memory.write(0, memory.bytes, 1);
             tracker.add(memory.range()).unwrap();

@@ -42,6 +42,7 @@ pub(crate) fn measure(report: &mut Report) -> Result<(), Box<dyn std::error::Err
         }
     }
     records(report)?;
+    tracking(report)?;
     for length in [64, PAYLOAD] {
         inline(report, length)?;
     }
@@ -52,19 +53,38 @@ pub(crate) fn measure(report: &mut Report) -> Result<(), Box<dyn std::error::Err
 /// What records cost per WRITE: the long way, and a sixteenth of another request.
 fn records(report: &mut Report) -> Result<(), Box<dyn std::error::Error>> {
     let name = "cycles: WRITE 64 B, with records over without";
+    over_plain(report, name, Layer::Recording, Verb::Write)
+}
+
+/// What it costs to record what devices write: the long way, and a look at each request before its place in the
+/// window is used again.
+fn tracking(report: &mut Report) -> Result<(), Box<dyn std::error::Error>> {
+    for verb in Verb::ALL {
+        let name = format!("cycles: {} 64 B, with writes tracked over not", verb.name());
+        over_plain(report, &name, Layer::Tracking, verb)?;
+    }
+    Ok(())
+}
+
+fn over_plain(
+    report: &mut Report,
+    name: &str,
+    layer: Layer,
+    verb: Verb,
+) -> Result<(), Box<dyn std::error::Error>> {
     if !report.wants(name) {
         return Ok(());
     }
     let time = |stage: &mut Stage| {
         let start = cycles();
-        stage.run(Verb::Write, BATCH);
+        stage.run(verb, BATCH);
         Ok::<_, sojourn_fabric::Error>((cycles() - start) as f64 / BATCH as f64)
     };
     let (mut ours, mut reference) = (f64::INFINITY, f64::INFINITY);
     for _ in 0..STAGES {
-        let mut recording = Stage::new(Layer::Recording, Threads::One)?;
+        let mut long = Stage::new(layer, Threads::One)?;
         let mut plain = Stage::new(Layer::Virtual, Threads::One)?;
-        let best = best_in_turns(ROUNDS, || time(&mut recording), || time(&mut plain))?;
+        let best = best_in_turns(ROUNDS, || time(&mut long), || time(&mut plain))?;
         (ours, reference) = (ours.min(best.0), reference.min(best.1));
     }
     report.line(name, "cyc", ours, reference, Goal::None);

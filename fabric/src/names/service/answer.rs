@@ -178,6 +178,13 @@ impl Answers {
                 self.owner.committed(asker, *serial, covers);
                 Some(Record::Noted)
             }
+            Fetch::Written { report, part } => {
+                Some(Record::Written(self.owner.written(asker, *report, *part)))
+            }
+            Fetch::WrittenSaved { report } => {
+                self.owner.written_saved(asker, *report);
+                Some(Record::Noted)
+            }
             Fetch::Relocate { ticket, device } => {
                 Some(Record::Order(self.owner.relocate(*ticket, device)))
             }

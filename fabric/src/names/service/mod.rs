@@ -29,6 +29,7 @@ use super::message::{MAX_NOTE, MAX_NOTE_NAME};
 use super::poller::{Poller, Ready, Wake};
 use super::types::{
     Asker, Cover, Fetch, Grant, KeyRecord, Order, PhysicalEnd, ProcessId, QpnRecord, Record,
+    WrittenPart,
 };
 
 mod answer;
@@ -62,6 +63,10 @@ pub trait Owner: Send + Sync {
     fn moved(&self, asker: ProcessId, qpn: u32, end: &PhysicalEnd);
     /// `asker` has committed an epoch that has consumed this. It may be told again.
     fn committed(&self, asker: ProcessId, serial: u64, covers: &[Cover]);
+    /// What this process has written into the asker's memory, as of its report of that number; a part of it.
+    fn written(&self, asker: ProcessId, report: u64, part: u32) -> WrittenPart;
+    /// What was told for that report is safe.
+    fn written_saved(&self, asker: ProcessId, report: u64);
     /// All contexts are to go to that device. It is asked again, with the same ticket, how that goes.
     fn relocate(&self, ticket: u64, device: &str) -> Order;
 }

@@ -8,7 +8,8 @@ use crate::device::{
 };
 use crate::error::{Error, Result};
 use crate::names::ProcessId;
-use crate::virt::core::{Cut, Relocation, RetainedConnection, Suspension};
+use crate::virt::core::{Cut, Relocation, RetainedConnection, Suspension, Written};
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -85,7 +86,8 @@ impl Context {
     /// device writes into this process's memory for a connected queue pair of this context, and nothing
     /// that either side has handed is under way. The moment at which a snapshot is taken.
     ///
-    /// The program may post and poll meanwhile; what it posts waits, receives too, and goes out afterwards. All
+    /// The program may post and poll meanwhile; what it posts waits, receives too, and goes out afterwards; what peers post on their
+    /// ends of the connections does as well. All
     /// completions that had come are in the virtual completion queues. Memory may be registered, and other
     /// contexts go on. Queue pairs of this context can be destroyed, and not be changed (`EBUSY`).
     ///
@@ -117,6 +119,25 @@ impl Context {
     /// `EOPNOTSUPP` where this context is not one of virtual verbs.
     pub fn cut(&self) -> Result<Cut> {
         crate::virt::core::cut(&self.dev)
+    }
+
+    /// What devices have written into this process's memory since the last report that was committed
+    /// ([`Written::commit`]): receives that were consumed, results of READs and atomics, and what peers have
+    /// written, each of which is asked. To be called while the context is suspended ([`Self::suspend`]). It
+    /// tells more than was written (pages, whole receives), and never less.
+    ///
+    /// A report is of all contexts of the process that track ([`Policy::tracking`](crate::virt::Policy)): memory
+    /// into which others receive is not in it. What the CPU writes is not, either. Where a peer's record cannot be had (it is
+    /// dead, or silent until `deadline`, it does not track, it has been started anew), all that it could have
+    /// written is in the report, and [`Written::unknown`] names it.
+    ///
+    /// Datagrams that land during the hold are in the next report.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` where this context is not one of virtual verbs, or does not track; `EINVAL` where it is not
+    /// suspended.
+    pub fn written(&self, deadline: Instant) -> Result<Written> {
+        crate::virt::core::written(&self.dev, deadline)
     }
 
     /// What is kept of messages that were sent, connection by connection; those of destroyed queue pairs
@@ -173,7 +194,7 @@ impl Context {
 
     fn pd(&self, init: PdInit) -> Result<ProtectionDomain> {
         let pd = Arc::clone(&self.dev).alloc_pd(init)?;
-        Ok(ProtectionDomain { pd, context: self.clone() })
+        Ok(ProtectionDomain::over(pd, self.clone()))
     }
 
     /// Creates a completion queue of at least `cqe` entries, to be polled.
@@ -277,6 +298,10 @@ pub struct ProtectionDomain {
 }
 
 impl ProtectionDomain {
+    pub(super) fn over(pd: Arc<dyn DevicePd>, context: Context) -> Self {
+        ProtectionDomain { pd, context }
+    }
+
     /// The context that it belongs to.
     #[must_use]
     pub fn context(&self) -> &Context {
@@ -297,6 +322,26 @@ impl ProtectionDomain {
     /// `EINVAL` for a length of zero or flags that verbs refuse.
     pub fn register(&self, length: usize, access: u32) -> Result<MemoryRegion> {
         MemoryRegion::new(&self.pd, length, access)
+    }
+
+    /// Registers memory that is mapped already, and makes the region its owner.
+    ///
+    /// # Safety
+    /// The `length` bytes at `base`, which is at the start of a page, are a mapping that is nobody else's:
+    /// dropping the region unmaps it. Until then it is accessed with atomics alone.
+    ///
+    /// # Errors
+    /// As [`Self::register`]; the memory stays the caller's.
+    pub unsafe fn adopt(
+        &self,
+        base: NonNull<u8>,
+        length: usize,
+        access: u32,
+    ) -> Result<MemoryRegion> {
+        // SAFETY: the caller's promise.
+        let mr = unsafe { Arc::clone(&self.pd).reg_mr(base.as_ptr().cast(), length, access) }?;
+        // SAFETY: the caller's promise.
+        Ok(unsafe { MemoryRegion::over(mr, base, length) })
     }
 
     /// Creates a queue pair, in RESET.
@@ -336,7 +381,7 @@ impl ProtectionDomain {
     /// # Errors
     /// `EINVAL` for a port or a GID index that the device does not have.
     pub fn create_ah_raw(&self, attr: &abi::AhAttr) -> Result<AddressHandle> {
-        Ok(AddressHandle { ah: Arc::clone(&self.pd).create_ah(attr)? })
+        Ok(AddressHandle::over(Arc::clone(&self.pd).create_ah(attr)?))
     }
 
     /// Two queue pairs of this domain, connected to each other: what a program that talks to
@@ -363,6 +408,10 @@ pub struct AddressHandle {
 }
 
 impl AddressHandle {
+    pub(super) fn over(ah: Arc<dyn DeviceAh>) -> Self {
+        AddressHandle { ah }
+    }
+
     /// The device's object.
     #[must_use]
     pub fn device(&self) -> &Arc<dyn DeviceAh> {

@@ -65,6 +65,14 @@ impl MemoryRegion {
         Ok(MemoryRegion { mr, base, length })
     }
 
+    /// A region whose memory is mapped, and registered as `mr`, already.
+    ///
+    /// # Safety
+    /// As [`ProtectionDomain::adopt`](super::ProtectionDomain::adopt).
+    pub(super) unsafe fn over(mr: Arc<dyn DeviceMr>, base: NonNull<u8>, length: usize) -> Self {
+        MemoryRegion { mr, base, length }
+    }
+
     /// Length in bytes.
     #[must_use]
     #[allow(clippy::len_without_is_empty, reason = "a region is never empty")]

@@ -6,6 +6,7 @@ mod memory;
 mod queue;
 mod queue_pair;
 mod request;
+mod restored;
 
 pub use context::{AddressHandle, Context, ProtectionDomain};
 pub use endpoint::{ConnectOptions, Endpoint};
@@ -13,3 +14,4 @@ pub use memory::{MemoryRegion, Remote};
 pub use queue::{CompletionChannel, CompletionQueue, SharedReceiveQueue};
 pub use queue_pair::{QpOptions, QueuePair};
 pub use request::{Data, Datagram, Op, SendRequest};
+pub use restored::Restored;

@@ -3,6 +3,7 @@
 //! The physical handle is made when the first datagram is about to go, because only then the
 //! peer's queue pair number says over which of its ports it is reached.
 
+use super::image::AddressHandleImage;
 use super::local::{read, write};
 use super::pd::PdCore;
 use super::peer::{NOWHERE, Peer};
@@ -80,6 +81,15 @@ impl AhPd {
 
 impl AhCore {
     pub(super) fn new(pd: &Arc<PdCore>, attr: &abi::AhAttr) -> Result<Arc<Self>> {
+        Self::numbered(pd, attr, None)
+    }
+
+    /// The same, under that number, where there is one.
+    pub(super) fn numbered(
+        pd: &Arc<PdCore>,
+        attr: &abi::AhAttr,
+        number: Option<u32>,
+    ) -> Result<Arc<Self>> {
         let local = pd.context.local();
         let on = AhPd::of(pd, &pd.context.underlay())?;
         let ports = on.underlay.device.query_device()?.phys_port_cnt;
@@ -105,7 +115,7 @@ impl AhCore {
             }
         };
         let header = abi::Ah { context: ptr::null_mut(), pd: ptr::null_mut(), handle: 0 };
-        local.ahs.try_add(|number| {
+        local.ahs.try_add_as(number, |number| {
             Ok(AhCore {
                 header,
                 number,
@@ -147,6 +157,16 @@ impl AhCore {
                 None
             }
         }
+    }
+
+    /// Writes it down. `pd` is where its domain is in the image.
+    pub(super) fn image(&self, pd: u32) -> AddressHandleImage {
+        AddressHandleImage { number: self.number, pd, to: (&self.attr).into() }
+    }
+
+    /// The domain that it was made in.
+    pub(super) fn pd(&self) -> &Arc<PdCore> {
+        &self.pd
     }
 
     /// Has no handle on that device any more.

@@ -86,13 +86,28 @@ impl ChannelCore {
             at.map(|at| on.remove(at).1)
         };
         let Some(gone) = gone else { return };
-        while let Ok(Some(number)) = gone.get_event() {
+        self.take_events(&*gone);
+        // Fails where it was never added.
+        let _ = self.epoll.delete(gone.fd());
+    }
+
+    fn take_events(&self, physical: &dyn DeviceChannel) {
+        while let Ok(Some(number)) = physical.get_event() {
             if let Some(user) = self.user_of(number) {
                 self.announce(user);
             }
         }
-        // Fails where it was never added.
-        let _ = self.epoll.delete(gone.fd());
+    }
+
+    /// Events that nobody has taken are ours from here on.
+    pub(super) fn take_all_events(&self) {
+        let on = read(&self.on).clone();
+        on.iter().for_each(|(_, physical)| self.take_events(&**physical));
+    }
+
+    /// The events that are ours, in order: the `user` values of their CQs.
+    pub(super) fn ready(&self) -> Vec<u64> {
+        lock_mutex(&self.ready).iter().copied().collect()
     }
 
     /// The physical one on a device.

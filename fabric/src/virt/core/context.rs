@@ -3,6 +3,7 @@
 use super::ah::AhCore;
 use super::channel::{ChannelCore, VirtualChannel, readable_with};
 use super::cq::{CqCore, VirtualCq};
+use super::kept::KeptEvents;
 use super::local::{Herd, Local, read, write};
 use super::lock_mutex;
 use super::mr::VirtualMr;
@@ -46,6 +47,8 @@ pub(super) struct VirtualContext {
     pub(super) gone: Gone,
     /// The last moves.
     moves: Mutex<VecDeque<Relocation>>,
+    /// Asynchronous events that no device holds any more, and the program has not taken.
+    kept: KeptEvents,
     me: Weak<VirtualContext>,
     /// It and its peers stand still.
     held: AtomicBool,
@@ -69,7 +72,7 @@ impl VirtualContext {
         local: &Arc<Local>,
         device: Arc<dyn DeviceContext>,
         policy: Policy,
-    ) -> Result<Arc<dyn DeviceContext>> {
+    ) -> Result<Arc<Self>> {
         let what = format!("opening virtual verbs over {}", device.name());
         let events = readable_with(&[device.async_fd()], &what)?;
         let source = policy.evidence.of(&device, MayTry::Yes);
@@ -82,6 +85,7 @@ impl VirtualContext {
             stores: Mutex::default(),
             gone: Gone::default(),
             moves: Mutex::default(),
+            kept: KeptEvents::default(),
             me: me.clone(),
             held: AtomicBool::new(false),
             settled: RwLock::default(),
@@ -95,6 +99,9 @@ impl VirtualContext {
             ahs: Herd::default(),
             lookout: Lookout::default(),
         });
+        if context.tracks() {
+            local.writes.begin();
+        }
         local.contexts.add(&context);
         Ok(context)
     }
@@ -121,6 +128,11 @@ impl VirtualContext {
     /// What is kept of messages.
     pub(super) fn retention(&self) -> &Retention {
         &self.policy.retention
+    }
+
+    /// Whether what devices write is recorded.
+    pub(super) fn tracks(&self) -> bool {
+        self.policy.tracking
     }
 
     /// Remembers a log of messages.
@@ -238,8 +250,56 @@ impl VirtualContext {
         }
     }
 
+    /// A CQ whose events go to `channel`. While nothing moves.
+    pub(super) fn add_cq(
+        &self,
+        init: &CqInit,
+        channel: Option<Arc<ChannelCore>>,
+    ) -> Result<Arc<CqCore>> {
+        let of_event = channel.clone();
+        let cq = self
+            .local
+            .cqs
+            .try_add(|number| CqCore::new(&self.local, &self.underlays(), number, init, channel))?;
+        self.cqs.add(&cq);
+        if let Some(channel) = of_event {
+            channel.add(&cq);
+        }
+        Ok(cq)
+    }
+
     fn device(&self) -> Arc<dyn DeviceContext> {
         Arc::clone(&self.underlay().device)
+    }
+
+    /// All events that the program has not taken, oldest first. They are ours from here on.
+    ///
+    /// # Errors
+    /// Where a device is gone, or no file descriptor is left to tell the program of them.
+    pub(super) fn keep_events(&self) -> Result<Vec<AsyncEvent>> {
+        while let Some(event) = self.event_of_devices()? {
+            self.kept.push(&self.events, event)?;
+        }
+        Ok(self.kept.all())
+    }
+
+    /// The program gets that event, too.
+    ///
+    /// # Errors
+    /// Where no file descriptor is left to tell the program of it.
+    pub(super) fn raise(&self, event: AsyncEvent) -> Result<()> {
+        self.kept.push(&self.events, event)
+    }
+
+    fn event_of_devices(&self) -> Result<Option<AsyncEvent>> {
+        for underlay in &self.underlays() {
+            while let Some(event) = underlay.device.get_async_event()? {
+                if let Some(event) = self.translate(underlay, event) {
+                    return Ok(Some(event));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// What an event is about, virtually; `None` where it is none of the program's business.
@@ -358,15 +418,7 @@ impl DeviceContext for VirtualContext {
             None => None,
         };
         let _settled = self.settled();
-        let of_event = channel.clone();
-        let cq = self.local.cqs.try_add(|number| {
-            CqCore::new(&self.local, &self.underlays(), number, &init, channel)
-        })?;
-        self.cqs.add(&cq);
-        if let Some(channel) = of_event {
-            channel.add(&cq);
-        }
-        Ok(Arc::new(VirtualCq::new(cq)))
+        Ok(Arc::new(VirtualCq::new(self.add_cq(&init, channel)?)))
     }
 
     fn async_fd(&self) -> BorrowedFd<'_> {
@@ -374,13 +426,9 @@ impl DeviceContext for VirtualContext {
     }
 
     fn get_async_event(&self) -> Result<Option<AsyncEvent>> {
-        for underlay in &self.underlays() {
-            while let Some(event) = underlay.device.get_async_event()? {
-                if let Some(event) = self.translate(underlay, event) {
-                    return Ok(Some(event));
-                }
-            }
+        if let Some(event) = self.kept.take() {
+            return Ok(Some(event));
         }
-        Ok(None)
+        self.event_of_devices()
     }
 }

@@ -8,6 +8,8 @@
 //! A physical CQ holds a full flush of all its queue pairs, or else completions could be lost; the
 //! program's own size bounds nothing physical.
 
+mod written;
+
 use super::channel::ChannelCore;
 use super::direct::Direct;
 use super::local::{Local, QpTable};
@@ -495,6 +497,10 @@ impl CqCore {
         // A path that ends has not consumed it: it is posted again.
         if qp.is_some_and(|qp| qp.withholds(harvest.underlay.id, wc)) {
             return false;
+        }
+        if srq.tracked {
+            let elements = (0..entry.elements).map(|i| srq.window.element(slot, i.into()));
+            self.local.writes.mark_elements(&self.local, elements);
         }
         // Given back in any case: a queue pair that is gone has consumed it, too.
         srq.window.retire(slot);

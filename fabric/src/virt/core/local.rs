@@ -6,7 +6,8 @@
 use super::ah::AhCore;
 use super::context::VirtualContext;
 use super::cq::CqCore;
-use super::deal::Dealer;
+use super::deal::{Dealer, FIRST_KEY, FIRST_QPN};
+use super::image::{Image, NamesImage};
 use super::lock_mutex;
 use super::peer::Peer;
 use super::policy::Source;
@@ -18,23 +19,19 @@ use super::reverse::ReverseTable;
 use super::srq::SrqCore;
 use super::tables::{MAX_KEYS, MAX_QPS, qpn_index};
 use super::underlay::Underlay;
+use super::written::Writes;
 use crate::device::DeviceContext;
 use crate::error::{Error, Result};
 use crate::names::{
     Asker, Cover, DeviceId, Gid, Grant, Incarnation, KeyRecord, MAX_LID, Order, PhysicalEnd,
-    ProcessId, QpnRecord,
+    ProcessId, QpnRecord, WrittenPart,
 };
 use sojourn_logging::remap::{Answer, GroupId, Request};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak};
-
-/// Queue pair numbers 0 and 1 are the fabric's own (SMI and GSI).
-const FIRST_QPN: u32 = 2;
-/// The key 0 is nobody's.
-const FIRST_KEY: u32 = 1;
 
 /// A region as this process knows it.
 #[derive(Clone)]
@@ -47,6 +44,8 @@ pub(super) struct Region {
     pub(super) start: u64,
     /// In bytes.
     pub(super) length: u64,
+    /// [`access`](crate::abi::access).
+    pub(super) flags: u32,
     /// Physical rkey on each device.
     pub(super) rkeys: Vec<(DeviceId, u32)>,
 }
@@ -133,6 +132,11 @@ impl QpTable {
         self.slots[qpn_index(qp.qpn)].store(raw, Ordering::Release);
     }
 
+    /// A queue pair is there, or has not been given up by its CQs.
+    fn is_taken(&self, qpn: u32) -> bool {
+        !self.slots[qpn_index(qpn)].load(Ordering::Acquire).is_null()
+    }
+
     pub(super) fn clear(&self, qpn: u32) {
         self.slots[qpn_index(qpn)].store(ptr::null_mut(), Ordering::Release);
     }
@@ -167,6 +171,8 @@ pub(super) struct Local {
     pub(super) rescue: Rescue,
     /// Epochs, of peers and of our own.
     pub(super) committed: Committed,
+    /// What devices have written, here and by us elsewhere.
+    pub(super) writes: Writes,
 }
 
 impl Local {
@@ -192,6 +198,7 @@ impl Local {
             orders: Orders::default(),
             rescue: Rescue::default(),
             committed: Committed::default(),
+            writes: Writes::default(),
         })
     }
 
@@ -261,6 +268,50 @@ impl Local {
 
     pub(super) fn return_qpn(&self, qpn: u32) {
         lock_mutex(&self.qpns).take_back(qpn_index(qpn) as u32);
+    }
+
+    /// How far it has come with dealing names.
+    pub(super) fn names(&self) -> NamesImage {
+        NamesImage {
+            qpns: lock_mutex(&self.qpns).dealt(),
+            keys: lock_mutex(&self.keys).dealt(),
+            devices: self.next_device.load(Ordering::Relaxed),
+            last_ah: self.ahs.last(),
+        }
+    }
+
+    /// The names of that image are dealt from here on, whoever makes their objects; and none that the
+    /// process had dealt by then is dealt to others.
+    ///
+    /// # Errors
+    /// `EEXIST` where one is in use: nothing has changed then.
+    pub(super) fn take_over(&self, image: &Image) -> Result<()> {
+        let in_use = |what: &str, name: u32| {
+            Err(Error::new(
+                libc::EEXIST,
+                format!(
+                    "{what} {name:#x} is in use in this process: what was captured there must be gone \
+                     before it is restored"
+                ),
+            ))
+        };
+        let keys: HashSet<u32> = self.regions().keys().map(|key| key >> 8).collect();
+        if let Some(region) = image.regions.iter().find(|it| keys.contains(&(it.key >> 8))) {
+            return in_use("the key", region.key);
+        }
+        if let Some(qp) = image.qps.iter().find(|it| self.qps.is_taken(it.qpn)) {
+            return in_use("the queue pair number", qp.qpn);
+        }
+        if let Some(ah) = image.ahs.iter().find(|it| self.ahs.get(it.number).is_some()) {
+            return in_use("the address handle", ah.number);
+        }
+        let live = image.qps.iter().map(|it| qpn_index(it.qpn) as u32).collect();
+        lock_mutex(&self.qpns).resume(&image.names.qpns, &live);
+        let live = image.regions.iter().map(|it| it.key >> 8).collect();
+        lock_mutex(&self.keys).resume(&image.names.keys, &live);
+        self.next_device.fetch_max(image.names.devices, Ordering::Relaxed);
+        self.ahs.go_on_from(image.names.last_ah);
+        Ok(())
     }
 
     /// Makes a queue pair known by its number.
@@ -354,7 +405,8 @@ impl crate::names::Owner for Local {
             qp.is_known_to(asker.process);
         }
         let (end, qp_type) = self.own_qpn(qpn)?;
-        Some(QpnRecord { end, qp_type: qp_type as u8, incarnation: Incarnation(1) })
+        let life = self.grant().incarnation;
+        Some(QpnRecord { end, qp_type: qp_type as u8, incarnation: Incarnation(1), life })
     }
 
     fn key(&self, _asker: ProcessId, key: u32) -> Option<KeyRecord> {
@@ -380,6 +432,17 @@ impl crate::names::Owner for Local {
         self.hear_committed(asker, serial, covers);
     }
 
+    fn written(&self, asker: ProcessId, report: u64, part: u32) -> WrittenPart {
+        match self.me.upgrade() {
+            Some(me) => self.writes.tell(&me, asker, report, part),
+            None => WrittenPart::nothing(self.grant().incarnation),
+        }
+    }
+
+    fn written_saved(&self, asker: ProcessId, report: u64) {
+        self.writes.let_go(asker, report);
+    }
+
     fn relocate(&self, ticket: u64, device: &str) -> Order {
         match self.me.upgrade() {
             Some(me) => self.orders.answer(&me, ticket, device),
@@ -403,18 +466,29 @@ impl<T> Default for Registry<T> {
 impl<T> Registry<T> {
     /// Makes a thing that knows its own number (24 bits, none in use twice).
     pub(super) fn try_add(&self, make: impl FnOnce(u32) -> Result<T>) -> Result<Arc<T>> {
+        self.try_add_as(None, make)
+    }
+
+    /// The same, of that number where there is one, which is not in use.
+    pub(super) fn try_add_as(
+        &self,
+        number: Option<u32>,
+        make: impl FnOnce(u32) -> Result<T>,
+    ) -> Result<Arc<T>> {
         let number = {
             let mut next = lock_mutex(&self.next);
             let mut things = write(&self.things);
-            loop {
-                *next = (*next + 1) & crate::abi::MASK_24;
-                if *next != 0 && !things.contains_key(&*next) {
-                    break;
+            let number = number.unwrap_or_else(|| {
+                loop {
+                    *next = (*next + 1) & crate::abi::MASK_24;
+                    if *next != 0 && !things.contains_key(&*next) {
+                        break *next;
+                    }
                 }
-            }
+            });
             // Taken, so that nobody else gets it while the thing is being made.
-            things.insert(*next, Weak::new());
-            *next
+            things.insert(number, Weak::new());
+            number
         };
         match make(number) {
             Ok(thing) => {
@@ -427,6 +501,17 @@ impl<T> Registry<T> {
                 Err(error)
             }
         }
+    }
+
+    /// The last number that was dealt.
+    fn last(&self) -> u32 {
+        *lock_mutex(&self.next)
+    }
+
+    /// Numbers up to that one have been dealt.
+    fn go_on_from(&self, last: u32) {
+        let mut next = lock_mutex(&self.next);
+        *next = (*next).max(last) & crate::abi::MASK_24;
     }
 
     pub(super) fn get(&self, number: u32) -> Option<Arc<T>> {

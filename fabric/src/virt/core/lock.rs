@@ -194,6 +194,11 @@ impl<T> Side<T> {
         open.then_some(guard)
     }
 
+    /// It has one user, who leaves out the lock.
+    pub(super) fn is_single_threaded(&self) -> bool {
+        self.gate.load(Ordering::Relaxed) & gate::LOCKED == 0
+    }
+
     /// What is in the way.
     #[inline]
     pub(super) fn gate(&self) -> u32 {

@@ -16,6 +16,9 @@
 //! | `policy` | what a context is told when it is opened |
 //! | `remap` | going over to another device, and following a peer that does |
 //! | `retain` | what is kept of messages until the receiver has a committed epoch |
+//! | `capture`, `image` | a context written down, and made anew from that |
+//! | `kept` | asynchronous events that no device holds any more |
+//! | `written` | what devices have written into this process's memory |
 //! | `arrived`, `grh`, `reverse` | who sent a datagram |
 //! | `tables`, `translation`, `deal` | name tables, measuring them, dealing names |
 //! | `lock`, `direct` | locks of the data path; device objects at hand |
@@ -34,12 +37,15 @@
 
 mod ah;
 mod arrived;
+mod capture;
 mod channel;
 mod context;
 mod cq;
 mod deal;
 mod direct;
 mod grh;
+mod image;
+mod kept;
 mod local;
 mod lock;
 mod mr;
@@ -60,7 +66,9 @@ mod testing;
 mod tests;
 mod translation;
 mod underlay;
+mod written;
 
+pub use capture::{CapturedRegion, RestoredCore, captured_regions};
 pub use policy::{Evidence, Outstanding, Policy};
 pub use remap::{Cause, Failover, Phase, Relocation, Suspension};
 pub use resolve::{Answer, Resolver};
@@ -69,6 +77,7 @@ pub use retain::{
 };
 #[doc(hidden)]
 pub use translation::Translation;
+pub use written::Written;
 
 use crate::device::DeviceContext;
 use crate::error::{Error, Result};
@@ -128,7 +137,26 @@ impl Core {
         device: Arc<dyn DeviceContext>,
         policy: Policy,
     ) -> Result<Arc<dyn DeviceContext>> {
-        context::VirtualContext::open(&self.local, device, policy)
+        let context = context::VirtualContext::open(&self.local, device, policy)?;
+        Ok(context)
+    }
+
+    /// Makes a captured context anew over an opened device: see
+    /// [`Process::restore`](super::Process::restore).
+    ///
+    /// # Safety
+    /// As that says.
+    ///
+    /// # Errors
+    /// As that says.
+    pub unsafe fn restore_over(
+        &self,
+        device: Arc<dyn DeviceContext>,
+        policy: Policy,
+        bytes: &[u8],
+    ) -> Result<RestoredCore> {
+        // SAFETY: the caller's promise.
+        unsafe { capture::restore(&self.local, device, policy, bytes) }
     }
 }
 
@@ -163,6 +191,14 @@ pub fn relocations(context: &Arc<dyn DeviceContext>) -> Result<Vec<Relocation>> 
     Ok(virtual_context(context)?.moves())
 }
 
+/// What devices have written into this process's memory: see [`Context::written`](super::Context::written).
+///
+/// # Errors
+/// `EOPNOTSUPP` where `context` is not one of virtual verbs; and as that says.
+pub fn written(context: &Arc<dyn DeviceContext>, deadline: Instant) -> Result<Written> {
+    written::report(&virtual_context(context)?, deadline)
+}
+
 /// What every queue pair of a virtual context has consumed so far: see [`Context::cut`](super::Context::cut).
 ///
 /// # Errors
@@ -184,7 +220,9 @@ pub fn retained(context: &Arc<dyn DeviceContext>) -> Result<Vec<RetainedConnecti
 /// # Errors
 /// `EOPNOTSUPP` where `context` is not one of virtual verbs.
 pub fn forget_peer(context: &Arc<dyn DeviceContext>, peer: ProcessId) -> Result<()> {
-    virtual_context(context)?.stores().iter().for_each(|store| store.forget_peer(peer.0));
+    let context = virtual_context(context)?;
+    context.stores().iter().for_each(|store| store.forget_peer(peer.0));
+    context.local().writes.forget_peer(peer);
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! Virtual memory regions: one key for local and remote use, that stands for a registration on each
 //! device in use.
 
+use super::image::RegionImage;
 use super::local::Region;
 use super::lock_mutex;
 use super::pd::PdCore;
@@ -39,17 +40,41 @@ impl VirtualMr {
         length: usize,
         flags: u32,
     ) -> Result<Self> {
+        // Before a name is dealt.
+        Self::check(flags)?;
+        let key = pd.context.local().deal_key()?;
+        // SAFETY: the caller's promise.
+        unsafe { Self::register_as(pd, key, addr, length, flags) }
+    }
+
+    fn check(flags: u32) -> Result<()> {
         if flags & access::MW_BIND != 0 {
             return Err(Error::unsupported(
                 "a region with the access flag MW_BIND: virtual verbs have no memory windows",
             ));
         }
+        Ok(())
+    }
+
+    /// The same under a key that was dealt.
+    ///
+    /// # Safety
+    /// As [`DevicePd::reg_mr`](crate::device::DevicePd::reg_mr).
+    pub(super) unsafe fn register_as(
+        pd: &Arc<PdCore>,
+        key: u32,
+        addr: *mut c_void,
+        length: usize,
+        flags: u32,
+    ) -> Result<Self> {
         let local = pd.context.local();
-        let key = local.deal_key()?;
         let start = if flags & access::ZERO_BASED != 0 { 0 } else { addr as u64 };
         let owner = PdCore::identity(pd);
-        let region =
-            Region { owner, base: addr as usize, start, length: length as u64, rkeys: Vec::new() };
+        if flags & access::ZERO_BASED != 0 {
+            local.writes.has_zero_based();
+        }
+        let (base, length_64, rkeys) = (addr as usize, length as u64, Vec::new());
+        let region = Region { owner, base, start, length: length_64, flags, rkeys };
         local.add_region(key, region);
         let on = Mutex::default();
         // Dropped, and so deregistered, where a device does not want it.
@@ -62,6 +87,18 @@ impl VirtualMr {
             }
         }
         Ok(mr)
+    }
+
+    /// Writes it down. `pd` is where its domain is in the image. `None` where it has been deregistered.
+    pub(super) fn image(&self, pd: u32) -> Option<RegionImage> {
+        let (addr, length) = (self.addr as u64, self.length as u64);
+        let region = RegionImage { key: self.key, pd, addr, length, access: self.flags };
+        (!lock_mutex(&self.on).is_empty()).then_some(region)
+    }
+
+    /// The domain that it is in.
+    pub(super) fn pd(&self) -> &Arc<PdCore> {
+        &self.pd
     }
 
     /// Its access flags.
@@ -122,6 +159,10 @@ impl VirtualMr {
 
     fn forget(&self) -> Result<()> {
         let local = self.pd.context.local();
+        let region = local.regions().get(&self.key).cloned();
+        if let Some(region) = &region {
+            local.writes.region_ends(self.key, region);
+        }
         // First nobody finds it any more, by any name; then the memory is let go.
         local.remove_region(self.key);
         let mut on = lock_mutex(&self.on);
@@ -130,6 +171,7 @@ impl VirtualMr {
             last.mr.dereg()?;
             on.pop();
         }
+        local.writes.region_has_ended(self.key);
         local.return_key(self.key);
         Ok(())
     }

@@ -3,6 +3,7 @@
 use super::ah::{AhCore, VirtualAh};
 use super::context::VirtualContext;
 use super::cq::{CqCore, VirtualCq, sends};
+use super::image::PdImage;
 use super::local::{read, write};
 use super::lock_mutex;
 use super::mr::VirtualMr;
@@ -42,6 +43,11 @@ impl PdCore {
             pd.extend(&underlay)?;
         }
         Ok(Arc::new(pd))
+    }
+
+    /// Writes it down.
+    pub(super) fn image(&self) -> PdImage {
+        PdImage { single_threaded: self.single_threaded }
     }
 
     /// What tells it apart from others as long as it is there.
@@ -175,6 +181,80 @@ impl Drop for Room {
     }
 }
 
+/// A queue pair that is wanted.
+pub(super) struct QpWanted {
+    pub(super) qp_type: u32,
+    pub(super) cap: QpCap,
+    pub(super) sig_all: bool,
+    pub(super) send_cq: Arc<CqCore>,
+    pub(super) recv_cq: Arc<CqCore>,
+    pub(super) srq: Option<Arc<SrqCore>>,
+    /// Its number, where that was dealt already.
+    pub(super) qpn: Option<u32>,
+}
+
+impl VirtualPd {
+    /// A queue pair in RESET. While nothing of the context moves.
+    pub(super) fn make_qp(&self, wanted: QpWanted) -> Result<VirtualQp> {
+        let context = &self.0.context;
+        let QpWanted { qp_type, mut cap, sig_all, send_cq, recv_cq, srq, qpn } = wanted;
+        if srq.is_some() {
+            (cap.max_recv_wr, cap.max_recv_sge) = (0, 0);
+        }
+        let ring = if qp_type == qp_type::RC { self.ring()? } else { None };
+        let underlay = context.underlay();
+        let physical_cap = physical_cap(&underlay, qp_type, &cap, srq.is_some())?;
+        let room = Room::reserve([
+            (Arc::clone(&send_cq), sends(qp_type, &cap), None),
+            (Arc::clone(&recv_cq), u64::from(cap.max_recv_wr), srq.clone()),
+        ])?;
+        let attachment = Attachment::create(
+            &self.0,
+            &underlay,
+            &PhysicalParts {
+                qp_type,
+                cap: physical_cap,
+                send_cq: &send_cq,
+                recv_cq: &recv_cq,
+                srq: srq.as_ref().map(|srq| srq.physical()),
+            },
+        )?;
+        let parts = QpParts {
+            pd: Arc::clone(&self.0),
+            attachment,
+            qp_type,
+            cap,
+            sig_all,
+            single_threaded: self.0.single_threaded,
+            send_cq,
+            recv_cq,
+            srq,
+            ring,
+        };
+        let qp = match qpn {
+            Some(qpn) => VirtualQp::named(&parts, qpn),
+            None => VirtualQp::new(&parts),
+        }?;
+        context.qps.add(qp.core());
+        context.lookout.begin(context);
+        // From here on the queue pair sees to it.
+        room.keep();
+        Ok(qp)
+    }
+}
+
+impl VirtualPd {
+    /// A shared receive queue without receives. While nothing of the context moves.
+    pub(super) fn make_srq(&self, init: &SrqInit) -> Result<Arc<SrqCore>> {
+        let context = &self.0.context;
+        let srqs = &context.local().srqs;
+        let new = |number| SrqCore::new(&self.0, number, init, self.0.single_threaded);
+        let srq = srqs.try_add(new)?;
+        context.srqs.add(&srq);
+        Ok(srq)
+    }
+}
+
 impl DevicePd for VirtualPd {
     unsafe fn reg_mr(
         self: Arc<Self>,
@@ -197,9 +277,7 @@ impl DevicePd for VirtualPd {
                 init.qp_type
             )));
         }
-        let context = &self.0.context;
-        let _settled = context.settled();
-        let (send_cq, recv_cq) = (own_cq(&init.send_cq)?, own_cq(&init.recv_cq)?);
+        let _settled = self.0.context.settled();
         let srq = match &init.srq {
             Some(srq) => {
                 let srq: Arc<dyn Any + Send + Sync> = Arc::clone(srq) as _;
@@ -207,56 +285,20 @@ impl DevicePd for VirtualPd {
             }
             None => None,
         };
-        let mut cap = init.cap;
-        if srq.is_some() {
-            (cap.max_recv_wr, cap.max_recv_sge) = (0, 0);
-        }
-        let ring = if init.qp_type == qp_type::RC { self.ring()? } else { None };
-        let underlay = context.underlay();
-        let physical_cap = physical_cap(&underlay, init.qp_type, &cap, srq.is_some())?;
-        let room = Room::reserve([
-            (Arc::clone(&send_cq), sends(init.qp_type, &cap), None),
-            (Arc::clone(&recv_cq), u64::from(cap.max_recv_wr), srq.clone()),
-        ])?;
-        let attachment = Attachment::create(
-            &self.0,
-            &underlay,
-            &PhysicalParts {
-                qp_type: init.qp_type,
-                cap: physical_cap,
-                send_cq: &send_cq,
-                recv_cq: &recv_cq,
-                srq: srq.as_ref().map(|srq| srq.physical()),
-            },
-        )?;
-        let qp = VirtualQp::new(&QpParts {
-            pd: Arc::clone(&self.0),
-            attachment,
+        Ok(Arc::new(self.make_qp(QpWanted {
             qp_type: init.qp_type,
-            cap,
+            cap: init.cap,
             sig_all: init.sq_sig_all,
-            single_threaded: self.0.single_threaded,
-            send_cq,
-            recv_cq,
+            send_cq: own_cq(&init.send_cq)?,
+            recv_cq: own_cq(&init.recv_cq)?,
             srq,
-            ring,
-        })?;
-        context.qps.add(qp.core());
-        context.lookout.begin(context);
-        // From here on the queue pair sees to it.
-        room.keep();
-        Ok(Arc::new(qp))
+            qpn: None,
+        })?))
     }
 
     fn create_srq(self: Arc<Self>, init: SrqInit) -> Result<Arc<dyn DeviceSrq>> {
-        let context = &self.0.context;
-        let _settled = context.settled();
-        let local = context.local();
-        let srq = local
-            .srqs
-            .try_add(|number| SrqCore::new(&self.0, number, &init, self.0.single_threaded))?;
-        context.srqs.add(&srq);
-        Ok(Arc::new(VirtualSrq(srq)))
+        let _settled = self.0.context.settled();
+        Ok(Arc::new(VirtualSrq(self.make_srq(&init)?)))
     }
 
     fn create_ah(self: Arc<Self>, attr: &abi::AhAttr) -> Result<Arc<dyn DeviceAh>> {

@@ -183,6 +183,20 @@ pub struct Policy {
     pub outstanding: Outstanding,
     /// What is kept of messages that are sent.
     pub retention: Retention,
+    /// Whether it is recorded what devices write, here and by this process at its peers: for snapshots, see
+    /// [`Context::written`](crate::virt::Context::written). Its queue pairs go a longer way then.
+    pub tracking: bool,
+}
+
+/// The environment variable that says [`Policy::tracking`]: `1`, or `0` (where it is not set, too).
+pub(super) const TRACKING_VARIABLE: &str = "SOJOURN_TRACK_WRITES";
+
+fn tracking(text: &str) -> Result<bool> {
+    match text {
+        "" | "0" => Ok(false),
+        "1" => Ok(true),
+        other => Err(Error::invalid(format!("{TRACKING_VARIABLE} is {other:?}: want 0 or 1"))),
+    }
 }
 
 impl Policy {
@@ -200,7 +214,8 @@ impl Policy {
             Err(_) => Outstanding::default(),
         };
         let (failover, retention) = (Failover::from_env()?, Retention::from_env()?);
-        Ok(Policy { failover, evidence, outstanding, retention })
+        let tracking = tracking(&std::env::var(TRACKING_VARIABLE).unwrap_or_default())?;
+        Ok(Policy { failover, evidence, outstanding, retention, tracking })
     }
 }
 
@@ -247,6 +262,13 @@ mod tests {
             (shares(0), shares(1), shares(4), shares(5000)),
             ((400, 4), (400, 4), (250, 2), (1, 1))
         );
+    }
+
+    #[test]
+    fn tracking_is_on_or_off() {
+        assert_eq!(["", "0", "1"].map(|text| tracking(text).unwrap()), [false, false, true]);
+        let error = tracking("yes").unwrap_err().to_string();
+        assert!(error.contains(TRACKING_VARIABLE) && error.contains("yes"), "{error}");
     }
 
     #[test]

@@ -137,6 +137,11 @@ impl Word {
         Some(RecordWord { addr: self.word().as_ptr() as u64, rkey: mr.rkey() })
     }
 
+    /// Where it is in our memory.
+    pub(super) fn address(&self) -> u64 {
+        self.word().as_ptr() as u64
+    }
+
     /// A connection begins.
     pub(super) fn clear(&self) {
         self.word().store(0, Ordering::Release);

@@ -1,5 +1,6 @@
 //! Virtual shared receive queues.
 
+use super::image::{ReceiveImage, SrqImage};
 use super::lock::Side;
 use super::pd::PdCore;
 use super::qp::RecvLowering;
@@ -32,6 +33,8 @@ pub(super) struct SrqCore {
     max_sge: u32,
     side: Side<SrqSide>,
     single_threaded: bool,
+    /// What is received here is recorded.
+    pub(super) tracked: bool,
 }
 
 /// What a poster needs, behind the lock.
@@ -59,6 +62,7 @@ impl SrqCore {
             max_sge: u32::from(max_sge),
             side: Side::new(SrqSide { lowering, physical }, single_threaded),
             single_threaded,
+            tracked: pd.context.tracks(),
         })
     }
 
@@ -67,6 +71,60 @@ impl SrqCore {
         // Whoever is the only one to post may be posting now.
         let side = if self.single_threaded { self.side.visit() } else { self.side.enter() };
         Arc::clone(&side.physical)
+    }
+
+    /// It has no receive.
+    pub(super) fn is_empty(&self) -> bool {
+        (0..self.window.depth()).all(|slot| self.window.order(slot).is_none())
+    }
+
+    /// Its receives, by the slots that they are in, in the order in which they were posted.
+    fn in_order(&self) -> Vec<u32> {
+        let mut receives: Vec<(u64, u32)> = (0..self.window.depth())
+            .filter_map(|slot| Some((self.window.order(slot)?, slot)))
+            .collect();
+        receives.sort_unstable();
+        receives.into_iter().map(|(_, slot)| slot).collect()
+    }
+
+    /// Writes it down. `pd` is where its domain is in the image.
+    pub(super) fn image(&self, pd: u32) -> SrqImage {
+        let limit = self.physical().query().map_or(0, |attr| attr.srq_limit);
+        let receive = |slot: u32| {
+            let entry = self.window.entry(slot)?;
+            let elements = (0..entry.elements).map(|i| self.window.element(slot, i.into()).into());
+            Some(ReceiveImage { wr_id: entry.wr_id, elements: elements.collect() })
+        };
+        SrqImage {
+            pd,
+            user: self.user,
+            max_wr: self.window.depth(),
+            max_sge: self.max_sge,
+            limit: limit.min(self.window.depth()),
+            receives: self.in_order().into_iter().filter_map(receive).collect(),
+        }
+    }
+
+    /// Fills one that was just made as that image says.
+    ///
+    /// # Errors
+    /// `EINVAL` where it does not take what the image has; what the device says to the limit.
+    pub(super) fn fill(&self, image: &SrqImage) -> Result<()> {
+        let mut side = self.side.visit();
+        for receive in &image.receives {
+            let elements = receive.elements.iter().map(|it| Element::from(*it));
+            let slot = self.window.append(receive.wr_id, elements).map_err(|refused| {
+                Error::invalid(format!(
+                    "a shared receive queue does not take what it had: {refused}"
+                ))
+            })?;
+            self.hand_again(&mut side, slot);
+        }
+        if image.limit > 0 {
+            let attr = SrqAttr { srq_limit: image.limit, ..SrqAttr::default() };
+            side.physical.modify(&attr, abi::srq_mask::LIMIT)?;
+        }
+        Ok(())
     }
 
     /// One of the same sizes on another device, empty so far.
@@ -82,11 +140,7 @@ impl SrqCore {
         let limit = side.physical.query().map_or(0, |attr| attr.srq_limit);
         side.physical = Arc::clone(to);
         side.lowering = RecvLowering::new(underlay.keys.clone(), self.max_sge as u8);
-        let mut receives: Vec<(u64, u32)> = (0..self.window.depth())
-            .filter_map(|slot| Some((self.window.order(slot)?, slot)))
-            .collect();
-        receives.sort_unstable();
-        receives.into_iter().for_each(|(_, slot)| self.hand_again(&mut side, slot));
+        self.in_order().into_iter().for_each(|slot| self.hand_again(&mut side, slot));
         if limit > 0 {
             let attr = SrqAttr { srq_limit: limit, ..SrqAttr::default() };
             if let Err(error) = to.modify(&attr, abi::srq_mask::LIMIT) {

@@ -1,11 +1,13 @@
 //! The core over a device in memory, with names that come when the test says so.
 
+mod capture;
 mod failover;
 mod hold;
 mod refusals;
 mod remap;
 mod retain;
 mod room;
+mod written;
 
 use super::testing::{Fabric, Job, Port};
 use super::{Core, Evidence, Policy};

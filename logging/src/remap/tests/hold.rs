@@ -2,12 +2,16 @@
 
 use super::*;
 
-const LINK: HeldLink = HeldLink {
-    qpn: 7,
-    holder_qpn: 107,
+const LINK: HeldLink = HeldLink { qpn: 7, holder_qpn: 107, end: END };
+
+pub(super) const END: HeldEnd = HeldEnd {
     executed: Executed { messages: 3, psn: Some(3), settled: true, recorded: None },
     starved: false,
 };
+
+fn still(still: bool) -> Answer<u32> {
+    Answer::Still { still, ends: vec![Some(END)] }
+}
 
 fn held_limits() -> HolderLimits {
     HolderLimits {
@@ -40,7 +44,7 @@ impl Hold {
         let mut hold = Hold::new(groups);
         hold.holder.drained(START);
         for at in 0..groups {
-            hold.holder.answer(at, Answer::<u32>::Quiet(true), START);
+            hold.holder.answer(at, still(true), START);
         }
         assert_eq!(hold.actions(), [HoldAction::Held]);
         hold
@@ -75,16 +79,16 @@ impl Hold {
 #[test]
 fn a_hold_goes_through_its_stages() {
     let mut hold = Hold::new(2);
-    assert_eq!(hold.answer(0, Answer::Quiet(true)), []);
-    assert_eq!(hold.answer(1, Answer::Quiet(false)), []);
+    assert_eq!(hold.answer(0, still(true)), []);
+    assert_eq!(hold.answer(1, still(false)), []);
     hold.holder.drained(hold.now);
     assert_eq!(hold.pass(MS), [HoldAction::Ask(1, HoldAsk::Hold)]);
-    assert_eq!(hold.answer(1, Answer::Quiet(true)), [HoldAction::Held]);
-    assert_eq!(hold.answer(1, Answer::Quiet(true)), [], "the second answer");
+    assert_eq!(hold.answer(1, still(true)), [HoldAction::Held]);
+    assert_eq!(hold.answer(1, still(true)), [], "the second answer");
     hold.holder.end(hold.now);
     let finish = |at| HoldAction::Ask(at, HoldAsk::Finish);
     assert_eq!(hold.actions(), [HoldAction::GoOn, finish(0), finish(1)]);
-    assert_eq!(hold.answer(0, Answer::Quiet(true)), [], "late, of the stage before");
+    assert_eq!(hold.answer(0, still(true)), [], "late, of the stage before");
     assert_eq!(hold.answer(0, Answer::Finished), []);
     assert_eq!(hold.answer(1, Answer::Finished), [HoldAction::Ended(Ok(None))]);
     assert_eq!((hold.holder.stage(), hold.holder.wake_at()), (HoldStage::Ended, None));
@@ -94,12 +98,12 @@ fn a_hold_goes_through_its_stages() {
 #[test]
 fn a_hold_waits_for_its_own_requests() {
     let mut hold = Hold::new(1);
-    assert_eq!(hold.answer(0, Answer::Quiet(true)), []);
+    assert_eq!(hold.answer(0, still(true)), []);
     hold.holder.drained(hold.now);
     assert_eq!(hold.actions(), [HoldAction::Held]);
 
     let mut hold = Hold::new(1);
-    assert_eq!(hold.answer(0, Answer::Quiet(true)), []);
+    assert_eq!(hold.answer(0, still(true)), []);
     let actions = hold.pass(500 * MS);
     hold.taken_back(&actions, HoldFailure::Undrained);
 }
@@ -124,7 +128,7 @@ fn a_refusal_takes_the_hold_back() {
 #[test]
 fn silence_and_unrest_take_the_hold_back_in_time() {
     let mut hold = Hold::new(2);
-    hold.answer(0, Answer::Quiet(false));
+    hold.answer(0, still(false));
     hold.pass(199 * MS);
     assert_eq!(hold.holder.stage(), HoldStage::Quiesce);
     let actions = hold.pass(MS);
@@ -132,8 +136,8 @@ fn silence_and_unrest_take_the_hold_back_in_time() {
 
     let mut hold = Hold::new(2);
     hold.holder.drained(hold.now);
-    hold.answer(0, Answer::Quiet(true));
-    hold.answer(1, Answer::Quiet(false));
+    hold.answer(0, still(true));
+    hold.answer(1, still(false));
     hold.pass(499 * MS);
     assert_eq!(hold.holder.stage(), HoldStage::Quiesce);
     let actions = hold.pass(MS);
@@ -146,7 +150,7 @@ fn nobody_loses_patience_before_the_last_is_quiet() {
     let limits = HolderLimits { drain: 9000 * MS, ..held_limits() };
     let mut holder = Holder::new(1, START, limits);
     while holder.poll(START).is_some() {}
-    holder.answer(0, Answer::<u32>::Quiet(true), START);
+    holder.answer(0, still(true), START);
     assert_eq!(holder.wake_at(), Some(2000 * MS));
 }
 
@@ -162,13 +166,27 @@ fn a_dead_peer_holds_nobody_up() {
     assert_eq!(hold.actions(), [HoldAction::GoOn, HoldAction::Ended(Ok(None))]);
 }
 
+/// Promise: a peer that lost patience, and died later, has held nobody.
+#[test]
+fn a_peer_that_died_after_its_patience_is_named() {
+    for (after, lapsed) in [(3999 * MS, None), (4000 * MS, Some(0))] {
+        let mut hold = Hold::held(1);
+        hold.now += after;
+        hold.holder.lost(0, hold.now);
+        hold.now += 9000 * MS;
+        assert_eq!(hold.holder.lapsed(hold.now), lapsed);
+        hold.holder.end(hold.now);
+        assert_eq!(hold.actions(), [HoldAction::GoOn, HoldAction::Ended(Ok(lapsed))]);
+    }
+}
+
 /// Promise: the holder asks again in time, and knows until when its peers stand still for certain.
 #[test]
 fn a_hold_that_nobody_renews_lapses() {
     let mut hold = Hold::held(1);
     assert_eq!(hold.pass(999 * MS), []);
     assert_eq!(hold.pass(MS), [HoldAction::Ask(0, HoldAsk::Hold)]);
-    assert_eq!(hold.answer(0, Answer::Quiet(true)), []);
+    assert_eq!(hold.answer(0, still(true)), []);
     // Its patience has begun at 1 s at the earliest.
     hold.pass(3999 * MS);
     assert_eq!(hold.holder.lapsed(hold.now), None);
@@ -186,9 +204,9 @@ fn a_late_answer_prolongs_nothing() {
     hold.holder.drained(hold.now);
     // Asked again; both answers come, the second of them late.
     assert_eq!(hold.pass(40 * MS), [HoldAction::Ask(0, HoldAsk::Hold)]);
-    assert_eq!(hold.answer(0, Answer::Quiet(true)), [HoldAction::Held]);
+    assert_eq!(hold.answer(0, still(true)), [HoldAction::Held]);
     assert_eq!(hold.pass(1000 * MS), [HoldAction::Ask(0, HoldAsk::Hold)]);
-    hold.answer(0, Answer::Quiet(true));
+    hold.answer(0, still(true));
     hold.pass(3000 * MS);
     assert_eq!(hold.holder.lapsed(hold.now), Some(0), "4 s after the second question");
 }
@@ -234,7 +252,7 @@ fn held_peer() -> Peer {
     let mut side = Log { drained: true, ..Log::default() };
     let limits = FollowerLimits { patience: PATIENCE };
     let (follower, answer) = Follower::begin_hold(GroupId(4), &[LINK], START, limits, &mut side);
-    assert_eq!((answer, &side.calls[..]), (Answer::Quiet(true), &["hold"][..]));
+    assert_eq!((answer, &side.calls[..]), (still(true), &["hold"][..]));
     Peer { follower: follower.expect("it is held"), side, now: START }
 }
 
@@ -250,7 +268,7 @@ fn a_held_follower_goes_on_when_told() {
     {
         let mut peer = held_peer();
         peer.side.drained = false;
-        assert_eq!(peer.ask(hold_again()), Answer::Quiet(false));
+        assert_eq!(peer.ask(hold_again()), still(false));
         for _ in 0..2 {
             assert_eq!(peer.ask(last.clone()), answer);
         }

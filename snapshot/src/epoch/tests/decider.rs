@@ -23,7 +23,12 @@ fn told(decider: &mut Decider) -> Vec<(u64, Word)> {
 }
 
 fn decider(term: u32) -> Decider {
-    Decider::new(Term(term), [Member(1), Member(2)], NOW, DeciderLimits::default())
+    Decider::new(
+        Term(term),
+        [1, 2].map(|n| (Member(n), Incarnation(1))),
+        NOW,
+        DeciderLimits::default(),
+    )
 }
 
 #[test]
@@ -40,6 +45,8 @@ fn an_epoch_is_committed_when_all_are_complete() {
     it.report(Member(2), standing(1, 3, Some((1, false)), 0), NOW);
     it.report(Member(2), standing(1, 2, Some((1, true)), 0), NOW); // Older than the one before.
     it.report(Member(2), standing(2, 4, Some((1, true)), 0), NOW); // Told to another.
+    let ghost = Report { incarnation: Incarnation(0), ..standing(1, 9, Some((1, true)), 0) };
+    it.report(Member(2), ghost, NOW); // Told by an earlier life.
     assert_eq!(told(&mut it), []);
     it.report(Member(2), standing(1, 4, Some((1, true)), 0), NOW);
     assert_eq!(told(&mut it), [(1, Word::Commit(epoch(1))), (2, Word::Commit(epoch(1)))]);
@@ -70,6 +77,18 @@ fn one_that_gives_up_or_dies_or_is_late_ends_an_epoch_for_all() {
         assert!(words.iter().all(|(_, word)| *word == Word::Abort(epoch(1))), "{words:?}");
         assert_eq!(it.committed(), Epoch::NONE);
     }
+}
+
+#[test]
+fn where_nobody_has_to_hear_of_it_the_next_epoch_may_begin_at_once() {
+    let mut it = decider(1);
+    (1..=2).for_each(|n| it.report(Member(n), standing(1, 1, None, 0), NOW));
+    it.start(NOW).unwrap();
+    (1..=2).for_each(|n| {
+        let gave_up = Report { largest: epoch(1), ..standing(1, 2, None, 0) };
+        it.report(Member(n), gave_up, NOW);
+    });
+    assert_eq!(it.start(NOW), Some(epoch(2)));
 }
 
 #[test]

@@ -64,6 +64,18 @@ fn an_older_incarnation_is_past_its_barrier_before_anybody_else_is_told_or_let_i
 }
 
 #[test]
+fn who_was_claimed_where_there_was_nothing_is_not_let_in_later() {
+    let (mut store, mut shelf) = (Compartments::new(100), Shelf::default());
+    let claim = Request::Claim { incarnation: Incarnation(2) };
+    assert_eq!(store.handle(ONE, claim, &mut shelf), Answer::Told(None));
+    assert_eq!(store.handle(ONE, grant(1), &mut shelf), Answer::Stale(Incarnation(2)));
+    assert!(matches!(store.handle(ONE, grant(2), &mut shelf), Answer::Granted(_)));
+    let release = Request::Release { incarnation: Incarnation(3) };
+    assert_eq!(store.handle(ONE, release, &mut shelf), Answer::Released);
+    assert_eq!(store.handle(ONE, grant(2), &mut shelf), Answer::Stale(Incarnation(3)));
+}
+
+#[test]
 fn a_store_notes_what_is_complete_and_never_what_is_older() {
     let (mut store, mut shelf) = (Compartments::new(100), Shelf::default());
     let incarnation = Incarnation(1);

@@ -15,7 +15,7 @@ fn set(pages: &[usize]) -> PageSet {
 }
 
 fn order(word: Word) -> Event {
-    Event::Order(Order { term: TERM, word })
+    Event::Order(Order { term: TERM, to: Incarnation::of_life(1), word })
 }
 
 /// A writer whose stores do what they are asked at once.
@@ -33,7 +33,7 @@ impl Rig {
     fn new(policy: Policy, stores: &[u64]) -> Self {
         let life = Incarnation::of_life(1);
         Rig {
-            writer: Writer::new((CHUNKS, 64), life, None, policy, WriterLimits::default()),
+            writer: Writer::new((CHUNKS, 64), life, TERM, None, policy, WriterLimits::default()),
             spare: stores.iter().map(|n| StoreId(*n)).collect(),
             at: BTreeMap::new(),
             words: BTreeMap::new(),
@@ -308,16 +308,31 @@ fn who_is_complete_waits_for_a_decision_of_the_newest_decider() {
     let mut rig = Rig::new(policy(1, 1), &[7]);
     rig.tell(Word::Begin(epoch(1)));
     rig.run();
-    let late = NOW + Duration::from_secs(1_000_000);
+    let (late, to) = (NOW + Duration::from_secs(1_000_000), Incarnation::of_life(1));
     assert!(matches!(rig.writer.poll(late), Some(Action::Report(_))));
     rig.writer.event(Event::Lost(rig.incarnation(7)), late);
     assert_eq!(rig.writer.stage(), Stage::Complete);
-    rig.writer.event(Event::Order(Order { term: Term(3), word: Word::Ask }), late);
-    rig.writer.event(Event::Order(Order { term: Term(2), word: Word::Abort(epoch(1)) }), late);
+    rig.writer.event(Event::Order(Order { term: Term(3), to, word: Word::Ask }), late);
+    rig.writer.event(Event::Order(Order { term: Term(2), to, word: Word::Abort(epoch(1)) }), late);
     assert_eq!(rig.writer.stage(), Stage::Complete);
-    rig.writer.event(Event::Order(Order { term: Term(3), word: Word::Commit(epoch(1)) }), late);
+    rig.writer.event(Event::Order(Order { term: Term(3), to, word: Word::Commit(epoch(1)) }), late);
     rig.run();
     assert!(rig.log.contains(&Action::Committed(epoch(1), 0)));
+}
+
+#[test]
+fn a_new_life_does_not_listen_to_what_is_said_to_another_or_by_an_older_decider() {
+    let mut rig = Rig::new(policy(1, 1), &[7]);
+    let (life, limits) = (Incarnation::of_life(2), WriterLimits::default());
+    rig.writer = Writer::new((CHUNKS, 64), life, Term(2), None, policy(1, 1), limits);
+    let (older, other) = ((Term(1), life), (Term(3), Incarnation::of_life(1)));
+    for ((term, to), stage) in
+        [(older, Stage::Idle), (other, Stage::Idle), ((Term(3), life), Stage::Gather)]
+    {
+        let word = Word::Begin(epoch(1));
+        rig.writer.event(Event::Order(Order { term, to, word }), NOW);
+        assert_eq!(rig.writer.stage(), stage);
+    }
 }
 
 #[test]
@@ -340,9 +355,9 @@ fn an_epoch_that_takes_too_long_is_given_up_and_what_hangs_is_let_go() {
 fn what_was_restored_from_a_slot_is_not_sent_to_it() {
     let origin = Origin { epoch: epoch(4), store: StoreId(7), slot: Slot::B };
     let mut rig = Rig::new(policy(1, 1), &[7]);
-    let life = Incarnation::of_life(2);
+    let life = Incarnation::of_life(1);
     rig.writer =
-        Writer::new((CHUNKS, 64), life, Some(origin), policy(1, 1), WriterLimits::default());
+        Writer::new((CHUNKS, 64), life, TERM, Some(origin), policy(1, 1), WriterLimits::default());
     rig.words.insert(StoreId(7), [epoch(3), epoch(4)]);
     rig.dirty = set(&[2]);
     rig.commit(5);

@@ -468,12 +468,15 @@ impl Qp {
         sq.flow.psn = (answer.value >> 32) as u32 & MASK_24;
         // The one at `next` too: parts of it may be in the ring, behind what was refused.
         let behind = sq.queue.len().min(sq.next + 1);
+        // Not one that is to fail at its turn: it was never sent.
+        let is_sent = |wqe: &&Wqe| matches!(wqe.stage, Stage::Sent(_));
+        let sent = sq.queue.range(at..sq.next).filter(is_sent).count();
         for wqe in sq.queue.range_mut(at..behind) {
             wqe.stage = Stage::Waiting;
             wqe.done = 0;
         }
         sq.queue[at].done = answer.offset;
-        sq.flow.unanswered -= (sq.next - at) as u32;
+        sq.flow.unanswered -= sent as u32;
         sq.next = at;
         self.rnr(sq, answer.value as u8);
     }

@@ -4,9 +4,11 @@ use super::send::Target;
 use super::{Attachment, QpCore};
 use crate::abi::{self, AhAttr, QpAttr, qp_mask, qp_state, qp_type};
 use crate::error::{Error, Result};
-use crate::names::{self, Fetch, PhysicalEnd, ProcessId, Record, RecordWord};
+use crate::names::{self, Fetch, Incarnation, PhysicalEnd, ProcessId, Record, RecordWord};
 use crate::virt::core::lock_mutex;
+use crate::virt::core::pd::PdCore;
 use crate::virt::core::underlay::{NO_SUCH_QPN, Underlay};
+use crate::virt::core::written::Source;
 use sojourn_logging::Start;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -28,7 +30,7 @@ pub(super) struct Control {
     /// began anew.
     pub(super) own_psn: Option<u32>,
     /// The path MTU on the device, in bytes.
-    mtu: u32,
+    pub(super) mtu: u32,
     /// The process of the job that it has been connected to since it was in RESET, and its queue pair.
     pub(super) met: Option<(ProcessId, u32)>,
 }
@@ -73,6 +75,8 @@ pub(super) struct Connection {
     lid: u16,
     /// Where the peer wants records.
     pub(super) word: Option<RecordWord>,
+    /// The life of the peer in which it was found.
+    life: Incarnation,
 }
 
 impl QpCore {
@@ -146,6 +150,12 @@ impl QpCore {
             // Before anything of the peer's can come.
             word.clear();
         }
+        if let Some((found, _)) = &connection {
+            self.watch_source(Some(self.source_of(found)));
+        }
+        if state == Some(qp_state::RESET) {
+            self.look_through_all();
+        }
         attachment.qp.modify(&physical, mask)?;
         {
             let mut control = lock_mutex(&self.control);
@@ -188,6 +198,7 @@ impl QpCore {
             Some(qp_state::RESET) => {
                 self.reset();
                 self.meets(None);
+                self.watch_source(None);
                 self.is_ending.store(false, Ordering::Release);
             }
             _ => {}
@@ -260,21 +271,23 @@ impl QpCore {
                 mtu: abi::mtu::MTU_4096,
                 lid: wanted.dlid,
                 word: None,
+                life: Incarnation(0),
             });
         };
         let own = underlay.end(wanted.port_num, attachment.qp.qp_num())?;
-        let end = match self.find_end(process, dest)? {
-            Some(end) => end,
+        let (end, life) = match self.find_end(process, dest)? {
+            Some(found) => found,
             None => {
                 tracing::warn!(
                     "queue pair {:#x}: {process} has no queue pair {dest:#x}; requests will end \
                      as if nobody answered",
                     self.qpn
                 );
-                PhysicalEnd { qpn: NO_SUCH_QPN, word: None, ..own }
+                (PhysicalEnd { qpn: NO_SUCH_QPN, word: None, ..own }, Incarnation(0))
             }
         };
-        self.connection_to(underlay, &wanted, process, &own, &end)
+        let found = self.connection_to(underlay, &wanted, process, &own, &end)?;
+        Ok(Connection { life, ..found })
     }
 
     /// What leads from our end `own` to `end` of a process of the job.
@@ -295,22 +308,42 @@ impl QpCore {
             mtu: u32::from(end.mtu.min(own.mtu)),
             lid: process.lid().0,
             word: end.word,
+            life: Incarnation(0),
         })
     }
 
-    /// Where queue pair `dest` of `process` is to be reached; `None` where it has none of that
-    /// number.
-    fn find_end(&self, process: ProcessId, dest: u32) -> Result<Option<PhysicalEnd>> {
+    /// Who may write here by that connection.
+    fn source_of(&self, found: &Connection) -> Source {
+        self.source_to(&found.target, found.life)
+    }
+
+    /// Who may write here by a connection to that.
+    pub(super) fn source_to(&self, target: &Target, life: Incarnation) -> Source {
+        let peer = match target {
+            Target::Peer(peer, _) => Some(peer.process),
+            Target::Foreign | Target::Nobody => None,
+        };
+        Source { peer, life, owner: PdCore::identity(&self.pd) }
+    }
+
+    /// Where queue pair `dest` of `process` is to be reached, and in which life of that; `None` where it has none of
+    /// that number.
+    fn find_end(
+        &self,
+        process: ProcessId,
+        dest: u32,
+    ) -> Result<Option<(PhysicalEnd, Incarnation)>> {
         if process == self.local().grant().process {
             if let Some(qp) = self.local().qp(dest) {
                 qp.is_known_to(process);
             }
-            return Ok(self.local().own_qpn(dest).map(|(end, _)| end));
+            let life = self.local().grant().incarnation;
+            return Ok(self.local().own_qpn(dest).map(|(end, _)| (end, life)));
         }
         let what = Fetch::Qpn { qpn: dest, own_qpn: self.qpn, own_end: self.end() };
         let deadline = Instant::now() + CONNECT_PATIENCE;
         match self.local().resolver().fetch_wait(process, what, deadline) {
-            Ok(Record::Qpn(record)) => Ok(Some(record.end)),
+            Ok(Record::Qpn(record)) => Ok(Some((record.end, record.life))),
             Err(names::Error::Unknown { .. }) => Ok(None),
             Ok(_) => Err(Error::new(
                 libc::EPROTO,

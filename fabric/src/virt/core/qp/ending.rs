@@ -40,6 +40,21 @@ impl Ending {
     pub(super) fn through(first: u64, status: u32) -> Self {
         Ending { first, status, through: true, flushed: first }
     }
+
+    /// Of one whose request `first` has failed, and where those from `flushed` on have no completions yet.
+    pub(super) fn failed_at(first: u64, status: u32, flushed: u64) -> Self {
+        Ending { first, status, through: true, flushed }
+    }
+
+    /// Every handed request is through.
+    pub(super) fn is_through(&self) -> bool {
+        self.through
+    }
+
+    /// The request that has failed, and its status.
+    pub(super) fn failed(&self) -> (u64, u32) {
+        (self.first, self.status)
+    }
 }
 
 impl QpCore {

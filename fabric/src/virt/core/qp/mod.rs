@@ -25,7 +25,7 @@ mod room;
 mod send;
 
 pub(super) use recv::RecvLowering;
-pub(super) use remap::{Fresh, Leaving};
+pub(super) use remap::{Fresh, Leaving, Places, Restless};
 pub(super) use send::{sge, sges};
 
 use super::cq::CqCore;
@@ -39,6 +39,7 @@ use super::record::{RECORD_BYTES, Word};
 use super::retain::{Retaining, Retention, Ring};
 use super::srq::SrqCore;
 use super::underlay::Underlay;
+use super::written::Tracked;
 use super::{QPN_SHIFT, RECV, lock_mutex};
 use crate::abi::{self, QpAttr, QpCap, Sge, qp_type, send_flags};
 use crate::device::{DevicePd, DeviceQp, DeviceSrq, PostRecv, PostSend, QpInit};
@@ -214,6 +215,8 @@ pub(super) struct QpCore {
     /// `None` once the program has destroyed it.
     attachment: Mutex<Option<Attachment>>,
     control: Mutex<Control>,
+    /// What its requests write is recorded: it goes the long way for life.
+    pub(super) tracked: Option<Tracked>,
     /// What is kept of what it sends: where there is something, it goes the long way for life.
     pub(super) retaining: Option<Retaining>,
 }
@@ -281,8 +284,12 @@ impl QpCore {
             }
             _ => None,
         };
-        let odd_sends = parts.qp_type == qp_type::UD || send_sges == 0 || retaining.is_some();
-        let odd_recvs = srq.is_some() || recv_sges == 0;
+        let tracked = parts.pd.context.tracks().then(Tracked::default);
+        let odd_sends = parts.qp_type == qp_type::UD
+            || send_sges == 0
+            || retaining.is_some()
+            || tracked.is_some();
+        let odd_recvs = srq.is_some() || recv_sges == 0 || tracked.is_some();
         Arc::new_cyclic(|me| QpCore {
             qpn,
             qp_type: parts.qp_type,
@@ -316,6 +323,7 @@ impl QpCore {
             attachment: Mutex::new(Some(attachment.clone())),
             control: Mutex::default(),
             retaining,
+            tracked,
         })
     }
 
@@ -363,6 +371,11 @@ impl QpCore {
     /// Its CQs, as long as they are there.
     pub(super) fn cqs(&self) -> impl Iterator<Item = Arc<CqCore>> {
         [self.send_cq.upgrade(), self.recv_cq.upgrade()].into_iter().flatten()
+    }
+
+    /// Its CQs, of sends and of receives, as far as they are there.
+    pub(super) fn both_cqs(&self) -> [Option<Arc<CqCore>>; 2] {
+        [self.send_cq.upgrade(), self.recv_cq.upgrade()]
     }
 
     /// Where peers reach it; `None` where its port does not answer.
@@ -449,6 +462,21 @@ impl QpCore {
         }
     }
 
+    /// Inside its send side, whatever its user does.
+    pub(super) fn visit_sends(&self) -> impl Drop + '_ {
+        self.send_side.visit()
+    }
+
+    /// Inside its receive side.
+    pub(super) fn visit_recvs(&self) -> impl Drop + '_ {
+        self.recv_side.visit()
+    }
+
+    /// Where its peer records, if it does.
+    pub(super) fn word_address(&self) -> Option<u64> {
+        self.word.get().map(Word::address)
+    }
+
     /// Messages of the peer that have been delivered since it was connected.
     pub(super) fn received(&self) -> u64 {
         if self.srq.is_some() {
@@ -489,8 +517,13 @@ impl VirtualQp {
     /// A queue pair over a physical one that was just created, for whose completions there is
     /// room in the CQs.
     pub(super) fn new(parts: &QpParts) -> Result<Self> {
+        let qpn = parts.pd.context.local().deal_qpn()?;
+        Self::named(parts, qpn)
+    }
+
+    /// The same, under a number that was dealt.
+    pub(super) fn named(parts: &QpParts, qpn: u32) -> Result<Self> {
         let local = parts.pd.context.local();
-        let qpn = local.deal_qpn()?;
         let core = QpCore::new(parts, qpn);
         let attachment = &parts.attachment;
         core.keep_word(attachment)?;
@@ -521,6 +554,8 @@ impl Drop for VirtualQp {
         let attachment = self.core.detach();
         let physical = attachment.map(|it| (it.underlay, it.qp.qp_num()));
         self.core.meets(None);
+        self.core.look_through_all();
+        self.core.watch_source(None);
         // The physical one is destroyed by now; what it left in the CQs is taken out by them.
         self.send_cq.bury(self.core.arc());
         if !Arc::ptr_eq(&self.send_cq, &self.recv_cq) {

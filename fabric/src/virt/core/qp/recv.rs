@@ -9,6 +9,7 @@ use crate::virt::core::lock::gate;
 use crate::virt::core::qp::send::{element, sge, sges};
 use crate::virt::core::tables::KeyTable;
 use crate::virt::core::underlay::NO_SUCH_KEY;
+use crate::virt::core::written::Look;
 use sojourn_logging::{PlainRecvSlot, Refused};
 use std::ptr;
 use std::sync::Arc;
@@ -243,6 +244,11 @@ impl QpCore {
     unsafe fn append_recv(&self, wr: &RecvWr) -> Result<u64, i32> {
         if wr.num_sge as u32 > self.cap.max_recv_sge || self.srq.is_some() {
             return Err(libc::EINVAL);
+        }
+        if let Some(tracked) = &self.tracked
+            && tracked.recvs_are_due(self)
+        {
+            self.look_through_recvs(tracked, Look::Through);
         }
         // SAFETY: the caller's promise.
         let elements = unsafe { sges(wr.sg_list, wr.num_sge) }.iter().map(element);

@@ -17,20 +17,25 @@
 //! | `fresh` | the new physical queue pair, made and connected before the blackout |
 //! | `late` | receives that succeed falsely at ERR |
 //! | `mend` | paths that fail around a move |
+//! | `standing` | how it is written down |
+//! | `anew` | and made anew from that |
 //! | `still` | holds: stop, and go on |
 //!
 //! Called by the shells of the re-map, on any thread. A step that needs all completions to have been
 //! taken says so: the caller harvests, once for many queue pairs.
 
+mod anew;
 mod fresh;
 mod late;
 mod mend;
+mod standing;
 mod status;
 mod still;
 
 pub(in crate::virt::core) use self::fresh::Fresh;
 use self::late::Late;
 use self::mend::{is_of_path, may_be_of_path};
+pub(in crate::virt::core) use self::standing::{Places, Restless};
 use super::ending::{Ending, completion_of};
 use super::recording::{point_at, record_sge};
 use super::send::SendSide;
@@ -43,6 +48,7 @@ use crate::device::Kind;
 use crate::error::{Error, Result};
 use crate::names::DeviceId;
 use crate::virt::core::cq::Held;
+use crate::virt::core::image::QpImage;
 use crate::virt::core::lock::{Guard, gate};
 use crate::virt::core::peer::Missing;
 use crate::virt::core::policy::Source;
@@ -395,6 +401,23 @@ impl QpCore {
         fresh: Fresh,
         peer: Option<&Executed>,
     ) -> (Leaving, Option<u32>) {
+        self.attach_as(fresh, |state| match state {
+            qp_state::RTS if self.qp_type == qp_type::RC => self.judge(peer),
+            // Whatever was handed is sent, as far as anybody can know.
+            _ => Some(Plan {
+                executed: (self.send.retired()..self.send.handed()).collect(),
+                ..Plan::default()
+            }),
+        })
+    }
+
+    /// The same, where `plan` says what is to be done with what was handed, of a queue pair in that state;
+    /// `None`, where that cannot be told.
+    fn attach_as(
+        &self,
+        fresh: Fresh,
+        plan: impl FnOnce(u32) -> Option<Plan>,
+    ) -> (Leaving, Option<u32>) {
         let at_err =
             fresh.state == qp_state::ERR || self.send_side.gate() & (gate::FAILED | gate::ERR) != 0;
         if at_err {
@@ -402,20 +425,12 @@ impl QpCore {
         }
         let Fresh { attachment, psn, mtu, target, word, incarnation, state, doubled } = fresh;
         lock_mutex(&self.moving).incarnation = incarnation;
-        let reliable = self.qp_type == qp_type::RC;
         let send_cq = self.send_cq.upgrade();
         // First, so that peers are told of it by whoever sends on it.
         let old = lock_mutex(&self.attachment).replace(attachment.clone());
         let switch = || {
             let mut side = self.send_side.visit();
-            let plan = match state {
-                qp_state::RTS if reliable => self.judge(peer),
-                // Whatever was handed is sent, as far as anybody can know.
-                _ => Some(Plan {
-                    executed: (self.send.retired()..self.send.handed()).collect(),
-                    ..Plan::default()
-                }),
-            };
+            let plan = plan(state);
             side.go_over(&attachment, target.clone());
             self.record_to(&mut side, word);
             if side.gate() & gate::FAILED != 0 {

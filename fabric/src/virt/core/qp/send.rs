@@ -14,6 +14,7 @@ use crate::virt::core::peer::{Missing, Peer, Wanted};
 use crate::virt::core::retain;
 use crate::virt::core::tables::{KeyTable, MAX_KEYS, PeerKeys, key_index};
 use crate::virt::core::underlay::{NO_SUCH_KEY, NO_SUCH_QPN};
+use crate::virt::core::written::Look;
 use crate::virt::core::{LOW_31, QUIET};
 use sojourn_logging::{Element, Grant, Opcode, PlainSlot, Refused, Replay, SMALL, SendEntry};
 use std::collections::VecDeque;
@@ -658,6 +659,11 @@ impl QpCore {
     /// As [`DeviceQp::post_send`].
     #[inline]
     unsafe fn append(&self, wr: &SendWr) -> Result<(u64, SendEntry, Option<Element>), i32> {
+        if let Some(tracked) = &self.tracked
+            && tracked.sends_are_due(self)
+        {
+            self.look_through_sends(tracked, Look::Through);
+        }
         let opcode = match Opcode::from_verbs(wr.opcode) {
             Some(Opcode::SendInv) | None => return Err(self.refuse(wr.opcode)),
             Some(opcode) => opcode,

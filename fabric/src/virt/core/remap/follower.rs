@@ -12,8 +12,8 @@ use crate::virt::core::qp::{Fresh, Leaving, QpCore};
 use crate::virt::core::underlay::Underlay;
 use sojourn_logging::Executed;
 use sojourn_logging::remap::{
-    Accept, Answer, Cut, Follower, FollowerLimits, GroupId, HeldLink, Offer, PrepareError, Request,
-    Side,
+    Accept, Answer, Cut, Follower, FollowerLimits, GroupId, HeldEnd, HeldLink, Offer, PrepareError,
+    Request, Side,
 };
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -586,11 +586,14 @@ impl Side<PhysicalEnd> for Ground {
         Ok(())
     }
 
-    fn is_still(&mut self, links: &[HeldLink]) -> bool {
+    fn is_still(&mut self, links: &[HeldLink]) -> (bool, Vec<Option<HeldEnd>>) {
         self.harvest();
-        let still =
-            |(own, held): (&Link, &HeldLink)| own.qp.as_ref().is_none_or(|qp| qp.is_still(held));
-        self.links.iter().zip(links).all(still)
+        let still = |(own, held): (&Link, &HeldLink)| {
+            own.qp.as_ref().is_none_or(|qp| qp.is_still(&held.end))
+        };
+        let still = self.links.iter().zip(links).all(still);
+        let end = |link: &Link| link.qp.as_ref().map(|qp| qp.held_end());
+        (still, self.links.iter().map(end).collect())
     }
 
     fn let_go(&mut self) {

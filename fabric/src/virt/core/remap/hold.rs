@@ -4,7 +4,8 @@
 //! From [`suspend`] until the [`Suspension`] ends no device writes for a connected queue pair of the context into
 //! this process's memory, and nothing of it is in flight. All completions that came until then are in the
 //! backlogs of the virtual CQs; unread, as far as the program has not polled them. Whoever posts meanwhile
-//! appends, and no more: sends and receives. (Receives of a shared queue are handed: nobody is there to fill them.)
+//! appends, and no more: sends and receives, on both sides. (Receives of a shared queue are handed: nobody is there to
+//! fill them.)
 //!
 //! | | what stands still |
 //! | --- | --- |
@@ -19,7 +20,7 @@ use super::cqs_of;
 use super::follower::Holding;
 use super::mover::by_lot;
 use super::survey::{Surveyed, Way, survey_qps};
-use crate::abi::qp_state;
+use crate::abi::{qp_state, qp_type};
 use crate::error::{Error, Result};
 use crate::names::{self, Fetch, ProcessId, Record};
 use crate::virt::core::context::VirtualContext;
@@ -28,8 +29,8 @@ use crate::virt::core::lock_mutex;
 use crate::virt::core::qp::QpCore;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use sojourn_logging::remap::{
-    Answer, GroupId, HoldAction, HoldAsk, HoldFailure, HoldStage, Holder, HolderLimits, MAX_LINKS,
-    Request,
+    Answer, GroupId, HeldEnd, HeldLink, HoldAction, HoldAsk, HoldFailure, HoldStage, Holder,
+    HolderLimits, MAX_LINKS, Request,
 };
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -128,6 +129,8 @@ struct Hold {
     qps: Vec<(Arc<QpCore>, bool)>,
     /// Connected within the context: by place.
     within: Vec<(usize, usize)>,
+    /// Connected to nobody who answers: by place.
+    alone: Vec<usize>,
     groups: Vec<Group>,
     cqs: Vec<Arc<CqCore>>,
     machine: Holder,
@@ -150,11 +153,11 @@ impl Hold {
         let life = local.grant().incarnation.0;
         let mut groups: Vec<Group> = Vec::new();
         let mut open: HashMap<ProcessId, usize> = HashMap::new();
-        let mut within = Vec::new();
+        let (mut within, mut alone) = (Vec::new(), Vec::new());
         for (at, Surveyed { qp, way, .. }) in surveyed.iter().enumerate() {
             match *way {
                 Way::Within(other) => within.push((at, other)),
-                Way::Gone(_) | Way::Alone => {}
+                Way::Gone(_) | Way::Alone => alone.push(at),
                 Way::Peer(peer, qpn) => {
                     let group = match open.get(&peer) {
                         Some(group) if groups[*group].links.len() < MAX_LINKS => *group,
@@ -180,6 +183,7 @@ impl Hold {
             cqs: cqs_of(surveyed.iter().map(|it| &it.qp)),
             qps: surveyed.into_iter().map(|it| (it.qp, !is_live(it.state))).collect(),
             within,
+            alone,
             machine: Holder::new(groups.len(), Duration::ZERO, limits),
             groups,
             told: unbounded(),
@@ -232,9 +236,29 @@ impl Hold {
     fn tell(&mut self, told: Told) {
         let now = self.epoch.elapsed();
         match told {
-            Told::Answer(at, answer) => self.machine.answer(at, answer, now),
+            Told::Answer(at, answer) => {
+                let answer = self.as_still_as_both(at, answer);
+                self.machine.answer(at, answer, now);
+            }
             Told::Lost(at) => self.machine.lost(at, now),
         }
+    }
+
+    /// A peer says that it is still, and how its ends stand: by that it shows whether ours are.
+    fn as_still_as_both(
+        &self,
+        at: usize,
+        answer: Answer<names::PhysicalEnd>,
+    ) -> Answer<names::PhysicalEnd> {
+        let Answer::Still { still, ends } = answer else { return answer };
+        self.harvest();
+        let links = &self.groups[at].links;
+        let own = |((qp, _), end): (&(Arc<QpCore>, u32), &Option<HeldEnd>)| match end {
+            Some(end) if qp.qp_type == qp_type::RC => qp.is_still(end),
+            _ => qp.has_drained(),
+        };
+        let both = ends.len() == links.len() && links.iter().zip(&ends).all(own);
+        Answer::Still { still: still && both, ends }
     }
 
     fn act(&mut self, action: HoldAction) {
@@ -278,17 +302,24 @@ impl Hold {
         self.harvest();
         let within = |(at, other): &(usize, usize)| {
             let (sender, receiver) = (&self.qps[*at].0, &self.qps[*other].0);
-            sender.is_still(&receiver.held_link(sender.qpn))
+            // Whether a shared receive is there can be told of our own.
+            sender.is_still(&receiver.held_end())
+                || receiver.srq.is_some() && sender.is_at_rest(receiver)
         };
-        let drained = |(qp, was_still): &(Arc<QpCore>, bool)| *was_still || qp.has_drained();
-        self.qps.iter().all(drained) && self.within.iter().all(within)
+        self.alone.iter().all(|at| self.qps[*at].1 || self.qps[*at].0.has_drained())
+            && self.within.iter().all(within)
     }
 
     fn ask(&self, at: usize, ask: HoldAsk) {
         let Group { peer, id, links, trouble } = &self.groups[at];
         let request = ask.plain().unwrap_or_else(|| {
             self.harvest();
-            Request::Hold { links: links.iter().map(|(qp, peer)| qp.held_link(*peer)).collect() }
+            let link = |(qp, peer): &(Arc<QpCore>, u32)| HeldLink {
+                qpn: *peer,
+                holder_qpn: qp.qpn,
+                end: qp.held_end(),
+            };
+            Request::Hold { links: links.iter().map(link).collect() }
         });
         let (told, trouble) = (self.told.0.clone(), Arc::clone(trouble));
         let done = Box::new(move |answer: std::result::Result<Record, names::Error>| {
@@ -374,6 +405,11 @@ impl Hold {
 }
 
 impl Suspension {
+    /// The context that stands still.
+    pub(in crate::virt::core) fn context(&self) -> Option<&Arc<VirtualContext>> {
+        self.0.as_ref().map(|hold| &hold.context)
+    }
+
     /// Whether both sides stand still to this moment. Peers whose patience is on the way to its end are asked to wait
     /// on: a hold that is to last longer than their patience (30 s) asks this every few seconds.
     pub fn still_held(&mut self) -> bool {

@@ -30,6 +30,7 @@ pub(super) use lookout::Lookout;
 pub(super) use mover::relocate;
 pub use mover::{Cause, Phase, Relocation};
 pub(super) use order::Orders;
+pub(super) use survey::{Surveyed, Way, survey};
 
 use super::cq::CqCore;
 use super::qp::{Leaving, QpCore};
@@ -44,7 +45,7 @@ pub(super) const FIRST_PORT: u8 = 1;
 const BARRIER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The CQs of some queue pairs, each once.
-fn cqs_of<'a>(qps: impl Iterator<Item = &'a Arc<QpCore>>) -> Vec<Arc<CqCore>> {
+pub(super) fn cqs_of<'a>(qps: impl Iterator<Item = &'a Arc<QpCore>>) -> Vec<Arc<CqCore>> {
     let mut cqs: Vec<Arc<CqCore>> = qps.flat_map(|qp| qp.cqs()).collect();
     cqs.sort_by_key(|cq| cq.number());
     cqs.dedup_by_key(|cq| cq.number());

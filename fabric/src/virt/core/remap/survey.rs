@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 /// Where the other end of a queue pair is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
+pub(in crate::virt::core) enum Way {
     /// Queue pair `.1` of that process, or of another context of this one: it has to follow.
     Peer(ProcessId, u32),
     /// The queue pair at that place of the survey, which moves as well.
@@ -24,11 +24,11 @@ pub(super) enum Way {
 }
 
 /// A queue pair that moves.
-pub(super) struct Surveyed {
-    pub(super) qp: Arc<QpCore>,
+pub(in crate::virt::core) struct Surveyed {
+    pub(in crate::virt::core) qp: Arc<QpCore>,
     /// [`qp_state`].
-    pub(super) state: u32,
-    pub(super) way: Way,
+    pub(in crate::virt::core) state: u32,
+    pub(in crate::virt::core) way: Way,
 }
 
 /// All queue pairs of a context that is kept as it is.
@@ -37,7 +37,7 @@ pub(super) struct Surveyed {
 /// `EBUSY` where a queue pair is just being connected: worth another try. `EOPNOTSUPP` where a queue
 /// pair or an address handle leads out of the job; `EINVAL` where a queue pair is in a state that
 /// a new one cannot be given.
-pub(super) fn survey(context: &VirtualContext) -> Result<Vec<Surveyed>> {
+pub(in crate::virt::core) fn survey(context: &VirtualContext) -> Result<Vec<Surveyed>> {
     let surveyed = survey_qps(context, "which cannot follow")?;
     if let Some(ah) = context.ahs.alive().iter().find(|ah| ah.destination.is_foreign()) {
         return Err(Error::unsupported(format!(

@@ -21,6 +21,7 @@ struct Pending {
 struct State {
     owners: HashMap<ProcessId, Arc<dyn Owner>>,
     dead: HashSet<ProcessId>,
+    lives: HashMap<ProcessId, u32>,
     slow: bool,
     pending: Vec<Pending>,
     timers: Vec<Box<dyn FnOnce() + Send>>,
@@ -38,12 +39,19 @@ pub(in super::super) struct Job(Arc<Mutex<State>>);
 const ID: JobId = JobId(0x50_4a);
 
 impl Job {
-    /// A new process.
+    /// A new process; or another life of one that has died.
     pub(in super::super) fn join(&self, process: u32) -> Core {
         let core = Core::new();
         let process = ProcessId(process);
-        self.0.lock().unwrap().owners.insert(process, core.owner());
-        let grant = Grant::new(process, Incarnation(1), ID);
+        let life = {
+            let mut state = self.0.lock().unwrap();
+            state.owners.insert(process, core.owner());
+            state.dead.remove(&process);
+            let life = state.lives.entry(process).or_default();
+            *life += 1;
+            *life
+        };
+        let grant = Grant::new(process, Incarnation(life), ID);
         core.joined(Arc::new(Member { job: self.clone(), grant }));
         core
     }
@@ -152,6 +160,13 @@ impl Job {
             }
             Fetch::Committed { serial, covers } => {
                 owner.committed(by, *serial, covers);
+                Some(Record::Noted)
+            }
+            Fetch::Written { report, part } => {
+                Some(Record::Written(owner.written(by, *report, *part)))
+            }
+            Fetch::WrittenSaved { report } => {
+                owner.written_saved(by, *report);
                 Some(Record::Noted)
             }
             Fetch::Relocate { ticket, device } => {

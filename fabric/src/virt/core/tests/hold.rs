@@ -3,7 +3,7 @@
 use super::remap::go;
 use super::*;
 use crate::names::{Fetch, ProcessId, Record};
-use crate::virt::Suspension;
+use crate::virt::{Failover, Suspension};
 use sojourn_logging::remap::{Answer, GroupId, Request};
 
 /// Beyond anything that these tests take.
@@ -137,7 +137,7 @@ fn a_hold_that_fails_leaves_everything_as_it_was() {
         assert!(texts.iter().all(|part| text.contains(part)), "{text}");
     };
     refused(&b, libc::ETIMEDOUT, ["process 1: ", "(drain)"]);
-    refused(&a, libc::ETIMEDOUT, ["queue pair ", "(drain)"]);
+    refused(&a, libc::ETIMEDOUT, ["process 2: ", "(drain)"]);
     fabric.at_once();
     assert_eq!(ids(&a.drain()), successes(1..2));
     job.lose(Some(1));
@@ -250,4 +250,85 @@ fn a_process_that_talks_to_itself_stands_still() {
     held.end().unwrap();
     assert_eq!(bytes(&a)[1024..1028], [7; 4]);
     assert_eq!(ids(&a.drain()).len(), 2);
+}
+
+/// Promise: a hold begins when all has landed, whatever tells how far a responder has come, signalled or not.
+#[test]
+fn whatever_tells_what_was_executed_a_hold_begins() {
+    for evidence in [Evidence::Psn, Evidence::Record, Evidence::Counts] {
+        let (job, fabric) = (Job::default(), Fabric::default());
+        let policy = Policy { evidence, ..Policy::default() };
+        let process =
+            |n: u32| Process::with(&job, &fabric, n, Port::infiniband(n as u16 + 100), &policy);
+        let (a, b) = (process(1), process(2));
+        let (qa, qb) = (a.qp(), b.qp());
+        connect(&qa, &qb);
+        a.memory.write(0, &[7; 64]);
+        let sge = [a.memory.slice(0..64)];
+        for round in 0..4 {
+            let at = 512 + 64 * round;
+            qb.post_recv(1, &[b.memory.slice(1024..1088)]).unwrap();
+            let requests = [Op::Send, Op::Write(b.memory.remote(at))];
+            let order: Vec<_> =
+                if round % 2 == 0 { requests.into() } else { requests.into_iter().rev().collect() };
+            for op in order {
+                qa.post_send(&SendRequest::new(2, op, &sge).unsignaled()).unwrap();
+            }
+            let holder = if round < 2 { &b } else { &a };
+            let held = holder.context.suspend(late()).unwrap();
+            assert_eq!(bytes(&b)[at..at + 64], [7; 64], "{evidence:?}");
+            held.end().unwrap();
+            assert_eq!(ids(&b.drain()), successes(1..2));
+        }
+    }
+}
+
+/// Promise: a queue pair whose path has failed is waited for: it goes elsewhere first, or ends.
+#[test]
+fn a_broken_path_is_mended_before_a_hold() {
+    let (job, fabric) = (Job::default(), Fabric::default());
+    let failover = Failover::To(vec!["nowhere".into()]);
+    let policy = Policy { failover, evidence: Evidence::Psn, ..Policy::default() };
+    let process =
+        |n: u32| Process::with(&job, &fabric, n, Port::infiniband(n as u16 + 100), &policy);
+    let (a, b) = (process(1), process(2));
+    let (qa, qb) = (a.qp(), b.qp());
+    connect(&qa, &qb);
+    fabric.break_path(qb.qp_num());
+    let sge = [a.memory.slice(0..4)];
+    let sent = qa.post_send(&SendRequest::new(1, Op::Write(b.memory.remote(0)), &sge));
+    sent.unwrap();
+    let both = || [&a, &b].map(|it| it.context.suspend(late()).and_then(Suspension::end));
+    // There is no way out of it, and the program gets the error in its time.
+    let deadline = late();
+    loop {
+        for held in both() {
+            assert!(held.as_ref().is_ok_and(|stood| *stood > Duration::ZERO), "{held:?}");
+        }
+        let done = a.drain();
+        if !done.is_empty() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "it never ends");
+    }
+}
+
+/// Promise: datagrams that a context sends stand still with it, and go out afterwards.
+#[test]
+fn datagrams_stand_still_with_their_sender() {
+    let (Two { a, b, qa, qb, .. }, cq) = datagrams(|n| Port::infiniband(n.into()));
+    let ah = a.pd.create_ah(&qb.endpoint().unwrap()).unwrap();
+    let to = Datagram { ah: &ah, qpn: qb.qp_num(), qkey: ConnectOptions::default().qkey };
+    qb.post_recv(1, &[b.memory.slice(0..200)]).unwrap();
+    let held = a.context.suspend(late()).unwrap();
+    qa.post_send(&SendRequest::inline(2, Op::Send, b"ping").to(to)).unwrap();
+    assert_eq!((a.drain().len(), drain(&cq).len()), (0, 0));
+    held.end().unwrap();
+    assert_eq!((ids(&a.drain()), ids(&drain(&cq))), (successes(2..3), successes(1..2)));
+    // Who receives them gives no receive to the device meanwhile.
+    let held = b.context.suspend(late()).unwrap();
+    qb.post_recv(3, &[b.memory.slice(0..200)]).unwrap();
+    qa.post_send(&SendRequest::inline(4, Op::Send, b"pong").to(to)).unwrap();
+    assert!(drain(&cq).is_empty());
+    held.end().unwrap();
 }

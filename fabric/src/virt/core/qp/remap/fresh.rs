@@ -40,6 +40,20 @@ pub(in crate::virt::core) struct Fresh {
 }
 
 impl Fresh {
+    /// Of a physical queue pair that is in RESET, and whose completions have room.
+    pub(super) fn of(attachment: Attachment, state: u32) -> Self {
+        Fresh {
+            attachment,
+            psn: random_psn(),
+            mtu: 0,
+            target: None,
+            word: None,
+            incarnation: 0,
+            state,
+            doubled: false,
+        }
+    }
+
     /// It has a peer, or none for good.
     pub(in crate::virt::core) fn is_connected(&self) -> bool {
         self.target.is_some()
@@ -112,20 +126,10 @@ impl QpCore {
             )));
         }
         let number = attachment.qp.qp_num();
-        let psn = random_psn();
         let incarnation = lock_mutex(&self.moving).incarnation + 1;
-        let fresh = Fresh {
-            attachment,
-            psn,
-            mtu: 0,
-            target: None,
-            word: None,
-            incarnation,
-            state,
-            doubled,
-        };
+        let fresh = Fresh { incarnation, doubled, ..Fresh::of(attachment, state) };
         let _ = underlay.qpns.set(number as usize, number, self.qpn);
-        if !matches!(state, qp_state::RESET | qp_state::ERR)
+        if state != qp_state::RESET
             && let Err(error) = self.init_fresh(&fresh)
         {
             self.let_go(fresh);
@@ -134,7 +138,8 @@ impl QpCore {
         Ok(fresh)
     }
 
-    fn init_fresh(&self, fresh: &Fresh) -> Result<()> {
+    /// From RESET on the way to its state. (Verbs know no way from RESET to ERR.)
+    pub(super) fn init_fresh(&self, fresh: &Fresh) -> Result<()> {
         let control = lock_mutex(&self.control);
         let attr = QpAttr {
             qp_state: qp_state::INIT,
@@ -148,7 +153,7 @@ impl QpCore {
         let mask = qp_mask::STATE | qp_mask::PKEY_INDEX | qp_mask::PORT | own;
         drop(control);
         fresh.attachment.qp.modify(&attr, mask)?;
-        if self.qp_type == qp_type::UD {
+        if self.qp_type == qp_type::UD && fresh.state != qp_state::ERR {
             return self.ready(fresh, &QpAttr::default(), 0);
         }
         Ok(())

@@ -43,7 +43,7 @@ impl Moving {
     }
 
     /// Something is withheld, or a request of ours says that the path has failed.
-    fn has_failed(&self) -> bool {
+    pub(super) fn has_failed(&self) -> bool {
         !self.withheld.is_empty() || self.proof_failed.is_some()
     }
 

@@ -1,20 +1,21 @@
 //! What a hold does to one queue pair: stop, and go on, with nothing in between.
 //!
-//! A holder's queue pairs get no receive either meanwhile: a message that finds none waits, whoever posts.
+//! Both ends of a connection get no receive either meanwhile: a message that finds none waits, whoever posts.
 
 use super::super::QpCore;
 use super::DRAIN_PATIENCE;
 use crate::abi::{qp_mask, qp_type};
+use crate::device::Kind;
 use crate::error::{Error, Result};
 use crate::virt::core::lock::gate;
 use crate::virt::core::lock_mutex;
 use crate::virt::core::policy::Source;
 use crate::virt::core::record::Word;
-use sojourn_logging::remap::HeldLink;
+use sojourn_logging::remap::HeldEnd;
 use sojourn_logging::{Executed, Opcode};
 
 impl QpCore {
-    /// A peer holds this one: sends are only appended from here on, and the program's changes wait.
+    /// A peer holds this one: sends and receives are only appended from here on, and the program's changes wait.
     ///
     /// # Errors
     /// `EBUSY` where it is being changed, moved, held, or about to be moved; `EINVAL` where it is gone.
@@ -31,34 +32,14 @@ impl QpCore {
             ));
         }
         self.stop();
+        if self.srq.is_none() {
+            self.recv_side.visit().set(gate::SUSPENDED);
+        }
         Ok(())
     }
 
     /// It is held no longer.
     pub(in crate::virt::core) fn be_let_go(&self) {
-        self.go_on();
-        self.end_moving();
-    }
-
-    /// It holds its peer: sends and receives are only appended from here on.
-    ///
-    /// # Errors
-    /// As [`Self::be_held`].
-    pub(in crate::virt::core) fn stand_still(&self) -> Result<()> {
-        self.be_held()?;
-        if self.srq.is_none() {
-            self.recv_side.visit().set(gate::SUSPENDED);
-        }
-        // Whoever destroys it waits for nobody: it need not go on.
-        self.end_moving();
-        Ok(())
-    }
-
-    /// It holds nobody any longer.
-    pub(in crate::virt::core) fn stand_still_no_more(&self) {
-        if self.begin_moving().is_err() {
-            return;
-        }
         {
             let mut side = self.recv_side.visit();
             if side.gate() & gate::SUSPENDED != 0 {
@@ -71,11 +52,30 @@ impl QpCore {
                 side.clear(gate::SUSPENDED);
             }
         }
-        self.be_let_go();
+        self.go_on();
+        self.end_moving();
     }
 
-    /// What it has executed so far, as a holder says it. After a harvest.
-    pub(in crate::virt::core) fn held_link(&self, peer: u32) -> HeldLink {
+    /// It holds its peer, and stands as still itself. The program may destroy it meanwhile.
+    ///
+    /// # Errors
+    /// As [`Self::be_held`].
+    pub(in crate::virt::core) fn stand_still(&self) -> Result<()> {
+        self.be_held()?;
+        // It need not go on once it is destroyed.
+        self.end_moving();
+        Ok(())
+    }
+
+    /// It holds nobody any longer.
+    pub(in crate::virt::core) fn stand_still_no_more(&self) {
+        if self.begin_moving().is_ok() {
+            self.be_let_go();
+        }
+    }
+
+    /// How it stands, as its peer is told. After a harvest.
+    pub(in crate::virt::core) fn held_end(&self) -> HeldEnd {
         let messages = self.received();
         let (mut psn, mut recorded) = (None, None);
         // After the count: numbers that are later say no less.
@@ -90,26 +90,40 @@ impl QpCore {
         }
         // Nobody posts any: what is out is consumed, or stays.
         let starved = self.srq.is_none() && self.recv.retired() == self.recv.handed();
-        let executed = Executed { messages, psn, settled: true, recorded };
-        HeldLink { qpn: peer, holder_qpn: self.qpn, executed, starved }
+        HeldEnd { executed: Executed { messages, psn, settled: true, recorded }, starved }
     }
 
     /// Whether nothing that it has handed will be executed any more, as far as its peer tells. After a harvest.
-    pub(in crate::virt::core) fn is_still(&self, peer: &HeldLink) -> bool {
+    pub(in crate::virt::core) fn is_still(&self, peer: &HeldEnd) -> bool {
         if self.send_side.gate() & (gate::FAILED | gate::ERR) != 0 || self.is_broken() {
             return true;
         }
         match self.qp_type {
             qp_type::RC => {
+                let settled = self.nothing_lands();
                 let _nobody_hands = self.send_side.visit();
-                self.send.is_still(&peer.executed, peer.starved)
+                self.send.is_still(&peer.executed, peer.starved, settled)
             }
             // Nothing tells what has arrived: it is given time.
-            _ => {
-                let since = lock_mutex(&self.moving).stopped.map(|since| since.elapsed());
-                since.is_none_or(|since| since >= DRAIN_PATIENCE) && self.is_quiet()
-            }
+            _ => self.was_given_time() && self.is_quiet(),
         }
+    }
+
+    fn was_given_time(&self) -> bool {
+        let since = lock_mutex(&self.moving).stopped.map(|since| since.elapsed());
+        since.is_none_or(|since| since >= DRAIN_PATIENCE)
+    }
+
+    /// Nothing lands any more of a message without a receive: of a soft one nothing ever does.
+    pub(super) fn nothing_lands(&self) -> bool {
+        self.was_given_time()
+            || self.attachment().is_ok_and(|it| it.underlay.device.kind() == Kind::Soft)
+    }
+
+    /// Whether a message may have come in part, and its queue pair have failed.
+    pub(in crate::virt::core) fn may_have_failed(&self) -> bool {
+        let gates = self.send_side.gate() | self.recv_side.gate();
+        gates & (gate::FAILED | gate::ERR) != 0 || self.is_broken()
     }
 
     /// Whether what it has handed is through, as far as can be told, and no answer is to come. After a harvest.

@@ -1,0 +1,7 @@
+//! Bytes that may be a data file of an epoch.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| sojourn_snapshot::files::exercise_data(bytes));
