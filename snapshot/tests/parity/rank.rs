@@ -2,7 +2,9 @@
 
 use crate::history::History;
 use crate::world::Told;
-use sojourn_snapshot::epoch::{Epoch, Member, Order, Policy, Term, Word, WriterLimits};
+use sojourn_snapshot::epoch::{
+    Epoch, Incarnation, Member, Order, Policy, Term, Word, WriterLimits,
+};
 use sojourn_snapshot::parity::restore;
 use sojourn_snapshot::session::{Notice, Options, Session};
 use std::io::BufRead;
@@ -46,7 +48,7 @@ pub(crate) fn run() {
         let mut words = line.split(' ');
         let (what, epoch) = (words.next().unwrap(), words.next().unwrap());
         let epoch = Epoch(epoch.parse().unwrap());
-        let order = |word| Order { term: Term(life), word };
+        let order = |word| Order { term: Term(life), to: Incarnation::of_life(life), word };
         match what {
             "begin" => {
                 history.take_turn();
