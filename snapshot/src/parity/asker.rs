@@ -192,16 +192,11 @@ impl Share {
 /// Where a share may be: the store that the placement names, then those on nodes that hold nothing of the group,
 /// then the others: a share beside another is more than none.
 fn places(placement: &Placement, group: usize, at: &str, stores: &[Endpoint]) -> Vec<Endpoint> {
-    let used: BTreeSet<&str> = placement.shares(group).map(|(_, _, store)| store).collect();
-    let beside = |store: &str| {
-        let node = placement.node_of(store);
-        node.is_none_or(|node| placement.stores_on(node).any(|it| used.contains(it)))
-    };
     let mut all: Vec<(u8, Endpoint)> = stores
         .iter()
         .map(|store| {
             let text = store.to_string();
-            let rank = if text == at { 0 } else { 1 + u8::from(beside(&text)) };
+            let rank = if text == at { 0 } else { 1 + u8::from(placement.holds_of(&text, group)) };
             (rank, store.clone())
         })
         .collect();

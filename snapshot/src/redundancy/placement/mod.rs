@@ -175,11 +175,12 @@ impl Placement {
         places.map(|it| it.name.as_str())
     }
 
-    /// The node that a store is on; none for an unknown one.
+    /// Whether a share of this group is on the node that the store is on.
     #[must_use]
-    pub fn node_of(&self, store: &str) -> Option<&str> {
-        let place = self.places.iter().find(|it| it.name == store)?;
-        Some(&self.nodes[place.node].name)
+    pub fn holds_of(&self, store: &str, group: usize) -> bool {
+        let node = self.places.iter().find(|it| it.name == store).map(|it| it.node);
+        let stores = self.groups.get(group).map_or(&[][..], |group| &group.stores);
+        stores.iter().any(|it| Some(self.places[*it].node) == node)
     }
 
     /// How many whole failure domains may be lost with the epochs of all processes still there:
