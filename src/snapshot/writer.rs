@@ -5,6 +5,7 @@
 //! the call at which the next one is due. Where a barrier is not passed because a rank has died, the
 //! epoch stays in doubt: whoever restores sees from the stores what has become of it.
 
+use super::flush::Drain;
 use super::meeting::{Meeting, Outcome};
 use crate::job::Circle;
 use crate::{Error, Job, Result};
@@ -33,6 +34,8 @@ pub(super) struct Writer {
     pub(super) term: Term,
     /// The last epoch that was dealt.
     pub(super) last: Epoch,
+    /// Who drains epochs, in the rank that does.
+    pub(super) drain: Option<Arc<Drain>>,
 }
 
 impl Writer {
@@ -67,7 +70,13 @@ impl Writer {
                             next = Some(self.vote(true)?);
                         }
                     }
-                    Notice::Committed(report) => return Ok(self.outcome(Ok(report), next)),
+                    Notice::Committed(report) => {
+                        if let Some(drain) = &self.drain {
+                            // The slots that hold it are written again two epochs from here.
+                            drain.committed(report.epoch);
+                        }
+                        return Ok(self.outcome(Ok(report), next));
+                    }
                     Notice::GivenUp(epoch, why) if epoch == self.last => {
                         if next.is_none() {
                             next = Some(self.vote(false)?);
