@@ -141,6 +141,8 @@ pub struct Statistics {
 
 /// What is called before the program stands still for an epoch, and after it.
 type Hook = Box<dyn FnMut() + Send>;
+/// What is told of epochs that were committed.
+type Told = Box<dyn FnMut(&EpochReport, usize) + Send>;
 
 /// The snapshots of one rank. See the [module](self).
 pub struct Snapshots {
@@ -160,6 +162,7 @@ pub struct Snapshots {
     statistics: Statistics,
     before: Option<Hook>,
     after: Option<Hook>,
+    told: Option<Told>,
 }
 
 /// The thread that writes.
@@ -193,6 +196,7 @@ impl Snapshots {
             statistics: Statistics::default(),
             before: None,
             after: None,
+            told: None,
         })
     }
 
@@ -222,6 +226,12 @@ impl Snapshots {
     /// Is called by [`Self::checkpoint`] after the program has stood still, on the program's thread.
     pub fn on_after(&mut self, hook: impl FnMut() + Send + 'static) {
         self.after = Some(Box::new(hook));
+    }
+
+    /// Is told of every epoch once it is committed, and how many bytes of memory are protected; on the program's
+    /// thread, when that calls here again.
+    pub fn on_committed(&mut self, hook: impl FnMut(&EpochReport, usize) + Send + 'static) {
+        self.told = Some(Box::new(hook));
     }
 
     /// Brings protected memory back to the last epoch, where there is one, and begins with epochs; all ranks
@@ -377,6 +387,9 @@ impl Snapshots {
                 self.statistics.committed += 1;
                 self.statistics.bytes += report.bytes;
                 self.statistics.last = Some(*report);
+                if let Some(told) = &mut self.told {
+                    told(report, self.areas.iter().map(|(area, _)| area.bytes).sum());
+                }
             }
             Err(error) => {
                 tracing::warn!("{error}");
