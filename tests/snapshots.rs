@@ -317,6 +317,8 @@ fn a_job_whose_stores_are_gone_goes_on_from_files() {
     // What is written after it counts on.
     let later = manifests(&dir).iter().map(|path| count(path)).max().unwrap();
     assert!(later > last, "{later}");
+    let term = dir_json(place, &format!("show {later}"), &dir)["term"].as_u64();
+    assert_eq!(term, Some(2), "no number is dealt twice");
     assert_eq!(done.ok(), format!("[0] {}\n", alone(place, &until(steps))));
 
     let pruned = of_dir(place, "prune --keep 1", &dir).ok();
@@ -367,6 +369,8 @@ fn files_are_gone_back_to_only_where_stores_have_nothing_later() {
     assert!(done.err.contains(&said), "{done:#?}");
     assert!(done.err.contains(&format!("going back to epoch {} (term 1)", counts[0])), "{done:#?}");
     assert_eq!(back(&done).unwrap().0, counts[0]);
+    // Its count is dealt anew.
+    assert_eq!(manifests(&dir).iter().map(|path| count(path)).collect::<Vec<_>>(), [counts[0]]);
     assert_eq!(done.ok(), format!("[0] {}\n", alone(&world.place, &until(steps))));
 }
 
