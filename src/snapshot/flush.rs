@@ -235,3 +235,46 @@ pub(super) fn forget_after(options: &Options, epoch: Epoch) {
         Err(error) => tracing::warn!("epochs after {epoch} cannot be removed: {error}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::{STORE_KEY_FILE, STORES};
+    use sojourn_fabric::names::JobKey;
+    use sojourn_snapshot::epoch::Term;
+    use std::net::TcpListener;
+
+    /// Promise: what is not drained, because stores are gone or another still is, is told, and nobody waits for it.
+    #[test]
+    fn what_is_not_drained_is_told_and_why() {
+        let home = tempfile::tempdir().unwrap();
+        let key = home.path().join("key");
+        JobKey::generate().unwrap().write(&key).unwrap();
+        // It lets connect, and never answers.
+        let mute = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stores = format!("a=tcp:{}", mute.local_addr().unwrap());
+        let get = |name: &str| match name {
+            STORES => Some(stores.clone()),
+            STORE_KEY_FILE => Some(key.to_str().unwrap().to_owned()),
+            _ => None,
+        };
+        let mut options = Options::read(get).unwrap().unwrap();
+        options.flush = Some(Flush { every: 2, ..Flush::to(home.path().join("files")) });
+        let members = [Member(1)];
+        assert_eq!(Saved::look(&options, &members).unwrap(), Saved::default());
+        let stores = super::super::restore::stores(&options);
+        let drain = Drain::start(&options, "soft0", stores, members.to_vec()).unwrap().unwrap();
+        let epoch = |count| Epoch::new(Term(1), count);
+        for count in 1..=4 {
+            drain.committed(epoch(count));
+        }
+        let mut statistics = Statistics::default();
+        drain.tell(&mut statistics);
+        assert_eq!(statistics.flushes_given_up, 1, "epoch 4: {statistics:?}");
+        drop(mute);
+        drain.finish(&mut statistics);
+        assert_eq!((statistics.flushed, statistics.flushes_given_up), (0, 2));
+        let why = statistics.flush_why.unwrap();
+        assert!(why.starts_with("epoch 2 (term 1): ") && why.contains("process 1"), "{why}");
+    }
+}

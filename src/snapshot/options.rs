@@ -24,7 +24,8 @@ pub const REDUNDANCY: &str = "SOJOURN_REDUNDANCY";
 pub const INTERVAL: &str = "SOJOURN_EPOCH_SECONDS";
 /// Mean time between failures of the whole job, in seconds; in place of [`INTERVAL`].
 pub const FAILURES: &str = "SOJOURN_FAILURE_SECONDS";
-/// What tells this job from others that use the same stores or directory: any text. The same when it is started anew.
+/// What tells this job from others that use the same directory, or have used the same stores: any text, and the same
+/// when it is started anew.
 pub const JOB_NAME: &str = "SOJOURN_JOB_NAME";
 /// The directory that epochs are drained to, and that a job is restarted from when no store has anything of it.
 pub const FLUSH_DIR: &str = "SOJOURN_FLUSH_DIR";
@@ -88,7 +89,7 @@ pub struct Options {
     pub tracking: Option<Kind>,
     /// Threads that send, each with a queue pair to each store.
     pub lanes: usize,
-    /// Tells jobs apart that use the same stores or directory.
+    /// Tells jobs apart that use the same directory, or have used the same stores.
     pub job: [u8; 16],
     /// Epochs are drained to a directory.
     pub flush: Option<Flush>,
@@ -103,7 +104,7 @@ impl Options {
         Options::read(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
 
-    fn read(get: impl Fn(&str) -> Option<String>) -> Result<Option<Options>> {
+    pub(super) fn read(get: impl Fn(&str) -> Option<String>) -> Result<Option<Options>> {
         let Some(stores) = get(STORES) else {
             return match get(FLUSH_DIR) {
                 None => Ok(None),
