@@ -175,20 +175,22 @@ impl Job {
     /// # Errors
     /// `EHOSTUNREACH` where one has died or been replaced; the message names it.
     pub fn check(&self) -> Result<()> {
-        let group = self.group();
-        for (rank, life) in (0..).zip(&group.lives) {
-            match self.ask(rank, LIFE, Instant::now() + LOOK) {
-                Ok(now) if now == life.to_be_bytes() => {}
-                // Slow is not dead.
-                Err(error) if error.errno() == libc::ETIMEDOUT => {}
-                Err(error) => return Err(error),
-                Ok(_) => {
-                    let text = format!("rank {rank} died, and another process is in its place");
-                    return Err(Error::new(libc::EHOSTUNREACH, text));
-                }
+        let lives = self.group().lives.clone();
+        (0..).zip(&lives).try_for_each(|(rank, life)| self.check_life(rank, *life))
+    }
+
+    /// Looks whether a rank is in the life that it had in this group.
+    fn check_life(&self, rank: u32, life: u32) -> Result<()> {
+        match self.ask(rank, LIFE, Instant::now() + LOOK) {
+            Ok(now) if now == life.to_be_bytes() => Ok(()),
+            // Slow is not dead.
+            Err(error) if error.errno() == libc::ETIMEDOUT => Ok(()),
+            Err(error) => Err(error),
+            Ok(_) => {
+                let text = format!("rank {rank} died, and another process is in its place");
+                Err(Error::new(libc::EHOSTUNREACH, text))
             }
         }
-        Ok(())
     }
 
     /// Tells groups apart: another after each [`Self::regroup`], and the same for all ranks of one.
@@ -344,6 +346,9 @@ impl Job {
                             "the barrier is not waited for any more",
                         ));
                     }
+                    // The one in its place will not come here.
+                    let life = self.group().lives.get(rank as usize).copied();
+                    life.map_or(Ok(()), |life| self.check_life(rank, life))?;
                 }
                 other => return other,
             }
@@ -371,10 +376,19 @@ impl Job {
             let from = at(size - far);
             let heard = self
                 .await_note(circle, from, &name(count, far), deadline)
-                .map_err(|error| error.context("waiting at a barrier"))?;
-            let heard = heard.try_into().map(u64::from_be_bytes).map_err(|_| {
-                Error::new(libc::EPROTO, format!("rank {from} came to a barrier without a number"))
-            })?;
+                .and_then(|note| number_in(&note, from))
+                .map_err(|error| error.context("waiting at a barrier"));
+            let heard = match heard {
+                Ok(heard) => heard,
+                Err(error) => {
+                    // Those that wait for this rank have nothing to wait for.
+                    for later in distances().filter(|later| *later > far) {
+                        self.publish(&name(count, later), &[])?;
+                    }
+                    self.publish(&passed(count), &[])?;
+                    return Err(error);
+                }
+            };
             // Some arrive twice, which the largest does not mind.
             largest = largest.max(heard);
         }
@@ -393,6 +407,17 @@ impl Job {
         }
         Ok(largest)
     }
+}
+
+/// What a rank came to a barrier with.
+fn number_in(note: &[u8], rank: u32) -> Result<u64> {
+    if note.is_empty() {
+        let text = format!("rank {rank} has not got through it either");
+        return Err(Error::new(libc::ECONNABORTED, text));
+    }
+    note.try_into().map(u64::from_be_bytes).map_err(|_| {
+        Error::new(libc::EPROTO, format!("rank {rank} came to a barrier without a number"))
+    })
 }
 
 /// The life that a rank begins with.

@@ -12,7 +12,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::time::{Duration, Instant};
 
 const SOJOURN: &str = env!("CARGO_BIN_EXE_sojourn");
-const HEAT: &str = "--size 96x96 --steps 12000 --checksum";
+const HEAT: &str = "--size 96x96 --steps 6000 --checksum";
 
 /// Nodes, each with a store.
 struct Nodes {

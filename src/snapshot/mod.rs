@@ -51,6 +51,14 @@
 //!     sojourn run -n 2 --restarts 4 -- program
 //! ```
 //!
+//! # Redundancy
+//!
+//! [`REDUNDANCY`] says how epochs outlive nodes ([`Scheme`]). With `copies:K` each rank sends its memory to K stores. With
+//! `xor:G` or `rs:D+P` it sends it to one, and the stores make the parity of groups of ranks among themselves, out
+//! of what was sent; the epoch is committed when that is there, too. A rank whose image is lost or damaged rebuilds it
+//! from the others of its group, where as many shares are left as the scheme promises; else the error names those
+//! that are not.
+//!
 //! # Files
 //!
 //! With `SOJOURN_FLUSH_DIR` rank 0 drains each n-th epoch out of the stores into a directory that all ranks see, in the

@@ -221,12 +221,19 @@ pub(super) unsafe fn restore(
             let files = why.map_or_else(String::new, |why| format!("; in files: {why}"));
             let mut text = format!("no epoch can be restored{lacks}{files}");
             if let Some(missing) = missing
-                && missing.lacking().any(|lacking| lacking == own)
                 && has_parity(placement)
             {
+                let lacks = missing.lacking().any(|lacking| lacking == own);
                 // SAFETY: the caller's promise.
-                let tried = unsafe { from.rebuild(own, missing.committed, layout) };
-                let _ = tried.map_err(|error| text = format!("{text}; {error}"));
+                let why =
+                    lacks.then(|| unsafe { from.rebuild(own, missing.committed, layout).err() });
+                let why = why.flatten().map(|error| error.to_string());
+                // Whichever rank is heard says what all of them lack.
+                let note = why.unwrap_or_default();
+                let all = job.exchange(&format!("{name}/missing"), note.as_bytes())?;
+                for why in all.iter().filter(|why| !why.is_empty()) {
+                    text = format!("{text}; {}", String::from_utf8_lossy(why));
+                }
             }
             return Err(Error::new(libc::ENODATA, text));
         }

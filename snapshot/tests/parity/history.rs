@@ -78,6 +78,11 @@ impl History {
         [self.member.to_le_bytes().to_vec(), some].concat()
     }
 
+    /// Some bytes of its memory that it has nowhere else.
+    pub(crate) fn sample(&self) -> &[u8] {
+        &self.areas[0].1[..64]
+    }
+
     pub(crate) fn assert_equal(&self, other: &History) {
         assert_eq!(self.member, other.member);
         for ((id, one), (_, two)) in self.areas.iter().zip(&other.areas) {

@@ -5,6 +5,7 @@ mod history;
 mod rank;
 mod world;
 
+use history::History;
 use std::time::Duration;
 use world::World;
 
@@ -52,6 +53,22 @@ fn with_reed_solomon_any_two_nodes_may_be_lost_and_a_third_is_named() {
         let error = world.restore().unwrap_err();
         assert!(error.contains("of the 5 shares of group 0, 3 are missing"), "{error}");
     }
+}
+
+#[test]
+fn an_image_of_which_a_bit_is_wrong_is_rebuilt_and_a_second_one_is_named() {
+    let mut world = World::new("xor:2", 3, 2, SMALL);
+    (0..2).for_each(|_| drop(world.epoch()));
+    for member in 1..=2 {
+        let memory = History::after(member, SMALL, 2);
+        assert!(world.damage(world.image_node(member), memory.sample()) > 0);
+        if member == 1 {
+            assert_eq!(world.restore(), Ok(world.committed));
+        }
+    }
+    // In both it is the same chunk.
+    let error = world.restore().unwrap_err();
+    assert!(error.contains("chunk 0 of area 7") && error.contains("can't be rebuilt"), "{error}");
 }
 
 #[test]

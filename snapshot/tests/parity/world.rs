@@ -335,6 +335,32 @@ impl World {
         self.stores.remove(&node).unwrap().kill();
     }
 
+    /// Flips a bit wherever the store of this node has these bytes; says how often.
+    pub(crate) fn damage(&self, node: usize, bytes: &[u8]) -> usize {
+        use std::os::unix::fs::FileExt;
+        let pid = self.stores[&node].child.id();
+        let path = format!("/proc/{pid}/mem");
+        let memory = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+        let mut found = 0;
+        for line in maps.lines().filter(|line| line.contains(" rw-p ") && line.contains(" 0 ")) {
+            let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
+            let number = |text| u64::from_str_radix(text, 16).unwrap();
+            let (start, end) = (number(start), number(end));
+            let mut there = vec![0; (end - start) as usize];
+            if memory.read_exact_at(&mut there, start).is_err() {
+                continue;
+            }
+            for at in (0..there.len().saturating_sub(bytes.len())).step_by(8) {
+                if there[at..at + bytes.len()] == *bytes {
+                    memory.write_all_at(&[there[at] ^ 1], start + at as u64).unwrap();
+                    found += 1;
+                }
+            }
+        }
+        found
+    }
+
     /// A store on this node that has nothing.
     pub(crate) fn replace_store(&mut self, node: usize) {
         let _ = std::fs::remove_file(self.told.dir.join(format!("s{node}")));
