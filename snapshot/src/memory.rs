@@ -135,8 +135,9 @@ impl Portion<'_> {
     /// Where it has no such bytes.
     pub(crate) fn crc(&self, at: usize, bytes: usize) -> u32 {
         assert!(at.checked_add(bytes).is_some_and(|end| end <= self.length), "bytes of it");
+        let first = self.mapping.base.as_ptr().wrapping_add(self.at + at);
         // SAFETY: within the mapping, which outlives `self`.
-        unsafe { peek::crc(self.mapping.base.as_ptr().add(self.at + at), bytes) }
+        unsafe { peek::crc(first, bytes, first.wrapping_add(bytes)) }
     }
 }
 

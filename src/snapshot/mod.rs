@@ -59,6 +59,19 @@
 //! from the others of its group, where as many shares are left as the scheme promises; else the error names those
 //! that are not.
 //!
+//! # Files
+//!
+//! With `SOJOURN_FLUSH_DIR` rank 0 drains each n-th epoch out of the stores into a directory that all ranks see, in the
+//! background. A job that is started anew with stores that have nothing of it goes on from the last epoch there:
+//!
+//! ```text
+//! SOJOURN_FLUSH_DIR=/scratch/heat SOJOURN_FLUSH_EVERY=10 SOJOURN_FLUSH_KEEP=4 SOJOURN_FLUSH_COMPRESS=lz4
+//! ```
+//!
+//! It is never gone back to an epoch there where the stores have a later one; where a later one was committed and is
+//! lost, a warning names both. A job that is to begin from the beginning is given another directory, or another
+//! `SOJOURN_JOB_NAME`.
+//!
 //! # Rules
 //!
 //! - All ranks call [`Snapshots::restored`], [`Snapshots::should_checkpoint`] and [`Snapshots::checkpoint`] at the same
@@ -68,6 +81,7 @@
 //! - An epoch that is given up, for want of stores or of time, stops nobody: what was committed still is. It is
 //!   told by [`Snapshots::wait`] and counted in [`Statistics`].
 
+mod flush;
 mod meeting;
 mod options;
 mod pace;
@@ -75,9 +89,12 @@ mod parity;
 mod restore;
 mod writer;
 
+pub use flush::Flush;
 pub use options::{
-    FAILURES, INTERVAL, NODE, Options, REDUNDANCY, STORE_KEY_FILE, STORES, StoreAddress,
+    FAILURES, FLUSH_COMPRESS, FLUSH_DIR, FLUSH_EVERY, FLUSH_KEEP, INTERVAL, JOB_NAME, NODE,
+    Options, REDUNDANCY, STORE_KEY_FILE, STORES, StoreAddress,
 };
+pub use sojourn_snapshot::files::{Codec, Keep};
 pub use sojourn_snapshot::redundancy::Scheme;
 pub use sojourn_snapshot::session::EpochReport;
 pub use sojourn_snapshot::track::Kind as Tracking;
@@ -85,6 +102,7 @@ pub use sojourn_snapshot::{Interval, Mapping, Memory, Plain};
 
 use crate::job::Circle;
 use crate::{Error, Job, Result};
+use flush::Drain;
 use meeting::Meeting;
 use pace::Pace;
 use parity::Parity;
@@ -122,10 +140,20 @@ pub struct Statistics {
     pub last: Option<EpochReport>,
     /// Why the last one that was given up was.
     pub why: Option<String>,
+    /// Epochs that were drained to files; of rank 0, which drains those of all ranks.
+    pub flushed: u64,
+    /// The count of the last of them.
+    pub last_flushed: Option<u64>,
+    /// Epochs whose turn it was, and that are not in files: as a rule because they were overwritten first.
+    pub flushes_given_up: u64,
+    /// Why the last of these is not.
+    pub flush_why: Option<String>,
 }
 
 /// What is called before the program stands still for an epoch, and after it.
 type Hook = Box<dyn FnMut() + Send>;
+/// What is told of epochs that were committed.
+type Told = Box<dyn FnMut(&EpochReport, usize) + Send>;
 
 /// The snapshots of one rank. See the [module](self).
 pub struct Snapshots {
@@ -145,6 +173,7 @@ pub struct Snapshots {
     statistics: Statistics,
     before: Option<Hook>,
     after: Option<Hook>,
+    told: Option<Told>,
 }
 
 /// Where epochs go.
@@ -161,6 +190,7 @@ struct Running {
     thread: JoinHandle<()>,
     /// An epoch was paused for whose end was not told yet; how long that took.
     paused: Option<Duration>,
+    drain: Option<Arc<Drain>>,
 }
 
 impl Snapshots {
@@ -184,6 +214,7 @@ impl Snapshots {
             statistics: Statistics::default(),
             before: None,
             after: None,
+            told: None,
         })
     }
 
@@ -215,15 +246,21 @@ impl Snapshots {
         self.after = Some(Box::new(hook));
     }
 
+    /// Is told of every epoch once it is committed, and how many bytes of memory are protected; on the program's
+    /// thread, when that calls here again.
+    pub fn on_committed(&mut self, hook: impl FnMut(&EpochReport, usize) + Send + 'static) {
+        self.told = Some(Box::new(hook));
+    }
+
     /// Brings protected memory back to the last epoch, where there is one, and begins with epochs; all ranks
     /// call it, at the start and after each [`Job::regroup`]. Returns the count of the epoch, or `None` where the
-    /// job begins: memory is as it was then.
+    /// job begins: memory is as it was then. Where no store has one, and the [`Flush`] directory has, it is that.
     ///
     /// # Errors
     /// `ENODATA` where an epoch was committed, and cannot be read any more: the message says what is missing where.
     /// `EINVAL` where the epoch is of other areas than were protected, or the placement is not possible.
     pub fn restored(&mut self) -> Result<Option<u64>> {
-        self.stop();
+        self.stop(false);
         let generation = self.job.generation();
         if generation != self.generation {
             (self.generation, self.times) = (generation, 0);
@@ -246,7 +283,7 @@ impl Snapshots {
             )
         }?;
         self.life = back.life;
-        let epoch = back.restored.as_ref().map(|restored| restored.origin.epoch);
+        let epoch = back.epoch;
         self.known = epoch.unwrap_or(Epoch::NONE);
         self.begin(layout, back, placed, &name)?;
         (self.pace, self.taken) = (Pace::new(), Instant::now());
@@ -320,16 +357,25 @@ impl Snapshots {
     /// As [`Self::should_checkpoint`].
     pub fn finish(&mut self) -> Result<()> {
         let last = self.hear(true).map(drop);
-        self.stop();
+        self.stop(true);
         last
     }
 
-    fn stop(&mut self) {
+    /// What is being drained is waited for, or given up.
+    fn stop(&mut self, wait: bool) {
         if let Some(running) = self.running.take() {
             running.meeting.end();
             running.circle.leave();
             if running.thread.join().is_err() {
                 tracing::warn!("the thread that writes epochs has failed");
+            }
+            // The thread had the other one.
+            if let Some(drain) = running.drain.and_then(Arc::into_inner) {
+                if wait {
+                    drain.finish(&mut self.statistics);
+                } else {
+                    drain.tell(&mut self.statistics);
+                }
             }
         }
     }
@@ -338,6 +384,9 @@ impl Snapshots {
     fn hear(&mut self, wait: bool) -> Result<Option<Result<EpochReport>>> {
         let running = self.running.as_mut().ok_or_else(not_begun)?;
         let outcome = if wait { running.meeting.outcome() } else { running.meeting.outcome_now() };
+        if let Some(drain) = &running.drain {
+            drain.tell(&mut self.statistics);
+        }
         let Some(outcome) = outcome? else { return Ok(None) };
         let paused = running.paused.take().unwrap_or_default();
         self.pace.agree(outcome.next);
@@ -356,6 +405,9 @@ impl Snapshots {
                 self.statistics.committed += 1;
                 self.statistics.bytes += report.bytes;
                 self.statistics.last = Some(*report);
+                if let Some(told) = &mut self.told {
+                    told(report, self.areas.iter().map(|(area, _)| area.bytes).sum());
+                }
             }
             Err(error) => {
                 tracing::warn!("{error}");
@@ -459,6 +511,7 @@ impl Snapshots {
         );
         options.device.clone_from(&self.device);
         options.lanes = self.options.lanes;
+        options.job = self.options.job;
         options.term = Term(back.life);
         let protect = self.options.scheme.parity() > 0;
         options.policy = Policy { copies, protect, ..Policy::default() };
@@ -466,6 +519,14 @@ impl Snapshots {
         let life = back.life;
         // SAFETY: the mappings are kept by this value, which ends the thread that has the session first.
         let session = unsafe { Session::open(options, layout, back.restored) }?;
+        let drain = match self.job.rank() {
+            0 => {
+                let members = (0..self.job.size()).map(member).collect();
+                Drain::start(&self.options, &self.device, restore::stores(&self.options), members)?
+            }
+            _ => None,
+        };
+        let drain = drain.map(Arc::new);
         let meeting = Arc::new(Meeting::new());
         let circle = Arc::new(Circle::new(format!("{name}/met")));
         let (job, known) = (&self.job, &self.options);
@@ -480,19 +541,20 @@ impl Snapshots {
             circle: Arc::clone(&circle),
             term: Term(back.life),
             last: self.known,
+            drain: drain.clone(),
         };
         let thread = std::thread::Builder::new()
             .name("epochs".to_owned())
             .spawn(move || writer.run())
             .map_err(|error| Error::os(&error, "starting a thread"))?;
-        self.running = Some(Running { meeting, circle, thread, paused: None });
+        self.running = Some(Running { meeting, circle, thread, paused: None, drain });
         Ok(())
     }
 }
 
 impl Drop for Snapshots {
     fn drop(&mut self) {
-        self.stop();
+        self.stop(false);
     }
 }
 

@@ -6,6 +6,7 @@
 //! the call at which the next one is due. Where a barrier is not passed because a rank has died, the
 //! epoch stays in doubt: whoever restores sees from the stores what has become of it.
 
+use super::flush::Drain;
 use super::meeting::{Meeting, Outcome};
 use super::parity::Parity;
 use crate::job::Circle;
@@ -36,6 +37,8 @@ pub(super) struct Writer {
     pub(super) term: Term,
     /// The last epoch that was dealt.
     pub(super) last: Epoch,
+    /// Who drains epochs, in the rank that does.
+    pub(super) drain: Option<Arc<Drain>>,
 }
 
 impl Writer {
@@ -73,6 +76,10 @@ impl Writer {
                     Notice::Committed(report) => {
                         if let Some(parity) = &mut self.parity {
                             parity.note(report.epoch);
+                        }
+                        if let Some(drain) = &self.drain {
+                            // The slots that hold it are written again two epochs from here.
+                            drain.committed(report.epoch);
                         }
                         return Ok(self.outcome(Ok(report), next));
                     }

@@ -231,7 +231,9 @@ fn first_bad(
         let all = memory.clone().step_by(PAGE).enumerate();
         all.map(|(i, at)| (first + i, at..memory.end.min(at + PAGE))).find(|(chunk, memory)| {
             // SAFETY: an area that the caller of `read` has given.
-            let crc = unsafe { peek::crc(memory.start as *const u8, memory.len()) };
+            let crc = unsafe {
+                peek::crc(memory.start as *const u8, memory.len(), memory.end as *const u8)
+            };
             crc != entries[*chunk].crc()
         })
     })
