@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 const LIFE: &str = "sojourn/life";
 /// How long a rank is waited for before it is looked again whether that is still of use.
 const LOOK: Duration = Duration::from_millis(200);
+/// What the job's own barriers are called.
+const BARRIERS: &str = "sojourn/barrier";
 /// Between two looks at a rank that is dead.
 const REST: Duration = Duration::from_millis(10);
 
@@ -33,7 +35,7 @@ struct Inner {
     rank: u32,
     size: u32,
     device: Option<String>,
-    barriers: Circle,
+    barriers: Mutex<Arc<Circle>>,
     group: Mutex<Group>,
 }
 
@@ -42,6 +44,8 @@ struct Inner {
 #[derive(Debug)]
 pub(crate) struct Circle {
     name: String,
+    /// The lives of the ranks that come there.
+    lives: Vec<u32>,
     /// Those that this rank has entered.
     entered: AtomicU64,
     /// This rank waits for nobody here any more.
@@ -49,9 +53,14 @@ pub(crate) struct Circle {
 }
 
 impl Circle {
-    /// A circle of that name, which is no other's.
-    pub(crate) fn new(name: impl Into<String>) -> Self {
-        Circle { name: name.into(), entered: AtomicU64::new(0), left: AtomicBool::new(false) }
+    /// A circle of that full name, which is no other's, of ranks in these lives.
+    fn new(name: impl Into<String>, lives: &[u32]) -> Self {
+        Circle {
+            name: name.into(),
+            lives: lives.to_vec(),
+            entered: AtomicU64::new(0),
+            left: AtomicBool::new(false),
+        }
     }
 
     /// Whoever waits at a barrier of it in this process waits no more.
@@ -90,7 +99,7 @@ impl Job {
                 rank: 0,
                 size: 1,
                 device: std::env::var(env::DEVICE).ok().filter(|name| !name.is_empty()),
-                barriers: Circle::new("sojourn/barrier"),
+                barriers: Mutex::new(Arc::new(Circle::new(BARRIERS, &[FIRST_LIFE]))),
                 group: Mutex::new(Group::first(1)),
             })),
         }
@@ -109,7 +118,7 @@ impl Job {
             rank: told.rank,
             size: told.size,
             device: told.device.clone(),
-            barriers: Circle::new("sojourn/barrier"),
+            barriers: Mutex::new(Arc::new(Circle::new(BARRIERS, &group.lives))),
             group: Mutex::new(group),
         }))
     }
@@ -159,8 +168,9 @@ impl Job {
                 (0..self.inner.size).try_for_each(|rank| self.ask(rank, &met, soon).map(drop));
             match met {
                 Ok(()) => {
+                    // Who still waits at a barrier of before does so under its name.
+                    *self.barriers() = Arc::new(Circle::new(format!("{prefix}{BARRIERS}"), &lives));
                     *group = Group { lives, prefix };
-                    self.inner.barriers.entered.store(0, Ordering::Relaxed);
                     return Ok(());
                 }
                 Err(error) => missing = error.to_string(),
@@ -213,6 +223,16 @@ impl Job {
                 })
             })
             .collect()
+    }
+
+    fn barriers(&self) -> MutexGuard<'_, Arc<Circle>> {
+        self.inner.barriers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Barriers of that name among the ranks of this group, and of no later one.
+    pub(crate) fn circle(&self, name: &str) -> Circle {
+        let group = self.group();
+        Circle::new(format!("{}{name}", group.prefix), &group.lives)
     }
 
     fn group(&self) -> MutexGuard<'_, Group> {
@@ -325,7 +345,8 @@ impl Job {
     /// # Errors
     /// As [`Self::fetch`], where a rank does not come.
     pub fn barrier(&self) -> Result<()> {
-        self.meet(&self.inner.barriers, 0).map(drop)
+        let circle = Arc::clone(&self.barriers());
+        self.meet(&circle, 0).map(drop)
     }
 
     /// The note of a rank, while the circle lasts.
@@ -338,7 +359,7 @@ impl Job {
     ) -> Result<Vec<u8>> {
         loop {
             let soon = until.min(Instant::now() + LOOK);
-            match self.fetch_until(rank, name, soon) {
+            match self.ask(rank, name, soon) {
                 Err(error) if error.errno() == libc::ETIMEDOUT && soon < until => {
                     if circle.is_left() {
                         return Err(Error::new(
@@ -347,8 +368,8 @@ impl Job {
                         ));
                     }
                     // The one in its place will not come here.
-                    let life = self.group().lives.get(rank as usize).copied();
-                    life.map_or(Ok(()), |life| self.check_life(rank, life))?;
+                    let life = circle.lives.get(rank as usize);
+                    life.map_or(Ok(()), |life| self.check_life(rank, *life))?;
                 }
                 other => return other,
             }
@@ -372,7 +393,7 @@ impl Job {
         let passed = |count: u64| format!("{}/{count}/passed", circle.name);
         // In each round a rank hears from one before it that has heard from as many as itself.
         for far in distances() {
-            self.publish(&name(count, far), &largest.to_be_bytes())?;
+            self.inner.process.publish(&name(count, far), &largest.to_be_bytes())?;
             let from = at(size - far);
             let heard = self
                 .await_note(circle, from, &name(count, far), deadline)
@@ -383,9 +404,9 @@ impl Job {
                 Err(error) => {
                     // Those that wait for this rank have nothing to wait for.
                     for later in distances().filter(|later| *later > far) {
-                        self.publish(&name(count, later), &[])?;
+                        self.inner.process.publish(&name(count, later), &[])?;
                     }
-                    self.publish(&passed(count), &[])?;
+                    self.inner.process.publish(&passed(count), &[])?;
                     return Err(error);
                 }
             };
@@ -394,7 +415,7 @@ impl Job {
         }
         // A note goes with the rank that left it, which may leave the job after this: so it stays
         // until those that fetch its notes have gone on. One that has left has gone on too.
-        self.publish(&passed(count), &[])?;
+        self.inner.process.publish(&passed(count), &[])?;
         for far in distances() {
             if let Err(error) = self.await_note(circle, at(far), &passed(count), deadline) {
                 tracing::debug!("leaving a barrier: {error}");
@@ -402,8 +423,8 @@ impl Job {
         }
         // Everybody has entered this one, and so has left the one before.
         if let Some(before) = count.checked_sub(1) {
-            distances().for_each(|far| self.withdraw(&name(before, far)));
-            self.withdraw(&passed(before));
+            distances().for_each(|far| self.inner.process.withdraw(&name(before, far)));
+            self.inner.process.withdraw(&passed(before));
         }
         Ok(largest)
     }
@@ -519,7 +540,7 @@ mod tests {
             run(size, |job| {
                 for round in 0..5 {
                     let of = |rank: u32| u64::from((rank + round) % size);
-                    let met = job.meet(&job.inner.barriers, of(job.rank())).unwrap();
+                    let met = job.meet(&Arc::clone(&job.barriers()), of(job.rank())).unwrap();
                     assert_eq!(met, u64::from(size - 1));
                 }
                 job.barrier().unwrap();
@@ -639,7 +660,7 @@ mod tests {
             rank: 0,
             size: 1,
             device: None,
-            barriers: Circle::new("sojourn/barrier"),
+            barriers: Mutex::new(Arc::new(Circle::new(BARRIERS, &[FIRST_LIFE]))),
             group: Mutex::new(Group::first(1)),
         });
         job.barrier().unwrap();

@@ -528,7 +528,7 @@ impl Snapshots {
         };
         let drain = drain.map(Arc::new);
         let meeting = Arc::new(Meeting::new());
-        let circle = Arc::new(Circle::new(format!("{name}/met")));
+        let circle = Arc::new(self.job.circle(&format!("{name}/met")));
         let (job, known) = (&self.job, &self.options);
         let shared = (name, &circle);
         let parity = Parity::new(job, known, &placement, &geometry, life, shared)?;

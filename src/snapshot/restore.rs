@@ -225,11 +225,10 @@ pub(super) unsafe fn restore(
             {
                 let lacks = missing.lacking().any(|lacking| lacking == own);
                 // SAFETY: the caller's promise.
-                let why =
+                let tried =
                     lacks.then(|| unsafe { from.rebuild(own, missing.committed, layout).err() });
-                let why = why.flatten().map(|error| error.to_string());
+                let note = tried.flatten().map(|error| error.to_string()).unwrap_or_default();
                 // Whichever rank is heard says what all of them lack.
-                let note = why.unwrap_or_default();
                 let all = job.exchange(&format!("{name}/missing"), note.as_bytes())?;
                 for why in all.iter().filter(|why| !why.is_empty()) {
                     text = format!("{text}; {}", String::from_utf8_lossy(why));
