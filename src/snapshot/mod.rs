@@ -77,6 +77,7 @@ mod flush;
 mod meeting;
 mod options;
 mod pace;
+mod parity;
 mod restore;
 mod writer;
 
@@ -96,9 +97,11 @@ use crate::{Error, Job, Result};
 use flush::Drain;
 use meeting::Meeting;
 use pace::Pace;
+use parity::Parity;
 use restore::member;
 use sojourn_fabric::names::ProcessId;
 use sojourn_snapshot::epoch::{Epoch, Policy, Term};
+use sojourn_snapshot::image::Geometry;
 use sojourn_snapshot::redundancy::Placement;
 use sojourn_snapshot::redundancy::placement::{Node, Process};
 use sojourn_snapshot::session::{self, Session};
@@ -163,6 +166,13 @@ pub struct Snapshots {
     before: Option<Hook>,
     after: Option<Hook>,
     told: Option<Told>,
+}
+
+/// Where epochs go.
+struct Placed {
+    placement: Placement,
+    /// Those that this rank uses, the first first.
+    stores: Vec<session::StoreAt>,
 }
 
 /// The thread that writes.
@@ -257,10 +267,10 @@ impl Snapshots {
             restore::restore(
                 &self.job,
                 &self.options,
+                &placed.placement,
                 &self.device,
                 &layout,
-                self.life,
-                self.known,
+                (self.life, self.known),
                 &name,
             )
         }?;
@@ -415,7 +425,7 @@ impl Snapshots {
     }
 
     /// Where this rank's epochs go: the stores to use, the first first.
-    fn place(&self, name: &str) -> Result<Vec<session::StoreAt>> {
+    fn place(&self, name: &str) -> Result<Placed> {
         let note = self.options.node.as_bytes();
         let homes = self.job.exchange(&format!("{name}/node"), note)?;
         let mut nodes: BTreeMap<&str, Node> = BTreeMap::new();
@@ -442,7 +452,10 @@ impl Snapshots {
             node: node.clone(),
         };
         let processes: Vec<Process> = (0..).zip(&homes).map(process).collect();
-        let placement = Placement::new(self.options.scheme, &nodes, &processes)?;
+        let scheme = self.options.scheme;
+        // A group has to be the same when a rank has come back on another node.
+        let make = if scheme.parity() > 0 { Placement::numbered } else { Placement::new };
+        let placement = make(scheme, &nodes, &processes)?;
         let own: ProcessId = Job::process_of(self.job.rank());
         let first: Vec<&str> = placement.stores_of(own).collect();
         let all = restore::stores(&self.options);
@@ -453,16 +466,20 @@ impl Snapshots {
             at.is_some_and(|it| it.node != self.options.node)
         };
         let mut stores: Vec<session::StoreAt> = all.iter().filter(elsewhere).cloned().collect();
-        // The others are there for when one of these is lost.
-        stores.sort_by_key(|store| (place(store).unwrap_or(usize::MAX), store.id));
-        Ok(stores)
+        // The others are there for when one of these is lost; first those on nodes that hold nothing of the group.
+        let group = placement.group_of(own).unwrap_or_default();
+        stores.sort_by_key(|store| {
+            let beside = placement.holds_of(&store.at.to_string(), group);
+            (place(store).unwrap_or(usize::MAX), beside, store.id)
+        });
+        Ok(Placed { placement, stores })
     }
 
     fn begin(
         &mut self,
         layout: Layout,
         back: restore::Back,
-        mut stores: Vec<session::StoreAt>,
+        Placed { placement, mut stores }: Placed,
         name: &str,
     ) -> Result<()> {
         if let Some(restored) = &back.restored {
@@ -488,7 +505,10 @@ impl Snapshots {
         options.lanes = self.options.lanes;
         options.job = self.options.job;
         options.term = Term(back.life);
-        options.policy = Policy { copies, ..Policy::default() };
+        let protect = self.options.scheme.parity() > 0;
+        options.policy = Policy { copies, protect, ..Policy::default() };
+        let geometry = Geometry::of(&layout, options.windows)?;
+        let life = back.life;
         // SAFETY: the mappings are kept by this value, which ends the thread that has the session first.
         let session = unsafe { Session::open(options, layout, back.restored) }?;
         let drain = match self.job.rank() {
@@ -501,8 +521,12 @@ impl Snapshots {
         let drain = drain.map(Arc::new);
         let meeting = Arc::new(Meeting::new());
         let circle = Arc::new(Circle::new(format!("{name}/met")));
+        let (job, known) = (&self.job, &self.options);
+        let shared = (name, &circle);
+        let parity = Parity::new(job, known, &placement, &geometry, life, shared)?;
         let writer = Writer {
             session,
+            parity,
             tracker,
             meeting: Arc::clone(&meeting),
             job: self.job.clone(),

@@ -18,6 +18,7 @@ mod recover;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use copy::place as area_places;
 pub use copy::{Copy, ReadReport};
 pub use drain::images;
 pub use lazy::Lazy;
