@@ -374,6 +374,29 @@ fn files_are_gone_back_to_only_where_stores_have_nothing_later() {
     assert_eq!(done.ok(), format!("[0] {}\n", alone(&world.place, &until(steps))));
 }
 
+/// Promise: a job that runs is looked at without harm, what it overwrites meanwhile is no damage, and nothing of it can be
+/// released.
+#[test]
+fn the_epochs_of_a_running_job_are_read_and_not_released() {
+    let world = World::new();
+    world.heat_killed("SOJOURN_EPOCH_SECONDS=0.02", || {
+        if world.json("list")["committed"].is_null() {
+            return false;
+        }
+        for _ in 0..4 {
+            let verify = world.json("verify");
+            let copies = verify["copies"].as_array().unwrap();
+            assert!(copies.iter().all(|copy| copy["outcome"] != "damaged"), "{verify}");
+        }
+        let error = world.snapshots("prune --process 1 --yes").failed(1);
+        assert!(error.contains("process 1 writes epochs to store"), "{error}");
+        true
+    });
+    // Its writers are gone.
+    world.snapshots("prune --process 1,2 --yes").ok();
+    assert_eq!(world.json("list")["processes"], Value::Array(vec![]));
+}
+
 /// Promise: where the rank that drains dies, the one that takes its place goes on with it.
 #[test]
 fn draining_goes_on_where_the_rank_that_drains_was_replaced() {

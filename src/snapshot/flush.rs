@@ -141,7 +141,7 @@ fn add(drained: Vec<files::Drained>, statistics: &mut Statistics) {
 }
 
 /// What the directory has for a job to go back to: rank 0 looks, and tells the others.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(super) struct Saved {
     /// The last ones that can be restored as far as their tables tell, the last first.
     pub(super) epochs: Vec<Epoch>,
@@ -178,6 +178,23 @@ impl Saved {
         // Where terms tell another order than counts, they are right.
         saved.epochs.sort_unstable_by(|one, other| other.cmp(one));
         Ok(saved)
+    }
+
+    /// There is nothing in files, sound or not.
+    pub(super) fn is_empty(&self) -> bool {
+        self.epochs.is_empty() && self.why.is_none()
+    }
+
+    /// The last one, where the stores have nothing that is as late.
+    pub(super) fn later_than(&self, held: Option<Epoch>) -> Option<Epoch> {
+        self.epochs.first().copied().filter(|epoch| held.is_none_or(|held| *epoch > held))
+    }
+
+    /// One that could not be read after all.
+    pub(super) fn is_of_no_use(&mut self, epoch: Epoch, why: &str) {
+        tracing::warn!("{epoch} in files is of no use: {why}");
+        self.epochs.retain(|it| *it != epoch);
+        self.why.get_or_insert_with(|| format!("{epoch}: {why}"));
     }
 }
 

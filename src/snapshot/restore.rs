@@ -5,11 +5,11 @@
 //! facts; so all come to the same epoch without anybody who decides. A rank reads its own memory alone, and
 //! tells the others how that went.
 //!
-//! Rank 0 tells what is in files, too. What is gone back to is the last epoch of all: one that is in files only where
-//! the stores can restore none that is later.
-//!
 //! With parity the first rank of each group asks for its shares too. What can be rebuilt of them counts as one more
 //! store, which holds what it would take to have.
+//!
+//! Rank 0 tells what is in files, too. What is gone back to is the last epoch of all: one that is in files only where
+//! the stores can restore none that is later.
 
 use super::flush::{self, Saved};
 use super::options::{JOB_NAME, Options};
@@ -50,9 +50,8 @@ struct Told {
     heard: Heard,
     /// Of the shares of parity that it has asked for.
     shares: Vec<Heard>,
-    /// Of rank 0: the epochs in files, the last first, with what is wrong with one that is not among them; or why it
-    /// cannot look.
-    saved: std::result::Result<(Vec<Epoch>, Option<String>), String>,
+    /// What is in files; or why it cannot look. Rank 0 alone knows.
+    saved: std::result::Result<Saved, String>,
 }
 
 impl Told {
@@ -105,20 +104,23 @@ pub(super) unsafe fn restore(
     let own = member(job.rank());
     let mut clients: Vec<Option<Client>> =
         stores.iter().map(|store| connect(options, store)).collect();
-    let members: Vec<Member> = (0..job.size()).map(member).collect();
-    // Of all that run at the same time one looks, so that all go by the same.
+    // Files are looked at by one, so that all go by the same.
     let saved = match job.rank() {
-        0 => Saved::look(options, &members).map_err(|error| error.to_string()),
+        0 => {
+            let members: Vec<Member> = (0..job.size()).map(member).collect();
+            Saved::look(options, &members).map_err(|error| error.to_string())
+        }
         _ => Ok(Saved::default()),
     };
-    let saved_life = saved.iter().flat_map(|saved| &saved.epochs).map(|epoch| epoch.term().0);
+    let terms = saved.iter().flat_map(|saved| &saved.epochs).map(|epoch| epoch.term().0);
+    let before_all = terms.fold(before, u32::max);
     let lives = clients.iter_mut().flatten().filter_map(|client| {
         match client.request(own, Request::Tell) {
             Ok(Answer::Told(Some(holding))) => Some(holding.incarnation.life()),
             _ => None,
         }
     });
-    let life = lives.chain(saved_life).fold(before, u32::max);
+    let life = lives.fold(before_all, u32::max);
     let all = job.exchange(&format!("{name}/life"), &life.to_be_bytes())?;
     let life = all
         .iter()
@@ -135,7 +137,6 @@ pub(super) unsafe fn restore(
     }
     // Their doors are shut when they are opened anew for reading.
     drop(clients);
-    let saved = saved.map(|saved| (saved.epochs, saved.why));
     let told = Told { known, was_here: before > 0, heard, shares, saved };
     let note = postcard::to_stdvec(&told);
     let note = note.map_err(|error| Error::new(libc::EPROTO, error.to_string()))?;
@@ -146,18 +147,16 @@ pub(super) unsafe fn restore(
     });
     let all: Vec<Told> = all.collect::<Result<_>>()?;
 
-    let (mut saved, why) = match all.first().map(|told| told.saved.clone()) {
-        Some(Ok(saved)) => saved,
-        Some(Err(why)) => return Err(Error::new(libc::ENOENT, format!("rank 0: {why}"))),
-        None => (Vec::new(), None),
-    };
-
     // What was never committed need not be gone back to.
     let committed = all.iter().flat_map(|told| {
         let held = told.all().flatten().map(|holding| holding.committed);
         held.chain([told.known])
     });
     let committed = committed.max().unwrap_or(Epoch::NONE);
+    let mut saved = match &all[0].saved {
+        Ok(saved) => saved.clone(),
+        Err(why) => return Err(Error::new(libc::ENOENT, format!("rank 0: {why}"))),
+    };
     let from = Stores { options, device, stores: &stores, placement };
     let mut machine = recovery(&all, &from, life);
     let (mut last, mut reads, mut missing) = (None, Vec::new(), None);
@@ -172,14 +171,22 @@ pub(super) unsafe fn restore(
                 Step::Impossible(lacks) => missing = Some(lacks),
             }
         }
+        if let Some(missing) = &missing
+            && !committed.is_some()
+        {
+            nothing_is_hidden(&all, options)?;
+            if saved.is_empty() {
+                return Ok(Back { epoch: None, restored: None, life });
+            }
+            tracing::debug!("no store has anything: {missing}");
+        }
         let held = reads.iter().map(|(_, origin): &(Member, Origin)| origin.epoch).max();
-        let file = saved.first().copied().filter(|epoch| held.is_none_or(|held| *epoch > held));
-        let lacks = missing.as_ref().map_or_else(String::new, |lacks| format!(": {lacks}"));
-        if let Some(epoch) = file {
+        if let Some(epoch) = saved.later_than(held) {
             if epoch < committed && job.rank() == 0 {
+                let lacks = missing.as_ref().map_or_else(String::new, |it| format!(" ({it})"));
                 tracing::warn!(
-                    "{committed} was committed, and cannot be restored any more; \
-                     going back to {epoch}, which is in files{lacks}"
+                    "{committed} was committed, and cannot be restored any more{lacks}: \
+                     going back to {epoch}, which is in files"
                 );
             }
             // SAFETY: the caller's promise.
@@ -188,41 +195,22 @@ pub(super) unsafe fn restore(
                 libc::EINVAL => format!("{OTHER}: {error}"),
                 _ => error.to_string(),
             });
-            let outcomes = outcomes(job, name, round, &read.err().unwrap_or_default())?;
-            match outcomes.iter().position(|why| !why.is_empty()) {
-                None => {
-                    if job.rank() == 0 {
-                        flush::forget_after(options, epoch);
-                    }
-                    return Ok(Back { epoch: Some(epoch), restored: None, life });
+            let all = outcomes(job, name, round, &read.err().unwrap_or_default())?;
+            let Some(rank) = all.iter().position(|why| !why.is_empty()) else {
+                if job.rank() == 0 {
+                    flush::forget_after(options, epoch);
                 }
-                Some(rank) => {
-                    tracing::warn!(
-                        "{epoch} in files is of no use: rank {rank}: {}",
-                        outcomes[rank]
-                    );
-                    saved.remove(0);
-                    if saved.is_empty() && reads.is_empty() {
-                        let text = format!(
-                            "no epoch can be restored: {epoch} in files: rank {rank}: {}{lacks}",
-                            outcomes[rank]
-                        );
-                        return Err(Error::new(libc::ENODATA, text));
-                    }
-                    continue;
-                }
-            }
+                return Ok(Back { epoch: Some(epoch), restored: None, life });
+            };
+            saved.is_of_no_use(epoch, &format!("rank {rank}: {}", all[rank]));
+            continue;
         }
-        if reads.is_empty() {
-            if why.is_none() && !committed.is_some() {
-                nothing_is_hidden(&all, options)?;
-                return Ok(Back { epoch: None, restored: None, life });
-            }
-            let files = why.map_or_else(String::new, |why| format!("; in files: {why}"));
-            let mut text = format!("no epoch can be restored{lacks}{files}");
-            if let Some(missing) = missing
-                && has_parity(placement)
-            {
+        if let Some(missing) = missing {
+            let mut text = match saved.why {
+                Some(why) => format!("no epoch can be restored: {missing}; in files: {why}"),
+                None => format!("no epoch can be restored: {missing}"),
+            };
+            if has_parity(placement) {
                 let lacks = missing.lacking().any(|lacking| lacking == own);
                 // SAFETY: the caller's promise.
                 let tried =
@@ -321,7 +309,7 @@ fn decode(note: &[u8], rank: u32, stores: usize, due: usize) -> Result<Told> {
             return Err(refuse(&format!("of {has} stores, and {stores} were named here")));
         }
     }
-    if told.saved.as_ref().is_ok_and(|(epochs, _)| epochs.len() > flush::MOST) {
+    if told.saved.as_ref().is_ok_and(|saved| saved.epochs.len() > flush::MOST) {
         return Err(refuse("of more epochs in files than are looked at"));
     }
     let answers = told.all().map(|holding| Answer::Told(*holding));

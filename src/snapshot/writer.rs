@@ -74,12 +74,12 @@ impl Writer {
                         }
                     }
                     Notice::Committed(report) => {
-                        if let Some(parity) = &mut self.parity {
-                            parity.note(report.epoch);
-                        }
                         if let Some(drain) = &self.drain {
                             // The slots that hold it are written again two epochs from here.
                             drain.committed(report.epoch);
+                        }
+                        if let Some(parity) = &mut self.parity {
+                            parity.note(report.epoch);
                         }
                         return Ok(self.outcome(Ok(report), next));
                     }

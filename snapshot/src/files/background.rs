@@ -240,7 +240,12 @@ fn run(directory: &Directory, plan: &Plan, shared: &Shared) {
         .flatten()
         .next()
         {
-            tracing::warn!("{epoch} to {}: {error}", directory.path().display());
+            let path = directory.path().display();
+            match error.errno() {
+                // Nothing is wrong: epochs come faster than they can be drained.
+                libc::ESTALE => tracing::info!("{epoch} to {path}: {error}"),
+                _ => tracing::warn!("{epoch} to {path}: {error}"),
+            }
         }
         let mut state = shared.state();
         if state.outcomes.len() == MAX_OUTCOMES {

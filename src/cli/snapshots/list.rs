@@ -1,7 +1,7 @@
 //! `sojourn snapshots list`.
 
 use super::place::{Found, Place, name};
-use super::stores::{Lost, Stores};
+use super::stores::{Lost, Stores, is_process};
 use super::text::{ago, bytes, percent};
 use super::{Outcome, answer};
 use serde::Serialize;
@@ -27,6 +27,18 @@ struct InStores {
     /// The last epoch that is noted as committed; `None` where there is none.
     committed: Option<Number>,
     processes: Vec<Process>,
+    /// Parity that images are rebuilt of.
+    shares: Vec<Share>,
+}
+
+#[derive(Serialize)]
+struct Share {
+    /// Its number among the members of the job.
+    member: u64,
+    store: String,
+    bytes: u64,
+    /// The epochs of its slots.
+    epochs: Vec<u64>,
 }
 
 #[derive(Serialize)]
@@ -115,8 +127,9 @@ pub(super) fn run(args: &ListArgs) -> Outcome {
 fn in_stores(stores: &Stores) -> InStores {
     let committed = stores.committed();
     let mut processes: Vec<Process> = Vec::new();
+    let kept = stores.reached.iter().flat_map(|store| &store.kept).map(|kept| kept.member);
     let members: std::collections::BTreeSet<_> =
-        stores.reached.iter().flat_map(|store| &store.kept).map(|kept| kept.member).collect();
+        kept.filter(|member| is_process(*member)).collect();
     let held = stores.held();
     for member in members {
         let mut epochs: Vec<OfProcess> = Vec::new();
@@ -147,6 +160,18 @@ fn in_stores(stores: &Stores) -> InStores {
         let compartments = compartments.collect();
         processes.push(Process { process: member.0, epochs, compartments });
     }
+    let mut shares = Vec::new();
+    for (i, store) in stores.reached.iter().enumerate() {
+        for kept in store.kept.iter().filter(|kept| !is_process(kept.member)) {
+            let words = kept.holding.words.into_iter().filter(|epoch| epoch.is_some());
+            shares.push(Share {
+                member: kept.member.0,
+                store: stores.name(i).to_owned(),
+                bytes: kept.holding.bytes,
+                epochs: words.map(Epoch::count).collect(),
+            });
+        }
+    }
     let about = |(i, store): (usize, &super::stores::Reached)| {
         let about = store.client.about();
         Store {
@@ -163,6 +188,7 @@ fn in_stores(stores: &Stores) -> InStores {
         lost: stores.lost.clone(),
         committed: Some(committed).filter(|epoch| epoch.is_some()).map(Number::from),
         processes,
+        shares,
     }
 }
 
@@ -213,6 +239,17 @@ fn stores_text(shown: &InStores) -> String {
         if process.epochs.is_empty() {
             text += "  no complete epoch\n";
         }
+    }
+    for share in &shown.shares {
+        let epochs: Vec<String> = share.epochs.iter().map(u64::to_string).collect();
+        let epochs = if epochs.is_empty() { "none".to_owned() } else { epochs.join(", ") };
+        let _ = writeln!(
+            text,
+            "parity {}: {} in store {}, epochs {epochs}",
+            share.member,
+            bytes(share.bytes),
+            share.store
+        );
     }
     text
 }

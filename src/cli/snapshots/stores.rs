@@ -94,11 +94,11 @@ impl Stores {
         all.map(|kept| kept.holding.committed).max().unwrap_or(Epoch::NONE)
     }
 
-    /// All copies, by process, then epoch, then store.
+    /// All copies of images of processes, by process, then epoch, then store.
     pub(super) fn held(&self) -> Vec<Held> {
         let mut all = Vec::new();
         for (store, reached) in self.reached.iter().enumerate() {
-            for kept in &reached.kept {
+            for kept in reached.kept.iter().filter(|kept| is_process(kept.member)) {
                 for slot in Slot::BOTH {
                     let epoch = kept.holding.words[slot.index()];
                     if epoch.is_some() {
@@ -163,6 +163,11 @@ impl Stores {
     pub(super) fn context(&self, held: &Held) -> String {
         format!("{} of process {} in store {}", held.epoch, held.member, self.name(held.store))
     }
+}
+
+/// Whether it is a process, and not a share of parity: the numbers of processes have 32 bits.
+pub(super) fn is_process(member: Member) -> bool {
+    u32::try_from(member.0).is_ok()
 }
 
 /// One copy of each process.
