@@ -29,6 +29,7 @@
 
 pub mod epoch;
 pub mod files;
+pub mod host;
 pub mod image;
 mod interval;
 mod layout;

@@ -25,6 +25,8 @@ pub const FAILURES: &str = "SOJOURN_FAILURE_SECONDS";
 
 /// From one epoch to the next, where nothing was said.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(60);
+/// Bytes of windows, where nothing was said: some 20,000 posted requests.
+const DEFAULT_WINDOWS: usize = 1 << 20;
 
 /// One store of the job.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +78,8 @@ pub struct Options {
     pub tracking: Option<Kind>,
     /// Threads that send, each with a queue pair to each store.
     pub lanes: usize,
+    /// Most bytes of the windows of attached contexts: an epoch with more is given up. A slot has room for so many.
+    pub windows: usize,
 }
 
 impl Options {
@@ -113,7 +117,8 @@ impl Options {
             (None, None) => Interval::Every(DEFAULT_INTERVAL),
         };
         let node = get(NODE).unwrap_or_else(hostname);
-        Ok(Some(Options { stores, key, node, scheme, interval, tracking: None, lanes: 1 }))
+        let (tracking, lanes, windows) = (None, 1, DEFAULT_WINDOWS);
+        Ok(Some(Options { stores, key, node, scheme, interval, tracking, lanes, windows }))
     }
 }
 

@@ -43,6 +43,8 @@ pub(super) fn stores(options: &Options) -> Vec<StoreAt> {
 pub(super) struct Back {
     /// Of this rank; `None` where there is nothing to go back to, and the job begins.
     pub(super) restored: Option<Restored>,
+    /// The windows that its epoch has.
+    pub(super) windows: Vec<u8>,
     /// The life that this rank has from here on, which is all ranks' own: later than all before.
     pub(super) life: u32,
 }
@@ -101,16 +103,16 @@ pub(super) unsafe fn restore(
     });
     let committed = committed.max().unwrap_or(Epoch::NONE);
     let mut machine = recovery(&all, &stores, life);
-    let mut last = None;
+    let (mut last, mut windows) = (None, Vec::new());
     for round in 0.. {
         let mut reads = Vec::new();
         while let Some(step) = machine.poll(Duration::ZERO) {
             match step {
                 Step::Ask(..) => {}
                 Step::Read(whose, origin) => reads.push((whose, origin)),
-                Step::Restored(..) => return Ok(Back { restored: last, life }),
+                Step::Restored(..) => return Ok(Back { restored: last, windows, life }),
                 Step::Impossible(_) if !committed.is_some() => {
-                    return Ok(Back { restored: None, life });
+                    return Ok(Back { restored: None, windows: Vec::new(), life });
                 }
                 Step::Impossible(missing) => {
                     return Err(Error::new(
@@ -124,7 +126,7 @@ pub(super) unsafe fn restore(
         if let Some((_, origin)) = reads.iter().find(|(whose, _)| *whose == own) {
             // SAFETY: the caller's promise.
             match unsafe { read(options, device, &stores, own, *origin, layout) } {
-                Ok(restored) => last = Some(restored),
+                Ok((restored, its)) => (last, windows) = (Some(restored), its),
                 Err(error) => outcome = error.to_string(),
             }
         }
@@ -237,7 +239,7 @@ unsafe fn read(
     own: Member,
     origin: Origin,
     layout: &Layout,
-) -> Result<Restored> {
+) -> Result<(Restored, Vec<u8>)> {
     let store = stores.iter().find(|store| store.id == origin.store);
     let store =
         store.ok_or_else(|| Error::new(libc::ENOENT, format!("no store {}", origin.store)))?;
@@ -249,7 +251,8 @@ unsafe fn read(
     let layout = place(copy.slot(), layout)?;
     // SAFETY: the caller's promise: these are the areas of `layout`.
     unsafe { copy.read(&layout, false) }?;
-    Ok(Restored { origin, pages: copy.slot().pages().clone() })
+    let restored = Restored { origin, pages: copy.slot().pages().clone() };
+    Ok((restored, copy.slot().windows().to_vec()))
 }
 
 /// The areas of the slot, in its order, where they are now.

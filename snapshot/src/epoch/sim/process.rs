@@ -26,6 +26,8 @@ const TRACKING: Time = 40;
 const DRIVER: Time = 80;
 /// Of a thousand times so many take longer than an epoch may.
 const SLOW: u32 = 2;
+/// And so many programs find after a pause that they have not stood still.
+const MOVED: u32 = 5;
 /// Bytes of a compartment; stores have room.
 pub(super) const BYTES: u64 = 1;
 
@@ -184,7 +186,12 @@ impl World {
                 self.processes[at].paused = self.broken != Some(Broken::NotPaused);
                 self.ask_tracking(at, true);
             }
-            Action::Resume => self.processes[at].paused = false,
+            Action::Resume => {
+                self.processes[at].paused = false;
+                if self.rng.permille(MOVED) {
+                    self.event(at, Event::Moved("a hold has lapsed".to_owned()));
+                }
+            }
             Action::Send(by, slot, chunks) => self.send(at, by, slot, chunks),
             Action::Seal(by, slot, epoch) => {
                 let table = What::Table(self.processes[at].sealed.clone());
