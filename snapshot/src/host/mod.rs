@@ -23,6 +23,10 @@
 //! contexts of a process that track; but only attached ones stand still. A pause lasts no longer than peers have
 //! patience (30 s), or the epoch is given up.
 //!
+//! Who sends datagrams is not known, so nobody stops them: one may land in the pause, in a receive that was posted before.
+//! It is of no epoch then, which is as if it had been lost; but where its page is being sent at that moment, its checksum does not hold.
+//! Where datagrams are received into protected memory, [`Policy::check`](crate::epoch::Policy) has such an epoch given up.
+//!
 //! # Windows
 //!
 //! With [`Attach::Windows`] a context's windows are part of the epoch ([`Windows`]), and come back with

@@ -16,13 +16,13 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 /// Pages that are written, and those that a WRITE is sent from.
-const PAGES: u64 = 128;
+const PAGES: u64 = 512;
 const BYTES: usize = PAGES as usize * PAGE;
 const DEPTH: u64 = 8;
 /// Epochs that all have to be of one moment.
 const EPOCHS: usize = 16;
-/// Epochs without a suspension in which some page is torn, or not of the same moment as the others. It is so in
-/// nearly each of them.
+/// Epochs without a suspension, in one of which some page is torn, or not of the same moment as the others. It takes a
+/// few, where the peer has a core to itself; more, where it is often not running while memory is sent.
 const TRIES: usize = 300;
 
 /// The part of the peer: WRITEs until it is killed.
