@@ -168,10 +168,10 @@ fn the_judge_tells_images_of_one_moment_from_others() {
     for last in [0, 1, 5, PAGES - 1, PAGES, PAGES + 1, 3 * PAGES + 17] {
         assert_eq!(judge(&image(last)), Ok(last));
     }
-    let mut torn = image(500);
+    let mut torn = image(3 * PAGES + 17);
     torn[5 * PAGE + 8] ^= 1;
     assert!(judge(&torn).unwrap_err().contains("torn"));
-    let mut old = image(500);
-    old[..PAGE].copy_from_slice(&PAGES.to_le_bytes().repeat(PAGE / 8));
+    let mut old = image(3 * PAGES + 17);
+    old[..PAGE].copy_from_slice(&(2 * PAGES).to_le_bytes().repeat(PAGE / 8));
     assert!(judge(&old).unwrap_err().contains("page 0"));
 }
