@@ -26,8 +26,8 @@ const TRACKING: Time = 40;
 const DRIVER: Time = 80;
 /// Of a thousand times so many take longer than an epoch may.
 const SLOW: u32 = 2;
-/// And so many programs find after a pause that they have not stood still.
-const MOVED: u32 = 5;
+/// And so many pauses are none, which is told when they end.
+const MOVES: u32 = 5;
 /// Bytes of a compartment; stores have room.
 pub(super) const BYTES: u64 = 1;
 
@@ -44,6 +44,8 @@ pub(super) struct Process {
     /// It has begun to track. (Only a broken shell has it begin late.)
     pub(super) tracking: bool,
     pub(super) paused: bool,
+    /// In this pause its memory is written all the same, as by a peer whose hold has lapsed.
+    pub(super) moves: bool,
     pub(super) writer: Option<Writer>,
     /// Memory as it was in the pause.
     sealed: Image,
@@ -67,6 +69,7 @@ impl Process {
             dirty: PageSet::new(chunks),
             tracking: true,
             paused: false,
+            moves: false,
             writer: None,
             sealed: Vec::new(),
             recent: PageSet::new(chunks),
@@ -183,12 +186,14 @@ impl World {
             }
             Action::Collect => self.ask_tracking(at, false),
             Action::Pause => {
-                self.processes[at].paused = self.broken != Some(Broken::NotPaused);
+                let moves = self.rng.permille(MOVES);
+                self.processes[at].moves = moves;
+                self.processes[at].paused = !moves && self.broken != Some(Broken::NotPaused);
                 self.ask_tracking(at, true);
             }
             Action::Resume => {
                 self.processes[at].paused = false;
-                if self.rng.permille(MOVED) {
+                if std::mem::take(&mut self.processes[at].moves) {
                     self.event(at, Event::Moved("a hold has lapsed".to_owned()));
                 }
             }
@@ -267,7 +272,7 @@ impl World {
             Reason::TooFew { .. } => Kind::TooFew,
             Reason::Late => Kind::Late,
             Reason::Aborted => Kind::Aborted,
-            Reason::Unable(_) => return,
+            Reason::Unable(_) => Kind::Moved,
         });
         if *reason == Reason::Aborted {
             self.check_aborted(p, epoch);
