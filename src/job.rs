@@ -1,10 +1,10 @@
 //! What a process knows of its job, and how its processes come together.
 
-use crate::verbs::Context;
+use crate::verbs::{Context, Restored};
 use crate::{Error, Result, best_device};
 use sojourn_fabric::names::ProcessId;
 use sojourn_fabric::names::env::{self, JobEnvironment};
-use sojourn_fabric::virt::Process;
+use sojourn_fabric::virt::{Policy, Process};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -265,6 +265,24 @@ impl Job {
             Some(name) => Ok(name.clone()),
             None => best_device(),
         }
+    }
+
+    /// Makes a context of an earlier life of this rank anew over the job's device, from the windows that an epoch has of it
+    /// ([`Snapshots::windows`](crate::snapshot::Snapshots::windows)): see
+    /// [`Snapshots::attach`](crate::snapshot::Snapshots::attach).
+    ///
+    /// # Safety
+    /// The memory of all its regions is mapped where it was, holds what it held in that epoch, is nobody else's as long
+    /// as they are registered, and is accessed with atomics alone. Whoever takes a region out of [`Restored`] becomes
+    /// the owner of its mapping. What was made for one thread is used by one thread at a time.
+    ///
+    /// # Errors
+    /// `EINVAL` for windows of another process or job, or that are damaged; `EFAULT` where memory is not there;
+    /// `EEXIST` where a context of this process has one of the names; whatever the device answers.
+    pub unsafe fn restore_context(&self, windows: &[u8]) -> Result<Restored> {
+        let device = sojourn_fabric::device::open(&self.device()?)?;
+        // SAFETY: the caller's promise.
+        unsafe { self.inner.process.restore(device, Policy::from_env()?, windows) }
     }
 
     /// Opens virtual verbs over the job's device.

@@ -61,8 +61,8 @@ pub use sojourn_fabric::{Error, Result, abi, device, trial};
 /// The safe verbs API.
 pub mod verbs {
     pub use sojourn_fabric::virt::{
-        AddressHandle, Cause, CompletionChannel, CompletionQueue, ConnectOptions, Context, Data,
-        Datagram, Endpoint, Failover, MemoryRegion, Op, Phase, ProtectionDomain, QpOptions,
-        QueuePair, Relocation, Remote, SendRequest, SharedReceiveQueue,
+        AddressHandle, CapturedRegion, Cause, CompletionChannel, CompletionQueue, ConnectOptions,
+        Context, Data, Datagram, Endpoint, Failover, MemoryRegion, Op, Phase, ProtectionDomain,
+        QpOptions, QueuePair, Relocation, Remote, Restored, SendRequest, SharedReceiveQueue,
     };
 }

@@ -25,10 +25,11 @@
 //! 3. *Seal*: checksums, areas and header of the slot follow, then its word.
 //! 4. *Commit*: when every process of the job is complete.
 //!
-//! The bytes of a slot are [`image`]; committed epochs are drained from there to a directory by [`files`].
+//! What stands still, and what of it goes into an epoch, is [`host`]. The bytes of a slot are [`image`]; committed epochs are drained from there to a directory by [`files`].
 
 pub mod epoch;
 pub mod files;
+pub mod host;
 pub mod image;
 mod interval;
 mod layout;

@@ -77,10 +77,15 @@
 //! - All ranks call [`Snapshots::restored`], [`Snapshots::should_checkpoint`] and [`Snapshots::checkpoint`] at the same
 //!   places of their programs, as they would call a barrier. `checkpoint` returns as soon as the
 //!   last round is sent; the epoch is committed behind the program's back ([`Snapshots::wait`] tells when).
-//! - Memory that was protected is written by the program alone, and by no device: what peers WRITE is copied into it.
+//! - Memory that was protected is written by the program, and by devices of attached contexts ([`Snapshots::attach`]): by
+//!   nobody else. What peers WRITE elsewhere is copied into it.
+//! - Of memory that other ranks write ([`Snapshots::protect_region`]) no rank writes between its own checkpoint and the
+//!   writer's of that memory: each rank's image is of one moment of its own, and these moments are not one cut
+//!   through the job. A [`Job::barrier`] in front of `checkpoint` and one behind it see to that.
 //! - An epoch that is given up, for want of stores or of time, stops nobody: what was committed still is. It is
 //!   told by [`Snapshots::wait`] and counted in [`Statistics`].
 
+mod contexts;
 mod flush;
 mod meeting;
 mod options;
@@ -95,13 +100,15 @@ pub use options::{
     Options, REDUNDANCY, STORE_KEY_FILE, STORES, StoreAddress,
 };
 pub use sojourn_snapshot::files::{Codec, Keep};
+pub use sojourn_snapshot::host::{Attach, Windows};
 pub use sojourn_snapshot::redundancy::Scheme;
 pub use sojourn_snapshot::session::EpochReport;
 pub use sojourn_snapshot::track::Kind as Tracking;
-pub use sojourn_snapshot::{Interval, Mapping, Memory, Plain};
+pub use sojourn_snapshot::{Area, Interval, Mapping, Memory, Plain};
 
 use crate::job::Circle;
 use crate::{Error, Job, Result};
+use contexts::Owner;
 use flush::Drain;
 use meeting::Meeting;
 use pace::Pace;
@@ -109,11 +116,12 @@ use parity::Parity;
 use restore::member;
 use sojourn_fabric::names::ProcessId;
 use sojourn_snapshot::epoch::{Epoch, Policy, Term};
+use sojourn_snapshot::host::{Contexts, Host};
 use sojourn_snapshot::image::Geometry;
 use sojourn_snapshot::redundancy::Placement;
 use sojourn_snapshot::redundancy::placement::{Node, Process};
 use sojourn_snapshot::session::{self, Session};
-use sojourn_snapshot::{Area, Layout, track};
+use sojourn_snapshot::{Layout, track};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -160,7 +168,10 @@ pub struct Snapshots {
     job: Job,
     options: Options,
     device: String,
-    areas: Vec<(Area, Arc<Mapping>)>,
+    areas: Vec<(Area, Owner)>,
+    contexts: Contexts,
+    /// Of the epoch that memory was brought back to.
+    windows: Option<Windows>,
     running: Option<Running>,
     /// The last life that stores know of this process by, and the last epoch that is known to be committed.
     life: u32,
@@ -205,6 +216,8 @@ impl Snapshots {
             job: job.clone(),
             options,
             areas: Vec::new(),
+            contexts: Contexts::default(),
+            windows: None,
             running: None,
             life: 0,
             known: Epoch::NONE,
@@ -224,6 +237,11 @@ impl Snapshots {
     /// # Errors
     /// `EINVAL` for an id that other memory has; `EBUSY` after [`Self::restored`].
     pub fn protect<T: Plain>(&mut self, id: u32, memory: &Memory<T>) -> Result<()> {
+        self.add(memory.area(id), Owner::Mapping(Arc::clone(memory.mapping())))
+    }
+
+    fn add(&mut self, area: Area, owner: Owner) -> Result<()> {
+        let id = area.id;
         if self.running.is_some() {
             let text = format!("memory {id} is protected after the first epoch has begun");
             return Err(Error::new(libc::EBUSY, text));
@@ -231,7 +249,7 @@ impl Snapshots {
         if self.areas.iter().any(|(area, _)| area.id == id) {
             return Err(Error::invalid(format!("two areas have the id {id}")));
         }
-        self.areas.push((memory.area(id), Arc::clone(memory.mapping())));
+        self.areas.push((area, owner));
         Ok(())
     }
 
@@ -269,7 +287,7 @@ impl Snapshots {
         let name = format!("sojourn/epochs/{}", self.times);
         let layout = Layout::new(self.areas.iter().map(|(area, _)| *area))?;
         let placed = self.place(&name)?;
-        // SAFETY: the areas are those of `Memory` values whose mappings are kept here; the program has called, so it
+        // SAFETY: the areas are memory whose owners are kept here, or that the caller keeps; the program has called, so it
         // uses them for nothing else; the thread that reads them was ended.
         let back = unsafe {
             restore::restore(
@@ -283,6 +301,10 @@ impl Snapshots {
             )
         }?;
         self.life = back.life;
+        self.windows = match &back.restored {
+            Some(_) => Some(Windows::decode(&back.windows)?),
+            None => None,
+        };
         let epoch = back.epoch;
         self.known = epoch.unwrap_or(Epoch::NONE);
         self.begin(layout, back, placed, &name)?;
@@ -511,13 +533,14 @@ impl Snapshots {
         );
         options.device.clone_from(&self.device);
         options.lanes = self.options.lanes;
+        options.windows = self.options.windows;
         options.job = self.options.job;
         options.term = Term(back.life);
         let protect = self.options.scheme.parity() > 0;
         options.policy = Policy { copies, protect, ..Policy::default() };
         let geometry = Geometry::of(&layout, options.windows)?;
         let life = back.life;
-        // SAFETY: the mappings are kept by this value, which ends the thread that has the session first.
+        // SAFETY: the owners of the areas are kept by this value, which ends the thread that has the session first.
         let session = unsafe { Session::open(options, layout, back.restored) }?;
         let drain = match self.job.rank() {
             0 => {
@@ -535,7 +558,7 @@ impl Snapshots {
         let writer = Writer {
             session,
             parity,
-            tracker,
+            host: Host::new(tracker, &self.contexts),
             meeting: Arc::clone(&meeting),
             job: self.job.clone(),
             circle: Arc::clone(&circle),

@@ -38,6 +38,8 @@ pub const FLUSH_COMPRESS: &str = "SOJOURN_FLUSH_COMPRESS";
 
 /// From one epoch to the next, where nothing was said.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(60);
+/// Bytes of windows, where nothing was said: some 20,000 posted requests.
+const DEFAULT_WINDOWS: usize = 1 << 20;
 
 /// One store of the job.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,6 +95,8 @@ pub struct Options {
     pub job: [u8; 16],
     /// Epochs are drained to a directory.
     pub flush: Option<Flush>,
+    /// Most bytes of the windows of attached contexts: an epoch with more is given up. A slot has room for so many.
+    pub windows: usize,
 }
 
 impl Options {
@@ -139,8 +143,18 @@ impl Options {
         let node = get(NODE).unwrap_or_else(hostname);
         let job = get(JOB_NAME).map_or([0; 16], |name| job_called(&name));
         let flush = flush(&get)?;
-        let (tracking, lanes) = (None, 1);
-        Ok(Some(Options { stores, key, node, scheme, interval, tracking, lanes, job, flush }))
+        Ok(Some(Options {
+            stores,
+            key,
+            node,
+            scheme,
+            interval,
+            tracking: None,
+            lanes: 1,
+            windows: DEFAULT_WINDOWS,
+            job,
+            flush,
+        }))
     }
 }
 

@@ -78,6 +78,8 @@ pub(super) struct Back {
     pub(super) epoch: Option<Epoch>,
     /// Where this rank's came from, unless that was a file.
     pub(super) restored: Option<Restored>,
+    /// The windows that its epoch has.
+    pub(super) windows: Vec<u8>,
     /// The life that this rank has from here on, which is all ranks' own: later than all before.
     pub(super) life: u32,
 }
@@ -160,13 +162,14 @@ pub(super) unsafe fn restore(
     let from = Stores { options, device, stores: &stores, placement };
     let mut machine = recovery(&all, &from, life);
     let (mut last, mut reads, mut missing) = (None, Vec::new(), None);
+    let mut windows = Vec::new();
     for round in 0.. {
         while let Some(step) = machine.poll(Duration::ZERO) {
             match step {
                 Step::Ask(..) => {}
                 Step::Read(whose, origin) => reads.push((whose, origin)),
                 Step::Restored(epoch, _) => {
-                    return Ok(Back { epoch: Some(epoch), restored: last, life });
+                    return Ok(Back { epoch: Some(epoch), restored: last, windows, life });
                 }
                 Step::Impossible(lacks) => missing = Some(lacks),
             }
@@ -176,7 +179,7 @@ pub(super) unsafe fn restore(
         {
             nothing_is_hidden(&all, options)?;
             if saved.is_empty() {
-                return Ok(Back { epoch: None, restored: None, life });
+                return Ok(Back { epoch: None, restored: None, windows, life });
             }
             tracing::debug!("no store has anything: {missing}");
         }
@@ -200,7 +203,7 @@ pub(super) unsafe fn restore(
                 if job.rank() == 0 {
                     flush::forget_after(options, epoch);
                 }
-                return Ok(Back { epoch: Some(epoch), restored: None, life });
+                return Ok(Back { epoch: Some(epoch), restored: None, windows: Vec::new(), life });
             };
             saved.is_of_no_use(epoch, &format!("rank {rank}: {}", all[rank]));
             continue;
@@ -228,7 +231,7 @@ pub(super) unsafe fn restore(
         if let Some((_, origin)) = reads.iter().find(|(whose, _)| *whose == own) {
             // SAFETY: the caller's promise.
             match unsafe { from.read(own, *origin, layout) } {
-                Ok(restored) => last = Some(restored),
+                Ok((restored, its)) => (last, windows) = (Some(restored), its),
                 Err(error) => outcome = error.to_string(),
             }
         }
@@ -401,7 +404,12 @@ struct Stores<'a> {
 impl Stores<'_> {
     /// # Safety
     /// As [`restore`].
-    unsafe fn read(&self, own: Member, origin: Origin, layout: &Layout) -> Result<Restored> {
+    unsafe fn read(
+        &self,
+        own: Member,
+        origin: Origin,
+        layout: &Layout,
+    ) -> Result<(Restored, Vec<u8>)> {
         if origin.store == REBUILT {
             // SAFETY: the caller's promise.
             return unsafe { self.rebuild(own, origin.epoch, layout) };
@@ -422,12 +430,18 @@ impl Stores<'_> {
         let layout = place(copy.slot(), layout)?;
         // SAFETY: the caller's promise: these are the areas of `layout`.
         unsafe { copy.read(&layout, false) }?;
-        Ok(Restored { origin, pages: copy.slot().pages().clone() })
+        let restored = Restored { origin, pages: copy.slot().pages().clone() };
+        Ok((restored, copy.slot().windows().to_vec()))
     }
 
     /// # Safety
     /// As [`restore`].
-    unsafe fn rebuild(&self, own: Member, epoch: Epoch, layout: &Layout) -> Result<Restored> {
+    unsafe fn rebuild(
+        &self,
+        own: Member,
+        epoch: Epoch,
+        layout: &Layout,
+    ) -> Result<(Restored, Vec<u8>)> {
         let Options { key, lanes, .. } = self.options;
         let options = Restore {
             device: self.device,
@@ -442,7 +456,7 @@ impl Stores<'_> {
         let back = unsafe {
             sojourn_snapshot::parity::restore(&options, process, epoch, |slot| place(slot, layout))
         };
-        back.map(|back| back.restored)
+        back.map(|back| (back.restored, back.windows))
     }
 }
 

@@ -12,8 +12,8 @@ use super::parity::Parity;
 use crate::job::Circle;
 use crate::{Error, Job, Result};
 use sojourn_snapshot::epoch::{Epoch, Incarnation, Open, Order, Term, Word};
+use sojourn_snapshot::host::Host;
 use sojourn_snapshot::session::{EpochReport, Notice, Program, Session};
-use sojourn_snapshot::track::Tracker;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ const GIVEN_UP: u64 = 1 << 63;
 /// What the thread has.
 pub(super) struct Writer {
     pub(super) session: Session,
-    pub(super) tracker: Box<dyn Tracker>,
+    pub(super) host: Host,
     pub(super) meeting: Arc<Meeting>,
     pub(super) job: Job,
     pub(super) circle: Arc<Circle>,
@@ -62,8 +62,8 @@ impl Writer {
         let mut next = None;
         loop {
             let notices = {
-                let mut host = Host { tracker: &mut *self.tracker, meeting: &self.meeting };
-                self.session.drive(&mut host)
+                let mut program = Standing { host: &mut self.host, meeting: &self.meeting };
+                self.session.drive(&mut program)
             };
             for notice in notices {
                 match notice {
@@ -146,23 +146,29 @@ impl Writer {
     }
 }
 
-/// The program, as a session sees it.
-struct Host<'a> {
-    tracker: &'a mut dyn Tracker,
+/// The program, as a session sees it: its thread, then its contexts.
+struct Standing<'a> {
+    host: &'a mut Host,
     meeting: &'a Meeting,
 }
 
-impl Program for Host<'_> {
+impl Program for Standing<'_> {
     fn collect(&mut self, dirty: &mut dyn FnMut(Range<usize>)) -> Result<()> {
-        self.tracker.collect(dirty)
+        self.host.collect(dirty)
     }
 
     fn pause(&mut self) -> Result<Vec<u8>> {
         self.meeting.pause(PATIENCE)?;
-        Ok(Vec::new())
+        self.host.pause().inspect_err(|_| self.meeting.resume())
     }
 
-    fn resume(&mut self) {
+    fn resume(&mut self) -> Result<()> {
+        let outcome = self.host.resume();
         self.meeting.resume();
+        outcome
+    }
+
+    fn committed(&mut self) {
+        self.host.committed();
     }
 }

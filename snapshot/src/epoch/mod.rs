@@ -50,6 +50,7 @@
 //! | gather | grants, cleared words, and what an epoch that was given up has left under way | another takes its place, all of it stale; where there is none, goes on with fewer, if the policy's minimum allows | stays as it was |
 //! | collect, round | tracking; WRITEs | as in gather, which follows | the slot is no epoch |
 //! | pause, last | tracking; WRITEs | goes on with fewer, if the minimum allows | the program goes on |
+//! |  | (where it then says that it has not stood still, the epoch is given up before it is sealed) | | |
 //! | seal | WRITEs, checks | the same | |
 //! | protect | the driver | the same | |
 //! | complete | the decision, as long as it takes | nothing: it has been said | only if the decider says so |

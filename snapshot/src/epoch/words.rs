@@ -79,7 +79,7 @@ pub enum Action {
     Send(Incarnation, Slot, PageSet),
     /// Let the program stand still, then collect: [`Event::Dirty`].
     Pause,
-    /// Let it go on.
+    /// Let it go on; bring [`Event::Moved`] at once where it has not stood still.
     Resume,
     /// WRITE checksums, tables, windows and header of this epoch, as they were in the pause:
     /// [`Event::Done`] when all have landed.
@@ -146,6 +146,9 @@ pub enum Event {
     /// Tracking, or the pause, has failed, and why. (One of this and [`Event::Dirty`] comes for each
     /// [`Action::Collect`] and [`Action::Pause`], in their order.)
     Unable(String),
+    /// The program has not stood still from [`Action::Pause`] to [`Action::Resume`], and why: what was sent is not of one
+    /// moment.
+    Moved(String),
     /// An epoch is protected, or why it cannot be.
     Protected(Epoch, Result<(), String>),
     /// The decider says something.

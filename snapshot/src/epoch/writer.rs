@@ -165,6 +165,11 @@ impl Writer {
                     self.give_up(Reason::Unable(why), now);
                 }
             }
+            // It comes before anything that is done to seal the epoch, or of one that is given up already.
+            Event::Moved(why) if self.stage == Stage::Seal => {
+                self.give_up(Reason::Unable(why), now);
+            }
+            Event::Moved(_) => {}
             Event::Protected(epoch, result) => {
                 if self.stage == Stage::Protect && epoch == self.epoch {
                     match result {

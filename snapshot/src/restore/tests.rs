@@ -121,7 +121,9 @@ impl Program for Still {
         Ok(b"the windows".to_vec())
     }
 
-    fn resume(&mut self) {}
+    fn resume(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 fn layout(areas: &[Vec<u8>]) -> Layout {

@@ -48,7 +48,14 @@ pub trait Program {
     fn pause(&mut self) -> Result<Vec<u8>>;
 
     /// Goes on.
-    fn resume(&mut self);
+    ///
+    /// # Errors
+    /// Where it has not stood still all the time, and why. It goes on all the same, and the epoch is given up: what
+    /// was sent of it is not of one moment.
+    fn resume(&mut self) -> Result<()>;
+
+    /// The epoch of the last pause is committed. Called before anything of the next one is.
+    fn committed(&mut self) {}
 }
 
 /// A store that may be used.

@@ -262,8 +262,10 @@ impl Session {
             Action::Collect => Some(self.collect(program)),
             Action::Pause => Some(self.pause(program)),
             Action::Resume => {
-                self.resume(program);
-                None
+                let outcome = self.resume(program);
+                outcome
+                    .err()
+                    .map(|error| Event::Moved(format!("the program did not stand still: {error}")))
             }
             Action::Send(by, slot, chunks) => {
                 sends.insert(by, (slot, chunks));
@@ -277,6 +279,7 @@ impl Session {
             Action::Protect(epoch) => self.notice(Notice::Protect(epoch)),
             Action::Report(report) => self.notice(Notice::Report(report)),
             Action::Committed(epoch, copies) => {
+                program.committed();
                 let report = self.report(epoch, copies);
                 self.notice(Notice::Committed(report))
             }
@@ -388,7 +391,7 @@ impl Session {
             Ok(windows) if windows.len() <= self.geometry.windows() => self.windows = windows,
             Ok(windows) => {
                 let (has, room) = (windows.len(), self.geometry.windows());
-                self.resume(program);
+                self.resume_anyway(program);
                 return Event::Unable(format!("{has} bytes of windows: there is room for {room}"));
             }
             Err(error) => {
@@ -400,15 +403,22 @@ impl Session {
         self.paused_at = u64::try_from(since.as_nanos()).unwrap_or_default();
         let event = self.collect(program);
         if matches!(event, Event::Unable(_)) {
-            self.resume(program);
+            self.resume_anyway(program);
         }
         event
     }
 
-    fn resume(&mut self, program: &mut dyn Program) {
-        if let Some(since) = self.pausing.take() {
-            program.resume();
-            self.toll.paused += since.elapsed();
+    fn resume(&mut self, program: &mut dyn Program) -> Result<()> {
+        let Some(since) = self.pausing.take() else { return Ok(()) };
+        let outcome = program.resume();
+        self.toll.paused += since.elapsed();
+        outcome
+    }
+
+    /// Of an epoch that is given up whatever comes of it.
+    fn resume_anyway(&mut self, program: &mut dyn Program) {
+        if let Err(error) = self.resume(program) {
+            tracing::debug!("of an epoch that is given up: {error}");
         }
     }
 

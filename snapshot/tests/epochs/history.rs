@@ -85,5 +85,7 @@ impl Program for History {
         Ok(self.turn.to_le_bytes().to_vec())
     }
 
-    fn resume(&mut self) {}
+    fn resume(&mut self) -> Result<()> {
+        Ok(())
+    }
 }

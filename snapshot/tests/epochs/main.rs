@@ -3,9 +3,13 @@
 
 mod deaths;
 mod history;
+mod inbound;
 mod job;
+mod lives;
 mod memory;
 mod refusals;
+mod torn;
+mod verbs;
 
 use job::Job;
 use memory::Memory;
@@ -17,6 +21,8 @@ use sojourn_snapshot::session::Session;
 fn part() {
     match std::env::var(job::PART).as_deref() {
         Ok("writer") => deaths::writer(),
+        Ok("flood") => torn::flood(),
+        Ok("life") => lives::life(),
         Ok(other) => panic!("{}={other} is no part", job::PART),
         Err(_) => println!("skipped: {} is not set, so no test has started this", job::PART),
     }

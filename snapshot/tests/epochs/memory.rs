@@ -67,5 +67,7 @@ impl Program for Memory {
         Ok(self.windows())
     }
 
-    fn resume(&mut self) {}
+    fn resume(&mut self) -> Result<()> {
+        Ok(())
+    }
 }

@@ -102,5 +102,7 @@ impl Program for History {
         Ok(self.windows())
     }
 
-    fn resume(&mut self) {}
+    fn resume(&mut self) -> Result<()> {
+        Ok(())
+    }
 }

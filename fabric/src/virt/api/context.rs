@@ -140,6 +140,15 @@ impl Context {
         crate::virt::core::written(&self.dev, deadline)
     }
 
+    /// Whether it is recorded what devices write for this context ([`Policy::tracking`](crate::virt::Policy)), so that
+    /// [`Self::written`] can tell.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` where this context is not one of virtual verbs.
+    pub fn tracks_writes(&self) -> Result<bool> {
+        crate::virt::core::tracks_writes(&self.dev)
+    }
+
     /// What is kept of messages that were sent, connection by connection; those of destroyed queue pairs
     /// too, until a committed epoch of the peer has told of it.
     ///

@@ -199,6 +199,14 @@ pub fn written(context: &Arc<dyn DeviceContext>, deadline: Instant) -> Result<Wr
     written::report(&virtual_context(context)?, deadline)
 }
 
+/// Whether a virtual context tracks: see [`Context::tracks_writes`](super::Context::tracks_writes).
+///
+/// # Errors
+/// `EOPNOTSUPP` where `context` is not one of virtual verbs.
+pub fn tracks_writes(context: &Arc<dyn DeviceContext>) -> Result<bool> {
+    Ok(virtual_context(context)?.tracks())
+}
+
 /// What every queue pair of a virtual context has consumed so far: see [`Context::cut`](super::Context::cut).
 ///
 /// # Errors

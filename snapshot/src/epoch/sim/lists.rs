@@ -26,6 +26,8 @@ list! {
     TooFew,
     /// One was given up because it took too long.
     Late,
+    /// One was given up because the program had not stood still in the pause.
+    Moved,
     /// One was given up because the decider said so.
     Aborted,
     /// A process was complete when that happened.

@@ -26,6 +26,8 @@ const TRACKING: Time = 40;
 const DRIVER: Time = 80;
 /// Of a thousand times so many take longer than an epoch may.
 const SLOW: u32 = 2;
+/// And so many pauses are none, which is told when they end.
+const MOVES: u32 = 5;
 /// Bytes of a compartment; stores have room.
 pub(super) const BYTES: u64 = 1;
 
@@ -42,6 +44,8 @@ pub(super) struct Process {
     /// It has begun to track. (Only a broken shell has it begin late.)
     pub(super) tracking: bool,
     pub(super) paused: bool,
+    /// In this pause its memory is written all the same, as by a peer whose hold has lapsed.
+    pub(super) moves: bool,
     pub(super) writer: Option<Writer>,
     /// Memory as it was in the pause.
     sealed: Image,
@@ -65,6 +69,7 @@ impl Process {
             dirty: PageSet::new(chunks),
             tracking: true,
             paused: false,
+            moves: false,
             writer: None,
             sealed: Vec::new(),
             recent: PageSet::new(chunks),
@@ -181,10 +186,17 @@ impl World {
             }
             Action::Collect => self.ask_tracking(at, false),
             Action::Pause => {
-                self.processes[at].paused = self.broken != Some(Broken::NotPaused);
+                let moves = self.rng.permille(MOVES);
+                self.processes[at].moves = moves;
+                self.processes[at].paused = !moves && self.broken != Some(Broken::NotPaused);
                 self.ask_tracking(at, true);
             }
-            Action::Resume => self.processes[at].paused = false,
+            Action::Resume => {
+                self.processes[at].paused = false;
+                if std::mem::take(&mut self.processes[at].moves) {
+                    self.event(at, Event::Moved("a hold has lapsed".to_owned()));
+                }
+            }
             Action::Send(by, slot, chunks) => self.send(at, by, slot, chunks),
             Action::Seal(by, slot, epoch) => {
                 let table = What::Table(self.processes[at].sealed.clone());
@@ -260,7 +272,7 @@ impl World {
             Reason::TooFew { .. } => Kind::TooFew,
             Reason::Late => Kind::Late,
             Reason::Aborted => Kind::Aborted,
-            Reason::Unable(_) => return,
+            Reason::Unable(_) => Kind::Moved,
         });
         if *reason == Reason::Aborted {
             self.check_aborted(p, epoch);

@@ -268,6 +268,31 @@ fn a_store_that_is_lost_in_the_pause_is_done_without_or_the_epoch_is_given_up() 
 }
 
 #[test]
+fn an_epoch_in_whose_pause_something_moved_is_never_sealed() {
+    let mut rig = Rig::new(policy(1, 1), &[7]);
+    rig.commit(1);
+    rig.tell(Word::Begin(epoch(2)));
+    rig.run_until(|action| matches!(action, Action::Resume));
+    rig.log.clear();
+    rig.writer.event(Event::Moved("a peer went on".to_owned()), NOW);
+    rig.run();
+    assert!(!rig.log.iter().any(|action| matches!(action, Action::Word(..))), "{:?}", rig.log);
+    let reason = Reason::Unable("a peer went on".to_owned());
+    assert!(rig.log.contains(&Action::GivenUp(epoch(2), reason)), "{:?}", rig.log);
+    assert_eq!(rig.words[&StoreId(7)], [epoch(1), Epoch::NONE]);
+    // Of an epoch that was given up in the pause it says nothing to the next one.
+    rig.tell(Word::Begin(epoch(3)));
+    rig.run_until(|action| matches!(action, Action::Pause));
+    rig.tell(Word::Abort(epoch(3)));
+    rig.run_until(|action| matches!(action, Action::Resume));
+    rig.tell(Word::Begin(epoch(4)));
+    rig.writer.event(Event::Moved("a peer went on".to_owned()), NOW);
+    rig.writer.event(Event::Dirty(set(&[])), NOW);
+    rig.run();
+    assert_eq!((rig.writer.epoch(), rig.writer.stage()), (epoch(4), Stage::Complete));
+}
+
+#[test]
 fn a_store_that_refuses_is_not_asked_again_in_the_same_epoch() {
     let mut rig = Rig::new(policy(1, 1), &[7]);
     rig.tell(Word::Begin(epoch(1)));
