@@ -35,6 +35,7 @@ mod interval;
 mod layout;
 mod memory;
 mod pages;
+pub mod parity;
 mod peek;
 mod protected;
 pub mod redundancy;

@@ -13,6 +13,7 @@ mod packet_number;
 mod relocate;
 mod run;
 mod selftest;
+mod snapshots;
 mod store;
 
 use clap::error::ErrorKind;
@@ -41,6 +42,7 @@ enum Command {
     Relocate(relocate::RelocateArgs),
     Run(run::RunArgs),
     Selftest(selftest::SelftestArgs),
+    Snapshots(snapshots::SnapshotsArgs),
     Store(store::StoreArgs),
 }
 
@@ -55,6 +57,7 @@ pub(crate) fn main() -> ExitCode {
             Command::Relocate(args) => relocate::run(args),
             Command::Run(args) => run::run(args),
             Command::Selftest(args) => selftest::run(args),
+            Command::Snapshots(args) => snapshots::run(args),
             Command::Store(args) => store::run(args),
         },
         Err(error) => refuse(&error),

@@ -51,6 +51,27 @@
 //!     sojourn run -n 2 --restarts 4 -- program
 //! ```
 //!
+//! # Redundancy
+//!
+//! [`REDUNDANCY`] says how epochs outlive nodes ([`Scheme`]). With `copies:K` each rank sends its memory to K stores. With
+//! `xor:G` or `rs:D+P` it sends it to one, and the stores make the parity of groups of ranks among themselves, out
+//! of what was sent; the epoch is committed when that is there, too. A rank whose image is lost or damaged rebuilds it
+//! from the others of its group, where as many shares are left as the scheme promises; else the error names those
+//! that are not.
+//!
+//! # Files
+//!
+//! With `SOJOURN_FLUSH_DIR` rank 0 drains each n-th epoch out of the stores into a directory that all ranks see, in the
+//! background. A job that is started anew with stores that have nothing of it goes on from the last epoch there:
+//!
+//! ```text
+//! SOJOURN_FLUSH_DIR=/scratch/heat SOJOURN_FLUSH_EVERY=10 SOJOURN_FLUSH_KEEP=4 SOJOURN_FLUSH_COMPRESS=lz4
+//! ```
+//!
+//! It is never gone back to an epoch there where the stores have a later one; where a later one was committed and is
+//! lost, a warning names both. A job that is to begin from the beginning is given another directory, or another
+//! `SOJOURN_JOB_NAME`.
+//!
 //! # Rules
 //!
 //! - All ranks call [`Snapshots::restored`], [`Snapshots::should_checkpoint`] and [`Snapshots::checkpoint`] at the same
@@ -65,15 +86,20 @@
 //!   told by [`Snapshots::wait`] and counted in [`Statistics`].
 
 mod contexts;
+mod flush;
 mod meeting;
 mod options;
 mod pace;
+mod parity;
 mod restore;
 mod writer;
 
+pub use flush::Flush;
 pub use options::{
-    FAILURES, INTERVAL, NODE, Options, REDUNDANCY, STORE_KEY_FILE, STORES, StoreAddress,
+    FAILURES, FLUSH_COMPRESS, FLUSH_DIR, FLUSH_EVERY, FLUSH_KEEP, INTERVAL, JOB_NAME, NODE,
+    Options, REDUNDANCY, STORE_KEY_FILE, STORES, StoreAddress,
 };
+pub use sojourn_snapshot::files::{Codec, Keep};
 pub use sojourn_snapshot::host::{Attach, Windows};
 pub use sojourn_snapshot::redundancy::Scheme;
 pub use sojourn_snapshot::session::EpochReport;
@@ -83,12 +109,15 @@ pub use sojourn_snapshot::{Area, Interval, Mapping, Memory, Plain};
 use crate::job::Circle;
 use crate::{Error, Job, Result};
 use contexts::Owner;
+use flush::Drain;
 use meeting::Meeting;
 use pace::Pace;
+use parity::Parity;
 use restore::member;
 use sojourn_fabric::names::ProcessId;
 use sojourn_snapshot::epoch::{Epoch, Policy, Term};
 use sojourn_snapshot::host::{Contexts, Host};
+use sojourn_snapshot::image::Geometry;
 use sojourn_snapshot::redundancy::Placement;
 use sojourn_snapshot::redundancy::placement::{Node, Process};
 use sojourn_snapshot::session::{self, Session};
@@ -119,6 +148,14 @@ pub struct Statistics {
     pub last: Option<EpochReport>,
     /// Why the last one that was given up was.
     pub why: Option<String>,
+    /// Epochs that were drained to files; of rank 0, which drains those of all ranks.
+    pub flushed: u64,
+    /// The count of the last of them.
+    pub last_flushed: Option<u64>,
+    /// Epochs whose turn it was, and that are not in files: as a rule because they were overwritten first.
+    pub flushes_given_up: u64,
+    /// Why the last of these is not.
+    pub flush_why: Option<String>,
 }
 
 /// What is called before the program stands still for an epoch, and after it.
@@ -150,6 +187,13 @@ pub struct Snapshots {
     told: Option<Told>,
 }
 
+/// Where epochs go.
+struct Placed {
+    placement: Placement,
+    /// Those that this rank uses, the first first.
+    stores: Vec<session::StoreAt>,
+}
+
 /// The thread that writes.
 struct Running {
     meeting: Arc<Meeting>,
@@ -157,6 +201,7 @@ struct Running {
     thread: JoinHandle<()>,
     /// An epoch was paused for whose end was not told yet; how long that took.
     paused: Option<Duration>,
+    drain: Option<Arc<Drain>>,
 }
 
 impl Snapshots {
@@ -227,13 +272,13 @@ impl Snapshots {
 
     /// Brings protected memory back to the last epoch, where there is one, and begins with epochs; all ranks
     /// call it, at the start and after each [`Job::regroup`]. Returns the count of the epoch, or `None` where the
-    /// job begins: memory is as it was then.
+    /// job begins: memory is as it was then. Where no store has one, and the [`Flush`] directory has, it is that.
     ///
     /// # Errors
     /// `ENODATA` where an epoch was committed, and cannot be read any more: the message says what is missing where.
     /// `EINVAL` where the epoch is of other areas than were protected, or the placement is not possible.
     pub fn restored(&mut self) -> Result<Option<u64>> {
-        self.stop();
+        self.stop(false);
         let generation = self.job.generation();
         if generation != self.generation {
             (self.generation, self.times) = (generation, 0);
@@ -248,19 +293,19 @@ impl Snapshots {
             restore::restore(
                 &self.job,
                 &self.options,
+                &placed.placement,
                 &self.device,
                 &layout,
-                self.life,
-                self.known,
+                (self.life, self.known),
                 &name,
             )
         }?;
         self.life = back.life;
-        self.windows = match &back.restored {
+        self.windows = match &back.epoch {
             Some(_) => Some(Windows::decode(&back.windows)?),
             None => None,
         };
-        let epoch = back.restored.as_ref().map(|restored| restored.origin.epoch);
+        let epoch = back.epoch;
         self.known = epoch.unwrap_or(Epoch::NONE);
         self.begin(layout, back, placed, &name)?;
         (self.pace, self.taken) = (Pace::new(), Instant::now());
@@ -334,16 +379,25 @@ impl Snapshots {
     /// As [`Self::should_checkpoint`].
     pub fn finish(&mut self) -> Result<()> {
         let last = self.hear(true).map(drop);
-        self.stop();
+        self.stop(true);
         last
     }
 
-    fn stop(&mut self) {
+    /// What is being drained is waited for, or given up.
+    fn stop(&mut self, wait: bool) {
         if let Some(running) = self.running.take() {
             running.meeting.end();
             running.circle.leave();
             if running.thread.join().is_err() {
                 tracing::warn!("the thread that writes epochs has failed");
+            }
+            // The thread had the other one.
+            if let Some(drain) = running.drain.and_then(Arc::into_inner) {
+                if wait {
+                    drain.finish(&mut self.statistics);
+                } else {
+                    drain.tell(&mut self.statistics);
+                }
             }
         }
     }
@@ -352,6 +406,9 @@ impl Snapshots {
     fn hear(&mut self, wait: bool) -> Result<Option<Result<EpochReport>>> {
         let running = self.running.as_mut().ok_or_else(not_begun)?;
         let outcome = if wait { running.meeting.outcome() } else { running.meeting.outcome_now() };
+        if let Some(drain) = &running.drain {
+            drain.tell(&mut self.statistics);
+        }
         let Some(outcome) = outcome? else { return Ok(None) };
         let paused = running.paused.take().unwrap_or_default();
         self.pace.agree(outcome.next);
@@ -398,7 +455,7 @@ impl Snapshots {
     }
 
     /// Where this rank's epochs go: the stores to use, the first first.
-    fn place(&self, name: &str) -> Result<Vec<session::StoreAt>> {
+    fn place(&self, name: &str) -> Result<Placed> {
         let note = self.options.node.as_bytes();
         let homes = self.job.exchange(&format!("{name}/node"), note)?;
         let mut nodes: BTreeMap<&str, Node> = BTreeMap::new();
@@ -425,7 +482,10 @@ impl Snapshots {
             node: node.clone(),
         };
         let processes: Vec<Process> = (0..).zip(&homes).map(process).collect();
-        let placement = Placement::new(self.options.scheme, &nodes, &processes)?;
+        let scheme = self.options.scheme;
+        // A group has to be the same when a rank has come back on another node.
+        let make = if scheme.parity() > 0 { Placement::numbered } else { Placement::new };
+        let placement = make(scheme, &nodes, &processes)?;
         let own: ProcessId = Job::process_of(self.job.rank());
         let first: Vec<&str> = placement.stores_of(own).collect();
         let all = restore::stores(&self.options);
@@ -436,16 +496,20 @@ impl Snapshots {
             at.is_some_and(|it| it.node != self.options.node)
         };
         let mut stores: Vec<session::StoreAt> = all.iter().filter(elsewhere).cloned().collect();
-        // The others are there for when one of these is lost.
-        stores.sort_by_key(|store| (place(store).unwrap_or(usize::MAX), store.id));
-        Ok(stores)
+        // The others are there for when one of these is lost; first those on nodes that hold nothing of the group.
+        let group = placement.group_of(own).unwrap_or_default();
+        stores.sort_by_key(|store| {
+            let beside = placement.holds_of(&store.at.to_string(), group);
+            (place(store).unwrap_or(usize::MAX), beside, store.id)
+        });
+        Ok(Placed { placement, stores })
     }
 
     fn begin(
         &mut self,
         layout: Layout,
         back: restore::Back,
-        mut stores: Vec<session::StoreAt>,
+        Placed { placement, mut stores }: Placed,
         name: &str,
     ) -> Result<()> {
         if let Some(restored) = &back.restored {
@@ -470,33 +534,50 @@ impl Snapshots {
         options.device.clone_from(&self.device);
         options.lanes = self.options.lanes;
         options.windows = self.options.windows;
+        options.job = self.options.job;
         options.term = Term(back.life);
-        options.policy = Policy { copies, ..Policy::default() };
+        let protect = self.options.scheme.parity() > 0;
+        options.policy = Policy { copies, protect, ..Policy::default() };
+        let geometry = Geometry::of(&layout, options.windows)?;
+        let life = back.life;
         // SAFETY: the owners of the areas are kept by this value, which ends the thread that has the session first.
         let session = unsafe { Session::open(options, layout, back.restored) }?;
+        let drain = match self.job.rank() {
+            0 => {
+                let members = (0..self.job.size()).map(member).collect();
+                Drain::start(&self.options, &self.device, restore::stores(&self.options), members)?
+            }
+            _ => None,
+        };
+        let drain = drain.map(Arc::new);
         let meeting = Arc::new(Meeting::new());
-        let circle = Arc::new(Circle::new(format!("{name}/met")));
+        let circle = Arc::new(self.job.circle(&format!("{name}/met")));
+        let (job, known) = (&self.job, &self.options);
+        let shared = (name, &circle);
+        let parity = Parity::new(job, known, &placement, &geometry, life, shared)?;
         let writer = Writer {
             session,
+            parity,
             host: Host::new(tracker, &self.contexts),
             meeting: Arc::clone(&meeting),
             job: self.job.clone(),
             circle: Arc::clone(&circle),
             term: Term(back.life),
             last: self.known,
+            drain: drain.clone(),
         };
         let thread = std::thread::Builder::new()
             .name("epochs".to_owned())
             .spawn(move || writer.run())
             .map_err(|error| Error::os(&error, "starting a thread"))?;
-        self.running = Some(Running { meeting, circle, thread, paused: None });
+        self.running = Some(Running { meeting, circle, thread, paused: None, drain });
         Ok(())
     }
 }
 
 impl Drop for Snapshots {
     fn drop(&mut self) {
-        self.stop();
+        self.stop(false);
     }
 }
 

@@ -1,8 +1,10 @@
 //! Where a program's snapshots go, and how often: what its launcher says, and what it may say itself.
 
+use super::flush::Flush;
 use crate::{Error, Result};
 use sojourn_fabric::names::{Endpoint, JobKey, env};
 use sojourn_snapshot::Interval;
+use sojourn_snapshot::files::{Codec, Keep, job_called};
 use sojourn_snapshot::redundancy::Scheme;
 use sojourn_snapshot::track::Kind;
 use std::path::Path;
@@ -22,6 +24,17 @@ pub const REDUNDANCY: &str = "SOJOURN_REDUNDANCY";
 pub const INTERVAL: &str = "SOJOURN_EPOCH_SECONDS";
 /// Mean time between failures of the whole job, in seconds; in place of [`INTERVAL`].
 pub const FAILURES: &str = "SOJOURN_FAILURE_SECONDS";
+/// What tells this job from others that use the same directory, or have used the same stores: any text, and the same
+/// when it is started anew.
+pub const JOB_NAME: &str = "SOJOURN_JOB_NAME";
+/// The directory that epochs are drained to, and that a job is restarted from when no store has anything of it.
+pub const FLUSH_DIR: &str = "SOJOURN_FLUSH_DIR";
+/// Each epoch whose count is a multiple of this is drained.
+pub const FLUSH_EVERY: &str = "SOJOURN_FLUSH_EVERY";
+/// Which drained epochs stay: the last `N`, `N+K` for each K-th beside, or `all`.
+pub const FLUSH_KEEP: &str = "SOJOURN_FLUSH_KEEP";
+/// How they are compressed: `none`, `lz4` or `zstd`.
+pub const FLUSH_COMPRESS: &str = "SOJOURN_FLUSH_COMPRESS";
 
 /// From one epoch to the next, where nothing was said.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(60);
@@ -80,6 +93,10 @@ pub struct Options {
     pub lanes: usize,
     /// Most bytes of the windows of attached contexts: an epoch with more is given up. A slot has room for so many.
     pub windows: usize,
+    /// Tells jobs apart that use the same directory, or have used the same stores.
+    pub job: [u8; 16],
+    /// Epochs are drained to a directory.
+    pub flush: Option<Flush>,
 }
 
 impl Options {
@@ -91,8 +108,15 @@ impl Options {
         Options::read(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
 
-    fn read(get: impl Fn(&str) -> Option<String>) -> Result<Option<Options>> {
-        let Some(stores) = get(STORES) else { return Ok(None) };
+    pub(super) fn read(get: impl Fn(&str) -> Option<String>) -> Result<Option<Options>> {
+        let Some(stores) = get(STORES) else {
+            return match get(FLUSH_DIR) {
+                None => Ok(None),
+                Some(_) => Err(Error::invalid(format!(
+                    "{FLUSH_DIR} is set, and {STORES} is not: epochs are drained from stores"
+                ))),
+            };
+        };
         let stores = stores.split(',').map(str::parse).collect::<Result<Vec<_>>>()?;
         let key_file = get(STORE_KEY_FILE).or_else(|| get(env::KEY_FILE)).ok_or_else(|| {
             Error::invalid(format!(
@@ -117,9 +141,69 @@ impl Options {
             (None, None) => Interval::Every(DEFAULT_INTERVAL),
         };
         let node = get(NODE).unwrap_or_else(hostname);
+        let job = get(JOB_NAME).map_or([0; 16], |name| job_called(&name));
+        let flush = flush(&get)?;
         let (tracking, lanes, windows) = (None, 1, DEFAULT_WINDOWS);
-        Ok(Some(Options { stores, key, node, scheme, interval, tracking, lanes, windows }))
+        Ok(Some(Options {
+            stores,
+            key,
+            node,
+            scheme,
+            interval,
+            tracking,
+            lanes,
+            windows,
+            job,
+            flush,
+        }))
     }
+}
+
+fn flush(get: impl Fn(&str) -> Option<String>) -> Result<Option<Flush>> {
+    let Some(dir) = get(FLUSH_DIR) else {
+        let lonely =
+            [FLUSH_EVERY, FLUSH_KEEP, FLUSH_COMPRESS].into_iter().find(|name| get(name).is_some());
+        return match lonely {
+            None => Ok(None),
+            Some(name) => Err(Error::invalid(format!("{name} is set, and {FLUSH_DIR} is not"))),
+        };
+    };
+    let mut flush = Flush::to(dir);
+    if let Some(text) = get(FLUSH_EVERY) {
+        let every = text.parse().ok().filter(|every| *every > 0);
+        flush.every = every.ok_or_else(|| {
+            Error::invalid(format!("{FLUSH_EVERY}={text}: a number of epochs from 1 is needed"))
+        })?;
+    }
+    if let Some(text) = get(FLUSH_KEEP) {
+        flush.keep = keep(&text).ok_or_else(|| {
+            Error::invalid(format!("{FLUSH_KEEP}={text}: N, N+K or all is needed, as 4+100"))
+        })?;
+    }
+    if let Some(text) = get(FLUSH_COMPRESS) {
+        flush.codec = match text.as_str() {
+            "none" => Codec::Raw,
+            "lz4" => Codec::Lz4,
+            "zstd" => Codec::Zstd,
+            _ => {
+                let text = format!("{FLUSH_COMPRESS}={text}: none, lz4 or zstd is needed");
+                return Err(Error::invalid(text));
+            }
+        };
+        flush.codec.check().map_err(|error| error.context(FLUSH_COMPRESS))?;
+    }
+    Ok(Some(flush))
+}
+
+/// What a text says is kept; `None` where it says nothing.
+fn keep(text: &str) -> Option<Option<Keep>> {
+    let number = |text: &str| text.parse::<u64>().ok().filter(|number| *number > 0);
+    let (last, every) = match text.split_once('+') {
+        None if text == "all" => return Some(None),
+        None => (number(text)?, None),
+        Some((last, every)) => (number(last)?, Some(number(every)?)),
+    };
+    Some(Some(Keep { last: usize::try_from(last).ok()?, every }))
 }
 
 fn seconds(get: impl Fn(&str) -> Option<String>, name: &str) -> Result<Option<Duration>> {
@@ -170,6 +254,32 @@ mod tests {
     }
 
     #[test]
+    fn where_and_how_epochs_are_drained_is_understood() {
+        let stores = (STORES, "a=unix:/run/a");
+        assert_eq!(read(&[stores]).unwrap().unwrap().flush, None);
+        let options = read(&[stores, (FLUSH_DIR, "/scratch/heat")]).unwrap().unwrap();
+        assert_eq!(options.flush, Some(Flush::to("/scratch/heat")));
+        assert_eq!(options.job, [0; 16]);
+        let more = [
+            (FLUSH_EVERY, "3"),
+            (FLUSH_KEEP, "4+100"),
+            (FLUSH_COMPRESS, "none"),
+            (JOB_NAME, "heat"),
+        ];
+        let all = [&[stores, (FLUSH_DIR, "/scratch")], &more[..]].concat();
+        let options = read(&all).unwrap().unwrap();
+        let flush = options.flush.unwrap();
+        assert_eq!((flush.every, flush.codec), (3, Codec::Raw));
+        assert_eq!(flush.keep, Some(Keep { last: 4, every: Some(100) }));
+        assert_ne!(options.job, [0; 16]);
+        assert_eq!(keep("all"), Some(None));
+        assert_eq!(keep("2"), Some(Some(Keep { last: 2, every: None })));
+        for wrong in ["", "0", "2+0", "2+", "x", "-1"] {
+            assert_eq!(keep(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
     fn what_makes_no_sense_is_refused_by_name() {
         let one = (STORES, "a=unix:/run/a");
         for (variables, words) in [
@@ -184,6 +294,14 @@ mod tests {
             ),
             (vec![one, (STORE_KEY_FILE, "")], ["SOJOURN_STORE_KEY_FILE", "neither"]),
             (vec![one, (STORE_KEY_FILE, "/no/such/key")], ["/no/such/key", "key"]),
+            (vec![(FLUSH_DIR, "/x")], ["SOJOURN_FLUSH_DIR", "SOJOURN_STORES is not"]),
+            (vec![one, (FLUSH_EVERY, "2")], ["SOJOURN_FLUSH_EVERY", "SOJOURN_FLUSH_DIR is not"]),
+            (vec![one, (FLUSH_DIR, "/x"), (FLUSH_EVERY, "0")], ["SOJOURN_FLUSH_EVERY=0", "from 1"]),
+            (vec![one, (FLUSH_DIR, "/x"), (FLUSH_KEEP, "0+4")], ["SOJOURN_FLUSH_KEEP=0+4", "N+K"]),
+            (
+                vec![one, (FLUSH_DIR, "/x"), (FLUSH_COMPRESS, "gz")],
+                ["SOJOURN_FLUSH_COMPRESS=gz", "lz4"],
+            ),
         ] {
             let error = read(&variables).unwrap_err().to_string();
             assert!(words.iter().all(|word| error.contains(word)), "{variables:?}: {error}");

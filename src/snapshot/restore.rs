@@ -4,13 +4,24 @@
 //! from landing. Then all tell each other what they have heard, and each runs the same [`Recovery`] on the same
 //! facts; so all come to the same epoch without anybody who decides. A rank reads its own memory alone, and
 //! tells the others how that went.
+//!
+//! Rank 0 tells what is in files, too. What is gone back to is the last epoch of all: one that is in files only where
+//! the stores can restore none that is later.
+//!
+//! With parity the first rank of each group asks for its shares too. What can be rebuilt of them counts as one more
+//! store, which holds what it would take to have.
 
-use super::options::Options;
+use super::flush::{self, Saved};
+use super::options::{JOB_NAME, Options};
+use super::parity;
 use crate::{Error, Job, Result};
+use sojourn_fabric::names::ProcessId;
 use sojourn_snapshot::epoch::{
     Answer, Epoch, Found, Holding, Incarnation, Member, Origin, Recovery, RecoveryLimits, Request,
     Scope, Step, StoreId,
 };
+use sojourn_snapshot::parity::{REBUILT, Restore, rebuildable};
+use sojourn_snapshot::redundancy::Placement;
 use sojourn_snapshot::restore::Copy;
 use sojourn_snapshot::session::{Restored, StoreAt};
 use sojourn_snapshot::store::Client;
@@ -28,6 +39,29 @@ const AGAIN: Duration = Duration::from_millis(1);
 /// What one rank has heard from each store; `None` where that does not answer.
 type Heard = Vec<Option<Option<Holding>>>;
 
+/// What one rank tells the others.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Told {
+    /// The last epoch that it knows to be committed.
+    known: Epoch,
+    /// It has taken epochs before: it would know of one that was committed.
+    was_here: bool,
+    /// Of its own memory.
+    heard: Heard,
+    /// Of the shares of parity that it has asked for.
+    shares: Vec<Heard>,
+    /// Of rank 0: the epochs in files, the last first, with what is wrong with one that is not among them; or why it
+    /// cannot look.
+    saved: std::result::Result<(Vec<Epoch>, Option<String>), String>,
+}
+
+impl Told {
+    /// All that it has heard of stores that answer.
+    fn all(&self) -> impl Iterator<Item = &Option<Holding>> {
+        self.shares.iter().chain([&self.heard]).flatten().flatten()
+    }
+}
+
 /// Which member a rank is.
 pub(super) fn member(rank: u32) -> Member {
     Member(u64::from(Job::process_of(rank).0))
@@ -41,7 +75,9 @@ pub(super) fn stores(options: &Options) -> Vec<StoreAt> {
 
 /// What the ranks have come to.
 pub(super) struct Back {
-    /// Of this rank; `None` where there is nothing to go back to, and the job begins.
+    /// The epoch that memory is of; `None` where there is nothing to go back to, and the job begins.
+    pub(super) epoch: Option<Epoch>,
+    /// Where this rank's came from, unless that was a file.
     pub(super) restored: Option<Restored>,
     /// The windows that its epoch has.
     pub(super) windows: Vec<u8>,
@@ -61,23 +97,30 @@ pub(super) struct Back {
 pub(super) unsafe fn restore(
     job: &Job,
     options: &Options,
+    placement: &Placement,
     device: &str,
     layout: &Layout,
-    before: u32,
-    known: Epoch,
+    (before, known): (u32, Epoch),
     name: &str,
 ) -> Result<Back> {
     let stores = stores(options);
     let own = member(job.rank());
     let mut clients: Vec<Option<Client>> =
         stores.iter().map(|store| connect(options, store)).collect();
+    let members: Vec<Member> = (0..job.size()).map(member).collect();
+    // Of all that run at the same time one looks, so that all go by the same.
+    let saved = match job.rank() {
+        0 => Saved::look(options, &members).map_err(|error| error.to_string()),
+        _ => Ok(Saved::default()),
+    };
+    let saved_life = saved.iter().flat_map(|saved| &saved.epochs).map(|epoch| epoch.term().0);
     let lives = clients.iter_mut().flatten().filter_map(|client| {
         match client.request(own, Request::Tell) {
             Ok(Answer::Told(Some(holding))) => Some(holding.incarnation.life()),
             _ => None,
         }
     });
-    let life = lives.fold(before, u32::max);
+    let life = lives.chain(saved_life).fold(before, u32::max);
     let all = job.exchange(&format!("{name}/life"), &life.to_be_bytes())?;
     let life = all
         .iter()
@@ -87,65 +130,147 @@ pub(super) unsafe fn restore(
 
     let heard: Heard =
         clients.iter_mut().map(|client| claim(client.as_mut()?, own, life)).collect();
+    let mut shares = Vec::new();
+    for share in parity::shares(job.rank(), placement) {
+        let heard = clients.iter_mut().map(|client| claim(client.as_mut()?, share, life));
+        shares.push(heard.collect::<Heard>());
+    }
     // Their doors are shut when they are opened anew for reading.
     drop(clients);
-    let told = (known, heard);
-    let note =
-        postcard::to_stdvec(&told).map_err(|error| Error::new(libc::EPROTO, error.to_string()))?;
+    let saved = saved.map(|saved| (saved.epochs, saved.why));
+    let told = Told { known, was_here: before > 0, heard, shares, saved };
+    let note = postcard::to_stdvec(&told);
+    let note = note.map_err(|error| Error::new(libc::EPROTO, error.to_string()))?;
     let all = job.exchange(&format!("{name}/held"), &note)?;
-    let all = all.iter().zip(0..).map(|(note, rank)| decode(note, rank, stores.len()));
-    let all: Vec<(Epoch, Heard)> = all.collect::<Result<_>>()?;
+    let all = all.iter().zip(0..).map(|(note, rank)| {
+        let shares = parity::shares(rank, placement).len();
+        decode(note, rank, stores.len(), shares)
+    });
+    let all: Vec<Told> = all.collect::<Result<_>>()?;
+
+    let (mut saved, why) = match all.first().map(|told| told.saved.clone()) {
+        Some(Ok(saved)) => saved,
+        Some(Err(why)) => return Err(Error::new(libc::ENOENT, format!("rank 0: {why}"))),
+        None => (Vec::new(), None),
+    };
 
     // What was never committed need not be gone back to.
-    let committed = all.iter().flat_map(|(known, heard)| {
-        let held = heard.iter().flatten().flatten().map(|holding| holding.committed);
-        held.chain([*known])
+    let committed = all.iter().flat_map(|told| {
+        let held = told.all().flatten().map(|holding| holding.committed);
+        held.chain([told.known])
     });
     let committed = committed.max().unwrap_or(Epoch::NONE);
-    let mut machine = recovery(&all, &stores, life);
-    let (mut last, mut windows) = (None, Vec::new());
+    let from = Stores { options, device, stores: &stores, placement };
+    let mut machine = recovery(&all, &from, life);
+    let (mut last, mut reads, mut missing) = (None, Vec::new(), None);
+    let mut windows = Vec::new();
     for round in 0.. {
-        let mut reads = Vec::new();
         while let Some(step) = machine.poll(Duration::ZERO) {
             match step {
                 Step::Ask(..) => {}
                 Step::Read(whose, origin) => reads.push((whose, origin)),
-                Step::Restored(..) => return Ok(Back { restored: last, windows, life }),
-                Step::Impossible(_) if !committed.is_some() => {
-                    return Ok(Back { restored: None, windows: Vec::new(), life });
+                Step::Restored(epoch, _) => {
+                    return Ok(Back { epoch: Some(epoch), restored: last, windows, life });
                 }
-                Step::Impossible(missing) => {
-                    return Err(Error::new(
-                        libc::ENODATA,
-                        format!("no epoch can be restored: {missing}"),
-                    ));
+                Step::Impossible(lacks) => missing = Some(lacks),
+            }
+        }
+        let held = reads.iter().map(|(_, origin): &(Member, Origin)| origin.epoch).max();
+        let file = saved.first().copied().filter(|epoch| held.is_none_or(|held| *epoch > held));
+        let lacks = missing.as_ref().map_or_else(String::new, |lacks| format!(": {lacks}"));
+        if let Some(epoch) = file {
+            if epoch < committed && job.rank() == 0 {
+                tracing::warn!(
+                    "{committed} was committed, and cannot be restored any more; \
+                     going back to {epoch}, which is in files{lacks}"
+                );
+            }
+            // SAFETY: the caller's promise.
+            let read = unsafe { flush::read(options, epoch, own, layout) };
+            let read = read.map(|its| windows = its);
+            let read = read.map_err(|error| match error.errno() {
+                libc::EINVAL => format!("{OTHER}: {error}"),
+                _ => error.to_string(),
+            });
+            let outcomes = outcomes(job, name, round, &read.err().unwrap_or_default())?;
+            match outcomes.iter().position(|why| !why.is_empty()) {
+                None => {
+                    if job.rank() == 0 {
+                        flush::forget_after(options, epoch);
+                    }
+                    return Ok(Back { epoch: Some(epoch), restored: None, windows, life });
+                }
+                Some(rank) => {
+                    tracing::warn!(
+                        "{epoch} in files is of no use: rank {rank}: {}",
+                        outcomes[rank]
+                    );
+                    saved.remove(0);
+                    if saved.is_empty() && reads.is_empty() {
+                        let text = format!(
+                            "no epoch can be restored: {epoch} in files: rank {rank}: {}{lacks}",
+                            outcomes[rank]
+                        );
+                        return Err(Error::new(libc::ENODATA, text));
+                    }
+                    continue;
                 }
             }
+        }
+        if reads.is_empty() {
+            if why.is_none() && !committed.is_some() {
+                nothing_is_hidden(&all, options)?;
+                return Ok(Back { epoch: None, restored: None, windows, life });
+            }
+            let files = why.map_or_else(String::new, |why| format!("; in files: {why}"));
+            let mut text = format!("no epoch can be restored{lacks}{files}");
+            if let Some(missing) = missing
+                && has_parity(placement)
+            {
+                let lacks = missing.lacking().any(|lacking| lacking == own);
+                // SAFETY: the caller's promise.
+                let tried =
+                    lacks.then(|| unsafe { from.rebuild(own, missing.committed, layout).err() });
+                let note = tried.flatten().map(|error| error.to_string()).unwrap_or_default();
+                // Whichever rank is heard says what all of them lack.
+                let all = job.exchange(&format!("{name}/missing"), note.as_bytes())?;
+                for why in all.iter().filter(|why| !why.is_empty()) {
+                    text = format!("{text}; {}", String::from_utf8_lossy(why));
+                }
+            }
+            return Err(Error::new(libc::ENODATA, text));
         }
         let mut outcome = String::new();
         if let Some((_, origin)) = reads.iter().find(|(whose, _)| *whose == own) {
             // SAFETY: the caller's promise.
-            match unsafe { read(options, device, &stores, own, *origin, layout) } {
+            match unsafe { from.read(own, *origin, layout) } {
                 Ok((restored, its)) => (last, windows) = (Some(restored), its),
                 Err(error) => outcome = error.to_string(),
             }
         }
-        let all = job.exchange(&format!("{name}/read/{round}"), outcome.as_bytes())?;
-        if let Some((rank, why)) =
-            all.iter().enumerate().find(|(_, why)| why.starts_with(OTHER.as_bytes()))
-        {
-            let why = String::from_utf8_lossy(why);
-            return Err(Error::invalid(format!("rank {rank}: {why}")));
-        }
-        for (whose, origin) in reads {
+        let all = outcomes(job, name, round, &outcome)?;
+        for (whose, origin) in std::mem::take(&mut reads) {
             let rank = all.iter().zip(0..).find(|(_, rank)| member(*rank) == whose);
-            let why =
-                rank.map(|(why, _)| String::from_utf8_lossy(why).into_owned()).unwrap_or_default();
+            let why = rank.map(|(why, _)| why.clone()).unwrap_or_default();
             let outcome = if why.is_empty() { Ok(()) } else { Err(why) };
             machine.found(Found::Read(whose, origin, outcome), Duration::ZERO);
         }
     }
     Err(Error::new(libc::EIO, "a recovery did not come to an end"))
+}
+
+/// How reading went in each rank: nothing is said where it went well.
+///
+/// # Errors
+/// `EINVAL` where the epoch is of other areas in one, which no other copy would change.
+fn outcomes(job: &Job, name: &str, round: usize, outcome: &str) -> Result<Vec<String>> {
+    let all = job.exchange(&format!("{name}/read/{round}"), outcome.as_bytes())?;
+    let all: Vec<String> =
+        all.iter().map(|why| String::from_utf8_lossy(why).into_owned()).collect();
+    match all.iter().enumerate().find(|(_, why)| why.starts_with(OTHER)) {
+        None => Ok(all),
+        Some((rank, why)) => Err(Error::invalid(format!("rank {rank}: {why}"))),
+    }
 }
 
 /// What an outcome begins with that no other copy would change.
@@ -187,72 +312,165 @@ fn number(note: &[u8]) -> Result<u32> {
     Ok(u32::from_be_bytes(bytes))
 }
 
-fn decode(note: &[u8], rank: u32, stores: usize) -> Result<(Epoch, Heard)> {
+fn decode(note: &[u8], rank: u32, stores: usize, due: usize) -> Result<Told> {
     let refuse = |what: &str| Error::new(libc::EPROTO, format!("rank {rank} tells {what}"));
-    let told: (Epoch, Heard) =
-        postcard::from_bytes(note).map_err(|_| refuse("nonsense of its stores"))?;
-    if told.1.len() != stores {
-        return Err(refuse(&format!("of {} stores, and {stores} were named here", told.1.len())));
+    let told: Told = postcard::from_bytes(note).map_err(|_| refuse("nonsense of its stores"))?;
+    if told.shares.len() != due {
+        let has = told.shares.len();
+        return Err(refuse(&format!("of {has} shares of parity, and has to of {due}")));
     }
-    let answers = told.1.iter().flatten().map(|holding| Answer::Told(*holding));
+    for heard in told.shares.iter().chain([&told.heard]) {
+        if heard.len() != stores {
+            let has = heard.len();
+            return Err(refuse(&format!("of {has} stores, and {stores} were named here")));
+        }
+    }
+    if told.saved.as_ref().is_ok_and(|(epochs, _)| epochs.len() > flush::MOST) {
+        return Err(refuse("of more epochs in files than are looked at"));
+    }
+    let answers = told.all().map(|holding| Answer::Told(*holding));
     for answer in answers {
         answer.check().map_err(|error| refuse(&error.to_string()))?;
     }
     Ok(told)
 }
 
+/// A job that begins in all its ranks can't tell whether there were epochs, where a store does not answer: then it
+/// must not begin from nothing.
+fn nothing_is_hidden(all: &[Told], options: &Options) -> Result<()> {
+    if all.iter().any(|told| told.was_here) {
+        return Ok(());
+    }
+    let silent = |i: &usize| {
+        let mut heard = all.iter().flat_map(|told| told.shares.iter().chain([&told.heard]));
+        heard.any(|heard| heard[*i].is_none())
+    };
+    match (0..options.stores.len()).find(silent) {
+        None => Ok(()),
+        Some(i) => {
+            let store = &options.stores[i];
+            let text = format!(
+                "no epoch is found, and the store of node {} at {} is of no help, which may have one: \
+                 start it, or leave it out of {}",
+                store.node,
+                store.at,
+                super::STORES
+            );
+            Err(Error::new(libc::ENODATA, text))
+        }
+    }
+}
+
 /// The machine, which has heard everything.
-fn recovery(all: &[(Epoch, Heard)], stores: &[StoreAt], life: u32) -> Recovery {
+fn recovery(all: &[Told], from: &Stores<'_>, life: u32) -> Recovery {
     let incarnation = Incarnation::of_life(life);
     let members = (0..).zip(all).map(|(rank, _)| (member(rank), incarnation));
-    let ids = stores.iter().map(|store| store.id);
+    let rebuilt = has_parity(from.placement).then_some(REBUILT);
+    let ids = from.stores.iter().map(|store| store.id).chain(rebuilt);
     let limits = RecoveryLimits::default();
     let mut machine = Recovery::new(members, ids, Scope::Whole, Duration::ZERO, limits);
-    let silent: BTreeMap<StoreId, ()> = stores
-        .iter()
-        .enumerate()
-        .filter(|(i, _)| all.iter().any(|(_, heard)| heard[*i].is_none()))
-        .map(|(_, store)| (store.id, ()))
-        .collect();
-    for store in silent.keys() {
-        machine.found(Found::Lost(*store), Duration::ZERO);
-    }
-    for (rank, (_, heard)) in (0..).zip(all) {
-        for (store, holding) in stores.iter().zip(heard) {
-            if let Some(holding) = holding
-                && !silent.contains_key(&store.id)
-            {
-                let answer = Answer::Told(*holding);
+    // One that has not answered one of them counts as lost to all.
+    let silent = |i: usize| {
+        let mut heard = all.iter().flat_map(|told| told.shares.iter().chain([&told.heard]));
+        heard.any(|heard| heard[i].is_none())
+    };
+    let silent: Vec<bool> = (0..from.stores.len()).map(silent).collect();
+    let mut held: BTreeMap<Member, Vec<Holding>> = BTreeMap::new();
+    for (i, store) in from.stores.iter().enumerate() {
+        if silent[i] {
+            machine.found(Found::Lost(store.id), Duration::ZERO);
+            continue;
+        }
+        for (rank, told) in (0..).zip(all) {
+            if let Some(holding) = told.heard[i] {
+                let answer = Answer::Told(holding);
                 machine.found(Found::Answer(store.id, member(rank), answer), Duration::ZERO);
+                held.entry(member(rank)).or_default().extend(holding);
             }
+            for (share, heard) in parity::shares(rank, from.placement).iter().zip(&told.shares) {
+                held.entry(*share).or_default().extend(heard[i].flatten());
+            }
+        }
+    }
+    if rebuilt.is_some() {
+        let rebuildable = rebuildable(from.placement, &held);
+        for (rank, _) in (0..).zip(all) {
+            let answer = Answer::Told(rebuildable.get(&member(rank)).copied());
+            machine.found(Found::Answer(REBUILT, member(rank), answer), Duration::ZERO);
         }
     }
     machine
 }
 
-/// # Safety
-/// As [`restore`].
-unsafe fn read(
-    options: &Options,
-    device: &str,
-    stores: &[StoreAt],
-    own: Member,
-    origin: Origin,
-    layout: &Layout,
-) -> Result<(Restored, Vec<u8>)> {
-    let store = stores.iter().find(|store| store.id == origin.store);
-    let store =
-        store.ok_or_else(|| Error::new(libc::ENOENT, format!("no store {}", origin.store)))?;
-    let mut copy = Copy::open(device, &options.key, store, own, origin.slot, options.lanes)?;
-    if copy.slot().stamp().epoch != origin.epoch.0 {
-        let text = format!("the slot of {} holds another epoch", origin.epoch);
-        return Err(Error::new(libc::EBADMSG, text));
+fn has_parity(placement: &Placement) -> bool {
+    placement.scheme().parity() > 0
+}
+
+/// What is read from.
+struct Stores<'a> {
+    options: &'a Options,
+    device: &'a str,
+    stores: &'a [StoreAt],
+    placement: &'a Placement,
+}
+
+impl Stores<'_> {
+    /// # Safety
+    /// As [`restore`].
+    unsafe fn read(
+        &self,
+        own: Member,
+        origin: Origin,
+        layout: &Layout,
+    ) -> Result<(Restored, Vec<u8>)> {
+        if origin.store == REBUILT {
+            // SAFETY: the caller's promise.
+            return unsafe { self.rebuild(own, origin.epoch, layout) };
+        }
+        let store = self.stores.iter().find(|store| store.id == origin.store);
+        let store =
+            store.ok_or_else(|| Error::new(libc::ENOENT, format!("no store {}", origin.store)))?;
+        let Options { key, lanes, .. } = self.options;
+        let mut copy = Copy::open(self.device, key, store, own, origin.slot, *lanes)?;
+        if copy.slot().stamp().epoch != origin.epoch.0 {
+            let text = format!("the slot of {} holds another epoch", origin.epoch);
+            return Err(Error::new(libc::EBADMSG, text));
+        }
+        if copy.slot().stamp().job != self.options.job {
+            let text = format!("the slot of {} is of another job: see {JOB_NAME}", origin.epoch);
+            return Err(Error::new(libc::EBADMSG, text));
+        }
+        let layout = place(copy.slot(), layout)?;
+        // SAFETY: the caller's promise: these are the areas of `layout`.
+        unsafe { copy.read(&layout, false) }?;
+        let restored = Restored { origin, pages: copy.slot().pages().clone() };
+        Ok((restored, copy.slot().windows().to_vec()))
     }
-    let layout = place(copy.slot(), layout)?;
-    // SAFETY: the caller's promise: these are the areas of `layout`.
-    unsafe { copy.read(&layout, false) }?;
-    let restored = Restored { origin, pages: copy.slot().pages().clone() };
-    Ok((restored, copy.slot().windows().to_vec()))
+
+    /// # Safety
+    /// As [`restore`].
+    unsafe fn rebuild(
+        &self,
+        own: Member,
+        epoch: Epoch,
+        layout: &Layout,
+    ) -> Result<(Restored, Vec<u8>)> {
+        let Options { key, lanes, .. } = self.options;
+        let options = Restore {
+            device: self.device,
+            key,
+            placement: self.placement,
+            stores: self.stores,
+            lanes: *lanes,
+            fresh: false,
+        };
+        let process = ProcessId(u32::try_from(own.0).unwrap_or(u32::MAX));
+        // SAFETY: the caller's promise: these are the areas of `layout`.
+        let back = unsafe {
+            sojourn_snapshot::parity::restore(&options, process, epoch, |slot| place(slot, layout))
+        };
+        back.map(|back| (back.restored, back.windows))
+    }
 }
 
 /// The areas of the slot, in its order, where they are now.

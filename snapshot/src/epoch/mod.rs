@@ -170,6 +170,16 @@ impl Epoch {
         Epoch((u64::from(term.0) << COUNT_BITS) | (self.count() + 1))
     }
 
+    /// The one with this count, dealt in this term.
+    ///
+    /// # Panics
+    /// Where the count has more bits than there are.
+    #[must_use]
+    pub fn new(term: Term, count: u64) -> Epoch {
+        assert!(count < 1 << COUNT_BITS, "the count {count} of an epoch");
+        Epoch((u64::from(term.0) << COUNT_BITS) | count)
+    }
+
     /// Which attempt of the job it is, from 1: what a person is told.
     #[must_use]
     pub fn count(self) -> u64 {

@@ -56,9 +56,14 @@ struct Shared {
     stop: AtomicBool,
 }
 
+/// The images of an epoch, one of each process.
+type Images = Vec<Box<dyn Image + Send>>;
+/// Where they come from.
+type Open = Box<dyn FnOnce() -> Result<Images> + Send>;
+
 #[derive(Default)]
 struct State {
-    offered: Option<(Epoch, Vec<Box<dyn Image + Send>>)>,
+    offered: Option<(Epoch, Open)>,
     /// The epoch whose images are being read.
     draining: Option<Epoch>,
     /// Draining, compacting or pruning.
@@ -121,11 +126,21 @@ impl Flusher {
     /// Drains a committed epoch: the images of all processes. Says whether it will be; where it is busy,
     /// it is not.
     pub fn offer(&self, epoch: Epoch, images: Vec<Box<dyn Image + Send>>) -> bool {
+        self.offer_with(epoch, move || Ok(images))
+    }
+
+    /// The same with images that are opened by the thread that drains them: to connect to stores may take
+    /// longer than who offers can wait.
+    pub fn offer_with(
+        &self,
+        epoch: Epoch,
+        open: impl FnOnce() -> Result<Vec<Box<dyn Image + Send>>> + Send + 'static,
+    ) -> bool {
         let mut state = self.shared.state();
         if state.busy || state.offered.is_some() || state.closed {
             return false;
         }
-        state.offered = Some((epoch, images));
+        state.offered = Some((epoch, Box::new(open)));
         self.shared.changed.notify_all();
         true
     }
@@ -176,7 +191,7 @@ impl Drop for Flusher {
 fn run(directory: &Directory, plan: &Plan, shared: &Shared) {
     loop {
         let mut state = shared.state();
-        let (epoch, mut images) = loop {
+        let (epoch, open) = loop {
             if state.closed {
                 return;
             }
@@ -200,10 +215,11 @@ fn run(directory: &Directory, plan: &Plan, shared: &Shared) {
             }
             Ok(())
         };
-        let mut parts: Vec<&mut dyn Image> =
-            images.iter_mut().map(|image| image.as_mut() as &mut dyn Image).collect();
-        let flushed = directory.flush(epoch, &mut parts, &plan.options, &mut { watch });
-        drop(images);
+        let flushed = open().and_then(|mut images| {
+            let mut parts: Vec<&mut dyn Image> =
+                images.iter_mut().map(|image| image.as_mut() as &mut dyn Image).collect();
+            directory.flush(epoch, &mut parts, &plan.options, &mut { watch })
+        });
         shared.state().draining = None;
         shared.changed.notify_all();
 

@@ -88,8 +88,9 @@ impl Directory {
     }
 }
 
-/// Compares two images of one process.
-fn compare(from: &dyn Image, to: &dyn Image) -> ProcessDiff {
+/// Compares two images of one process, wherever they are.
+#[must_use]
+pub fn compare(from: &dyn Image, to: &dyn Image) -> ProcessDiff {
     let (old, new) = (areas(from), areas(to));
     let ids: BTreeSet<u32> = old.keys().chain(new.keys()).copied().collect();
     let (mut found, mut of, mut chunks) = (Vec::new(), 0, 0);

@@ -1,7 +1,7 @@
 //! The manifest of an epoch.
 
 use super::read::damaged;
-use crate::epoch::Epoch;
+use crate::epoch::{Epoch, Term};
 use crate::image::{Geometry, MAX_EPOCH};
 use crate::{Area, Error, Layout, Result};
 use serde::{Deserialize, Serialize};
@@ -166,6 +166,12 @@ impl Manifest {
         }
         manifest.check().map_err(damaged)?;
         Ok(manifest)
+    }
+
+    /// The epoch, with its term.
+    #[must_use]
+    pub fn number(&self) -> Epoch {
+        Epoch::new(Term(self.term), self.epoch)
     }
 
     /// The member of this process.

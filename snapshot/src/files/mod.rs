@@ -61,7 +61,7 @@ mod verify;
 pub use background::{Drained, Flusher, Plan};
 pub use chain::Stored;
 pub use codec::Codec;
-pub use diff::{AreaDiff, Diff, ProcessDiff, Run};
+pub use diff::{AreaDiff, Diff, ProcessDiff, Run, compare};
 pub use directory::{Directory, jobs};
 pub use flush::{Flushed, Options};
 pub use image::{Image, SlotImage, restore};
@@ -118,6 +118,14 @@ pub enum Step {
 /// Is told how far long work is. An error from it ends the work, with that error, and whatever was there
 /// before stays as it was; once the epoch exists it is ignored.
 pub type Watcher<'a> = dyn FnMut(&Progress<'_>) -> Result<()> + 'a;
+
+/// The job that is called `name`, in stores and directories.
+#[must_use]
+pub fn job_called(name: &str) -> [u8; 16] {
+    let mut job = [0; 16];
+    job.copy_from_slice(&blake3::hash(name.as_bytes()).as_bytes()[..16]);
+    job
+}
 
 /// For work that nobody watches.
 ///

@@ -1,6 +1,6 @@
 //! How committed epochs outlive nodes: copies on several peers, or parity over groups of processes.
 //!
-//! Nothing here does IO, and nothing waits. What it is asked, by whom:
+//! Nothing here does IO, and nothing waits; [`crate::parity`] does, around it. What it is asked, by whom:
 //!
 //! | part | asked by | says |
 //! | --- | --- | --- |

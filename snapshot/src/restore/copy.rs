@@ -243,7 +243,7 @@ fn first_bad(
 ///
 /// # Errors
 /// `EINVAL` where there are others, or other sizes: the message names each that differs.
-pub(super) fn place(slot: &Layout, to: &Layout) -> Result<Layout> {
+pub(crate) fn place(slot: &Layout, to: &Layout) -> Result<Layout> {
     let find = |areas: &[Area], id| areas.iter().find(|area| area.id == id).copied();
     let mut wrong = vec![];
     let mut all = vec![];

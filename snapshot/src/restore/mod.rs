@@ -3,6 +3,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | `copy` | one slot of a store: its tables, and its chunks into given memory |
+//! | `drain` | the same, for files |
 //! | `lazy`, `missing` | the same, when it is touched |
 //! | `recover` | which copy of which epoch, and the next one where one is damaged or lost |
 //!
@@ -10,12 +11,15 @@
 //! there. What fails is never used: another copy is, and where there is none the error says what is wrong with each.
 
 mod copy;
+mod drain;
 mod lazy;
 mod missing;
 mod recover;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use copy::place as area_places;
 pub use copy::{Copy, ReadReport};
+pub use drain::images;
 pub use lazy::Lazy;
 pub use recover::{RecoverOptions, Recovered, recover, recover_lazily};

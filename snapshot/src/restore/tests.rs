@@ -324,3 +324,55 @@ fn a_chunk_that_is_damaged_is_never_seen_and_the_program_is_told() {
     assert!(error.to_string().contains("chunk 698 of area 1"), "{error}");
     assert_eq!(told.recv().unwrap(), error.to_string());
 }
+
+/// Promise: what is drained from a store by RDMA READ is the committed epoch, and one that is begun anew meanwhile
+/// is given up and leaves no epoch in the directory.
+#[test]
+fn an_epoch_is_drained_from_a_store_whole_or_not_at_all() {
+    use crate::files::{Directory, Flusher, Options as Flush, Plan, restore, unwatched};
+    let store = Served::new();
+    let (areas, bytes) = one_epoch(&store);
+    let root = tempfile::tempdir().unwrap();
+    let directory = Directory::create(root.path(), &[0; 16]).unwrap();
+    let first = Epoch::NONE.after(crate::epoch::Term(1));
+    let open = |epoch| {
+        super::images("soft0", &store.key, std::slice::from_ref(&store.at), &[MEMBER], epoch)
+    };
+    // Its writer begins the slot anew once the image is open.
+    let mut vandal = Vandal::new(&store, 2, bytes);
+    let slot = [Slot::A, Slot::B]
+        .into_iter()
+        .find(|slot| (0..8).any(|i| vandal.read(*slot, image::WORD_AT + i) != 0))
+        .unwrap();
+    let mut images = open(first).unwrap();
+    let word = vandal.read(slot, image::WORD_AT);
+    vandal.write(slot, image::WORD_AT, word ^ 2).unwrap();
+    let mut parts: Vec<&mut dyn crate::files::Image> =
+        images.iter_mut().map(|image| image.as_mut() as &mut dyn crate::files::Image).collect();
+    let flushed = directory.flush(first, &mut parts, &Flush::default(), &mut unwatched);
+    assert_eq!(flushed.unwrap_err().errno(), libc::ENODATA);
+    assert_eq!(directory.epochs().unwrap(), [0; 0]);
+    drop(images);
+    vandal.write(slot, image::WORD_AT, word).unwrap();
+    // Where no store has it, the process and the store are named.
+    let error = open(first.after(crate::epoch::Term(9))).err().unwrap().to_string();
+    assert!(error.contains("process 1") && error.contains("store a has epoch 1"), "{error}");
+
+    let plan = Plan { every: 1, options: Flush::default(), keep: None };
+    let flusher = Flusher::start(directory.clone(), plan).unwrap();
+    let (key, at) = (store.key.clone(), store.at.clone());
+    assert!(flusher.offer_with(first, move || super::images(
+        "soft0",
+        &key,
+        &[at],
+        &[MEMBER],
+        first
+    )));
+    let drained = flusher.finish(Duration::from_secs(60));
+    assert_eq!(drained[0].flushed.as_ref().unwrap().epoch, 1);
+    let mut image = directory.image(1, 1).unwrap();
+    let mut back: Vec<Vec<u8>> = areas.iter().map(|area| vec![7; area.len()]).collect();
+    let rooms = (1..).zip(back.iter_mut().map(Vec::as_mut_slice)).collect();
+    restore(&mut image, rooms, &mut |_, _| Ok(())).unwrap();
+    assert_eq!(back, areas);
+}
