@@ -208,7 +208,7 @@ fn ours(manifest: &Manifest, members: &[Member]) -> Result<()> {
     Err(Error::invalid(format!("epoch {epoch} is of {then} processes, and this job has {now}")))
 }
 
-/// Reads one rank's part of an epoch of the directory.
+/// Reads one rank's part of an epoch of the directory, and returns its windows.
 ///
 /// # Safety
 /// The areas of `layout` are mapped, writable, and used by nobody else until this returns.
@@ -220,7 +220,7 @@ pub(super) unsafe fn read(
     epoch: Epoch,
     own: Member,
     layout: &Layout,
-) -> Result<()> {
+) -> Result<Vec<u8>> {
     let nothing = || Error::new(libc::ENOENT, "this rank was given no directory to restore from");
     let directory = options.flush.as_ref().ok_or_else(nothing)?.open(&options.job)?;
     let process = u32::try_from(own.0).unwrap_or(u32::MAX);
@@ -234,7 +234,8 @@ pub(super) unsafe fn read(
         let room = unsafe { std::slice::from_raw_parts_mut(area.addr as *mut u8, area.bytes) };
         (area.id, room)
     });
-    restore(&mut image, rooms.collect(), &mut |_, _| Ok(()))
+    restore(&mut image, rooms.collect(), &mut |_, _| Ok(()))?;
+    Ok(image.windows().to_vec())
 }
 
 /// Removes what was drained after the epoch that the job goes on from: those counts are dealt anew.

@@ -301,7 +301,7 @@ impl Snapshots {
             )
         }?;
         self.life = back.life;
-        self.windows = match &back.restored {
+        self.windows = match &back.epoch {
             Some(_) => Some(Windows::decode(&back.windows)?),
             None => None,
         };

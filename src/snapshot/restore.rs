@@ -194,6 +194,7 @@ pub(super) unsafe fn restore(
             }
             // SAFETY: the caller's promise.
             let read = unsafe { flush::read(options, epoch, own, layout) };
+            let read = read.map(|its| windows = its);
             let read = read.map_err(|error| match error.errno() {
                 libc::EINVAL => format!("{OTHER}: {error}"),
                 _ => error.to_string(),
@@ -203,7 +204,7 @@ pub(super) unsafe fn restore(
                 if job.rank() == 0 {
                     flush::forget_after(options, epoch);
                 }
-                return Ok(Back { epoch: Some(epoch), restored: None, windows: Vec::new(), life });
+                return Ok(Back { epoch: Some(epoch), restored: None, windows, life });
             };
             saved.is_of_no_use(epoch, &format!("rank {rank}: {}", all[rank]));
             continue;

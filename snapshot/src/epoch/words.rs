@@ -92,7 +92,8 @@ pub enum Action {
     Disconnect(Incarnation),
     /// Tell the decider.
     Report(Report),
-    /// An epoch is committed, and noted by so many stores that hold it.
+    /// An epoch is committed, and noted by so many stores that hold it. Where these are none, all that held it are
+    /// lost to this writer, or a later life has shut it out: nobody may be told that it is committed.
     Committed(Epoch, usize),
     /// An epoch is given up. The program computes; what was committed before still is.
     GivenUp(Epoch, Reason),

@@ -278,6 +278,10 @@ impl Session {
             }
             Action::Protect(epoch) => self.notice(Notice::Protect(epoch)),
             Action::Report(report) => self.notice(Notice::Report(report)),
+            Action::Committed(epoch, 0) => {
+                let why = "all stores that had it are lost, or are another life's".to_owned();
+                self.notice(Notice::GivenUp(epoch, why))
+            }
             Action::Committed(epoch, copies) => {
                 program.committed();
                 let report = self.report(epoch, copies);

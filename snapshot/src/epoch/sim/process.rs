@@ -227,6 +227,8 @@ impl World {
                 }
                 self.post(Happening::Report { member, report });
             }
+            // No store of this writer has it: the program is not told that it is committed.
+            Action::Committed(_, 0) => {}
             Action::Committed(epoch, copies) => {
                 if copies < self.policy.copies {
                     self.reach(Kind::CommittedWithFewer);
