@@ -46,6 +46,28 @@ impl Chance {
     }
 }
 
+/// Memory that a program has beside its field. Once it was visited the caches hold nothing of the field any more: whoever
+/// is measured then begins as one does who was not measured just after another one had the same pages.
+pub struct Elsewhere(Vec<u64>);
+
+impl Elsewhere {
+    /// Bytes: some of the largest caches.
+    const BYTES: usize = 128 << 20;
+
+    /// All of it there.
+    #[must_use]
+    #[allow(clippy::new_without_default, reason = "there is nothing default about 128 MiB")]
+    pub fn new() -> Self {
+        Elsewhere(vec![1; Self::BYTES / size_of::<u64>()])
+    }
+
+    /// Reads all of it.
+    pub fn visit(&self) {
+        let sum = self.0.iter().fold(0_u64, |sum, word| sum.wrapping_add(*word));
+        std::hint::black_box(sum);
+    }
+}
+
 /// Memory without a page of zeros.
 pub struct Field {
     memory: Memory<u64>,

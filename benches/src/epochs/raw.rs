@@ -1,7 +1,7 @@
 //! The device's own WRITEs: from the memory of a program into memory of another process as a store has it. No
 //! checksums, no tables, nobody who keeps count.
 
-use super::field::Field;
+use super::field::{Elsewhere, Field};
 use super::part::{DEVICE, Target};
 use sojourn_fabric::abi::{QpCap, Sge, Wc};
 use sojourn_fabric::device::DeviceMr;
@@ -37,6 +37,7 @@ pub struct Raw {
     target: Target,
     mr: Arc<dyn DeviceMr>,
     base: usize,
+    elsewhere: Elsewhere,
     _pd: ProtectionDomain,
 }
 
@@ -64,7 +65,14 @@ impl Raw {
         let lanes = (0..lanes).map(lane).collect::<Result<Vec<_>>>()?;
         let qps: Vec<&QueuePair> = lanes.iter().map(|lane| &lane.qp).collect();
         let target = Target::start(field.bytes(), &qps)?;
-        Ok(Raw { lanes, target, mr, base: field.range().start, _pd: pd })
+        Ok(Raw {
+            lanes,
+            target,
+            mr,
+            base: field.range().start,
+            elsewhere: Elsewhere::new(),
+            _pd: pd,
+        })
     }
 
     /// How long it takes to write these pages, consecutive ones together, with `threads` queue pairs, each of a thread
@@ -75,6 +83,7 @@ impl Raw {
     pub fn write(&mut self, pages: &PageSet, threads: usize) -> Result<Duration> {
         let pieces = pieces(pages);
         let (lkey, base, remote) = (self.mr.lkey(), self.base, self.target.remote);
+        self.elsewhere.visit();
         let start = Instant::now();
         let run = |lane: &Lane, mine: &[Range<usize>]| lane.write(lkey, base, remote, mine);
         let each = pieces.len().div_ceil(threads).max(1);

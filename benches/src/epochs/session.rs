@@ -1,6 +1,6 @@
 //! Epochs of a field into a store: of a program that stands still, or that computes on.
 
-use super::field::{Chance, Field};
+use super::field::{Chance, Elsewhere, Field};
 use super::part::{DEVICE, StoreProcess};
 use sojourn_fabric::{Error, Result};
 use sojourn_snapshot::epoch::Member;
@@ -89,6 +89,7 @@ pub struct Epochs {
     store: StoreProcess,
     tracker: Option<Box<dyn Tracker>>,
     field: Field,
+    elsewhere: Elsewhere,
     last: PageSet,
     chance: Chance,
 }
@@ -112,7 +113,8 @@ impl Epochs {
         // SAFETY: the field goes when the session has gone: it stands behind it here.
         let session = unsafe { Session::open(options, field.layout()?, None) }?;
         let (last, chance) = (PageSet::full(field.pages()), Chance::new(7));
-        let mut epochs = Epochs { session, store, tracker, field, last, chance };
+        let mut epochs =
+            Epochs { session, store, tracker, field, elsewhere: Elsewhere::new(), last, chance };
         let all = epochs.last.clone();
         for _ in 0..2 {
             epochs.take(&all)?;
@@ -152,6 +154,7 @@ impl Epochs {
         let tracker = self.tracker.as_mut();
         let all = tracker.is_none().then(|| self.field.range());
         let mut program = Host { tracker, all, paused: false, gate: None, resumed: None };
+        self.elsewhere.visit();
         STEPS.lock().expect("nobody panics with it").clear();
         let start = Instant::now();
         let report = self.session.checkpoint(&mut program)?;

@@ -21,6 +21,11 @@ fn bytes() -> usize {
     trial.map_or(GIB, |mib| (mib << 20).clamp(1 << 20, GIB))
 }
 
+/// So many, in words.
+fn threads(many: usize) -> String {
+    format!("{many} thread{}", if many == 1 { "" } else { "s" })
+}
+
 /// Takes all measures.
 pub(crate) fn measure(report: &mut Report) -> Result<(), Box<dyn Error>> {
     writing::measure(report)?;

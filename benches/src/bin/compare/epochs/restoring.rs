@@ -1,6 +1,6 @@
 //! Restoring from a store against a copy of as much into fresh memory.
 
-use super::bytes;
+use super::{bytes, threads};
 use crate::report::{Goal, Report, best_in_turns};
 use sojourn_benches::epochs::field::Field;
 use sojourn_benches::epochs::restoring::Restoring;
@@ -16,7 +16,7 @@ const LAZILY: &str = "epochs: restore lazily, to first use";
 
 /// Takes all measures.
 pub(super) fn measure(report: &mut Report) -> std::result::Result<(), Box<dyn std::error::Error>> {
-    let at_once = |lanes: usize| format!("epochs: restore, {lanes} thread(s), over a copy");
+    let at_once = |lanes: usize| format!("epochs: restore, {}, over a copy", threads(lanes));
     if ![at_once(1), at_once(2), LAZILY.to_owned()].iter().any(|name| report.wants(name)) {
         return Ok(());
     }

@@ -1,7 +1,7 @@
 //! Epochs against the device's own WRITEs of the same pages, from the same memory into memory as a store has it, in
 //! another process, too. And how long the program stands still.
 
-use super::bytes;
+use super::{bytes, threads};
 use crate::report::{Goal, Report};
 use sojourn_benches::epochs::field::Field;
 use sojourn_benches::epochs::raw::Raw;
@@ -32,7 +32,10 @@ pub(super) fn measure(report: &mut Report) -> std::result::Result<(), Box<dyn st
         full(report, lanes, goal)?;
     }
     for (share, name) in SHARES {
-        dirty(report, share, &format!("epochs: {name} dirty, over its WRITEs"))?;
+        for (lanes, _) in LEFT {
+            let name = format!("epochs: {name} dirty, {}, over its WRITEs", threads(lanes));
+            dirty(report, share, lanes, &name)?;
+        }
     }
     for (kind, goal) in PAUSES {
         for (share, name) in SHARES {
@@ -48,7 +51,7 @@ fn best(all: &[Outcome]) -> Option<&Outcome> {
 }
 
 fn full(report: &mut Report, lanes: usize, goal: f64) -> Result<()> {
-    let name = format!("epochs: full, {lanes} thread(s), over WRITEs of it");
+    let name = format!("epochs: full, {}, over WRITEs of it", threads(lanes));
     if !report.wants(&name) {
         return Ok(());
     }
@@ -83,28 +86,35 @@ fn rounds(share: f64) -> usize {
     if share > 0.05 { FEW_ROUNDS } else { ROUNDS }
 }
 
-fn dirty(report: &mut Report, share: f64, name: &str) -> Result<()> {
+fn dirty(report: &mut Report, share: f64, lanes: usize, name: &str) -> Result<()> {
     if !report.wants(name) {
         return Ok(());
     }
-    let Some(mut epochs) = tracked(report, name, Kind::Scan)? else { return Ok(()) };
+    let Some(mut epochs) = tracked(report, name, lanes, Kind::Scan)? else { return Ok(()) };
     // SAFETY: the field goes with `epochs`, which stands before it.
-    let mut raw = unsafe { Raw::start(epochs.field(), 1) }?;
+    let mut raw = unsafe { Raw::start(epochs.field(), lanes) }?;
     // From the third on a slot needs what two epochs have changed.
     for _ in 0..2 {
         epochs.share(share)?;
     }
     let mut outcomes = vec![];
-    let mut least = Duration::MAX;
+    let mut least = vec![Duration::MAX; lanes];
     for _ in 0..rounds(share) {
         let outcome = epochs.share(share)?;
-        least = raw.write(&outcome.union, 1)?.min(least);
+        for (i, least) in least.iter_mut().enumerate() {
+            *least = raw.write(&outcome.union, i + 1)?.min(*least);
+        }
         outcomes.push(outcome);
     }
+    let reference = least.iter().min().copied().unwrap_or(Duration::MAX);
     let Some(best) = best(&outcomes) else { return Ok(()) };
     #[allow(clippy::float_cmp, reason = "the very constant")]
     let goal = if share == SHARE { Goal::RatioAtMost(MORE) } else { Goal::None };
-    report.line(name, "ms", ms(best.took), ms(least), goal);
+    report.line(name, "ms", ms(best.took), ms(reference), goal);
+    if let [one, two] = least[..] {
+        let (one, two) = (ms(one), ms(two));
+        report.note(format!("the device alone: {one:.2} ms with one thread, {two:.2} with two"));
+    }
     report.note(format!(
         "{} pages of the union, {} looked at, {:.1} MB sent; {} ms",
         best.union.count(),
@@ -116,8 +126,8 @@ fn dirty(report: &mut Report, share: f64, name: &str) -> Result<()> {
 }
 
 /// `None`, and said so, where the kernel has no such tracker.
-fn tracked(report: &Report, name: &str, kind: Kind) -> Result<Option<Epochs>> {
-    match Epochs::start(Field::new(bytes())?, 1, &Known::Tracked(kind)) {
+fn tracked(report: &Report, name: &str, lanes: usize, kind: Kind) -> Result<Option<Epochs>> {
+    match Epochs::start(Field::new(bytes())?, lanes, &Known::Tracked(kind)) {
         Ok(epochs) => Ok(Some(epochs)),
         Err(error) if error.errno() == libc::EOPNOTSUPP => {
             report.absent(name, error);
@@ -137,7 +147,7 @@ fn pause(report: &mut Report, share: f64, kind: Kind, goal: f64, name: &str) -> 
     if !report.wants(name) {
         return Ok(());
     }
-    let Some(mut epochs) = tracked(report, name, kind)? else { return Ok(()) };
+    let Some(mut epochs) = tracked(report, name, 1, kind)? else { return Ok(()) };
     for _ in 0..2 {
         epochs.share(share)?;
     }
