@@ -306,11 +306,11 @@ impl Drop for Peer {
     }
 }
 
-fn format_endpoint(endpoint: &Endpoint) -> String {
+pub(crate) fn format_endpoint(endpoint: &Endpoint) -> String {
     endpoint.to_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn parse_endpoint(text: &str) -> Result<Endpoint> {
+pub(crate) fn parse_endpoint(text: &str) -> Result<Endpoint> {
     let bytes: Option<Vec<u8>> = (0..text.len() / 2)
         .map(|i| text.get(2 * i..2 * i + 2).and_then(|byte| u8::from_str_radix(byte, 16).ok()))
         .collect();

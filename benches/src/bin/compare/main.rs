@@ -9,6 +9,7 @@
 //! was missed. `compare PART…` runs only those measures whose names contain a PART.
 
 mod callgrind;
+mod epochs;
 mod hot;
 mod memory;
 mod programs;
@@ -19,7 +20,7 @@ mod soft;
 
 use report::Report;
 use sojourn_benches::memory::Counting;
-use sojourn_benches::{moves, peer};
+use sojourn_benches::{epochs as snapshots, moves, peer};
 use std::process::ExitCode;
 
 #[global_allocator]
@@ -28,12 +29,12 @@ static HEAP: Counting = Counting;
 type Measure = fn(&mut Report) -> Result<(), Box<dyn std::error::Error>>;
 
 fn run() -> Result<bool, Box<dyn std::error::Error>> {
-    if callgrind::serve()? || moves::serve()? || peer::serve()? {
+    if callgrind::serve()? || moves::serve()? || peer::serve()? || snapshots::serve()? {
         return Ok(true);
     }
     let mut report = Report::new(std::env::args().skip(1).collect());
     report.header();
-    let parts: [Measure; 7] = [
+    let parts: [Measure; 8] = [
         hot::measure,
         callgrind::measure,
         memory::measure,
@@ -41,6 +42,7 @@ fn run() -> Result<bool, Box<dyn std::error::Error>> {
         retention::measure,
         relocation::measure,
         programs::measure,
+        epochs::measure,
     ];
     for part in parts {
         part(&mut report)?;

@@ -19,7 +19,7 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// Builds `package` in release, and returns where its binaries are: beside this one, since
 /// cargo puts all binaries of a profile into one folder.
-fn build(package: &str) -> Result<PathBuf> {
+pub(crate) fn build(package: &str) -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
     let mut command = Command::new(cargo);
@@ -47,7 +47,7 @@ fn job(binaries: &Path, ranks: u32, program: &str, args: &[&str]) -> Result<Stri
 }
 
 /// The number behind `label` in `text`.
-fn number(text: &str, label: &str) -> Result<f64> {
+pub(crate) fn number(text: &str, label: &str) -> Result<f64> {
     let (_, rest) = text.split_once(label).ok_or_else(|| format!("no {label} in: {text}"))?;
     let end = rest.find(|c: char| !matches!(c, '0'..='9' | '.' | 'e' | '-')).unwrap_or(rest.len());
     Ok(rest[..end].parse()?)
