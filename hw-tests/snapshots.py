@@ -13,8 +13,8 @@ STORE_KEY = "/run/store-key"
 # Of a plate that a wire of some MB/s carries in a fraction of a second.
 HEAT = ["heat", "--size", "128x128", "--json", "--recover", "--steps"]
 # So many that there are some epochs before the last step, and some steps left when there are.
-STEPS = "2500"
-EPOCH_SECONDS = 1
+STEPS = "1500"
+EPOCH_SECONDS = 0.5
 # A later one than that has overwritten a slot.
 EPOCHS = 3
 
