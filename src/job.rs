@@ -58,6 +58,11 @@ impl Circle {
     pub(crate) fn leave(&self) {
         self.left.store(true, Ordering::Release);
     }
+
+    /// Whether it was left.
+    pub(crate) fn is_left(&self) -> bool {
+        self.left.load(Ordering::Acquire)
+    }
 }
 
 /// The ranks that meet each other: which life of each.
@@ -333,7 +338,7 @@ impl Job {
             let soon = until.min(Instant::now() + LOOK);
             match self.fetch_until(rank, name, soon) {
                 Err(error) if error.errno() == libc::ETIMEDOUT && soon < until => {
-                    if circle.left.load(Ordering::Acquire) {
+                    if circle.is_left() {
                         return Err(Error::new(
                             libc::ECANCELED,
                             "the barrier is not waited for any more",

@@ -34,6 +34,7 @@ mod interval;
 mod layout;
 mod memory;
 mod pages;
+pub mod parity;
 mod peek;
 mod protected;
 pub mod redundancy;

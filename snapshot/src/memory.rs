@@ -3,6 +3,7 @@
 use crate::image::Source;
 use crate::{Error, Result, peek};
 use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Large pages start and end at multiples of this. A store that lies on them is written half as fast again.
 const LARGE: usize = 2 << 20;
@@ -79,6 +80,32 @@ impl Mapping {
         self.length
     }
 
+    /// Writes bytes of it, as a peer would.
+    ///
+    /// # Panics
+    /// Where it has no such bytes.
+    pub(crate) fn write(&self, at: usize, bytes: &[u8]) {
+        assert!(at.checked_add(bytes.len()).is_some_and(|end| end <= self.length), "bytes of it");
+        // SAFETY: within the mapping, of which there are no references. Whoever reads it meanwhile does not
+        // believe what it finds.
+        unsafe {
+            ptr::copy_nonoverlapping(bytes.as_ptr(), self.base.as_ptr().add(at), bytes.len());
+        }
+    }
+
+    /// Writes a word of it at once, after everything that was written before.
+    ///
+    /// # Panics
+    /// Where it has no such word, or the word lies across two.
+    pub(crate) fn write_word(&self, at: usize, word: u64) {
+        const BYTES: usize = size_of::<u64>();
+        let inside = at.checked_add(BYTES).is_some_and(|end| end <= self.length);
+        assert!(inside && at.is_multiple_of(BYTES), "a word of it");
+        // SAFETY: within the mapping, and aligned, since the mapping is.
+        let place = unsafe { &*self.base.as_ptr().add(at).cast::<AtomicU64>() };
+        place.store(word, Ordering::SeqCst);
+    }
+
     /// The bytes from `at` as a source of their own.
     pub(crate) fn part(&self, at: usize, length: usize) -> Portion<'_> {
         assert!(at.checked_add(length).is_some_and(|end| end <= self.length), "a part of it");
@@ -108,8 +135,9 @@ impl Portion<'_> {
     /// Where it has no such bytes.
     pub(crate) fn crc(&self, at: usize, bytes: usize) -> u32 {
         assert!(at.checked_add(bytes).is_some_and(|end| end <= self.length), "bytes of it");
+        let first = self.mapping.base.as_ptr().wrapping_add(self.at + at);
         // SAFETY: within the mapping, which outlives `self`.
-        unsafe { peek::crc(self.mapping.base.as_ptr().add(self.at + at), bytes) }
+        unsafe { peek::crc(first, bytes, first.wrapping_add(bytes)) }
     }
 }
 
@@ -143,6 +171,10 @@ mod tests {
         assert_eq!(bytes, [0; 8192]);
         assert_eq!(part.crc(8, 8000), crc32c::crc32c(&[0; 8000]));
         assert!(part.read(8000, &mut bytes[..193]).is_err());
+        mapping.write(4099, &[1, 2, 3]);
+        mapping.write_word(4096 + 8, u64::from_le_bytes([7; 8]));
+        part.read(0, &mut bytes[..16]).unwrap();
+        assert_eq!(bytes[..16], [0, 0, 0, 1, 2, 3, 0, 0, 7, 7, 7, 7, 7, 7, 7, 7]);
         assert_eq!(Mapping::new(usize::MAX).err().unwrap().errno(), libc::ENOMEM);
     }
 }

@@ -4,12 +4,12 @@ use super::{Failure, Outcome, While, print};
 use crate::heat::image;
 use crate::heat::pattern::Pattern;
 use crate::heat::travel::{self, Deed, Travel};
-use crate::heat::{self, Problem, Solution};
+use crate::heat::{self, Problem, Progress, Solution};
 use serde::{Deserialize, Serialize};
 use sojourn::Job;
 use sojourn::snapshot::{Options, Snapshots};
 use sojourn::verbs::{Cause, Context, Relocation};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -21,6 +21,12 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(50);
 pub(crate) const PROGRESS: &str = "progress";
 /// What lines of moves begin with; [`Moved`] in JSON follows.
 pub(crate) const MOVED: &str = "moved";
+/// What lines of committed epochs begin with; [`Kept`] in JSON follows.
+pub(crate) const EPOCH: &str = "epoch";
+/// The line of a rank that is about to be killed.
+pub(crate) const DYING: &str = "dying";
+/// What lines of ranks that go back begin with; [`Back`] in JSON follows.
+pub(crate) const BACK: &str = "back";
 
 /// Compute how heat spreads over a plate, together with the other ranks of a job
 ///
@@ -52,6 +58,9 @@ pub(crate) struct HeatArgs {
     /// Let the (soft) device fail under this rank, after two thirds of the steps
     #[arg(long, value_name = "RANK", conflicts_with = "raw")]
     fail: Option<u32>,
+    /// Let this rank be killed, once, after two fifths of the steps
+    #[arg(long, value_name = "RANK", conflicts_with = "raw", requires = "recover")]
+    kill: Option<u32>,
     /// Where a rank dies, go on with the one that takes its place (`sojourn run --restarts`)
     #[arg(long)]
     recover: bool,
@@ -97,6 +106,32 @@ pub(crate) struct Report {
     pub(crate) requests: u64,
     /// Of all ranks together.
     pub(crate) waited_seconds: f64,
+}
+
+/// An epoch of a rank, as it is told.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Kept {
+    pub(crate) rank: u32,
+    pub(crate) epoch: u64,
+    /// Bytes of the rank's memory.
+    pub(crate) memory: u64,
+    /// Bytes that were sent, to all stores.
+    pub(crate) bytes: u64,
+    pub(crate) copies: usize,
+    /// How long the rank stood still.
+    pub(crate) pause_seconds: f64,
+    /// How long bytes were being sent.
+    pub(crate) sending_seconds: f64,
+}
+
+/// A rank has gone back to an epoch.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Back {
+    pub(crate) rank: u32,
+    pub(crate) epoch: u64,
+    pub(crate) step: u64,
+    /// It is another process than before.
+    pub(crate) new: bool,
 }
 
 /// A rank has gone to another device in mid-run.
@@ -172,6 +207,7 @@ pub(crate) fn run(args: &HeatArgs) -> Outcome {
         Problem { pattern, steps: args.steps, tolerance: args.tolerance, recover: args.recover };
     check_devices(&args.relocate)?;
     let travel = RefCell::new(None);
+    let dies = args.kill == Some(job.rank()) && !job.is_replacement();
     let open = || match &device {
         Some(name) if args.raw => Context::open_raw(name),
         _ => {
@@ -194,13 +230,47 @@ pub(crate) fn run(args: &HeatArgs) -> Outcome {
             Ok(context)
         }
     };
+    // Of a process that takes another's place, until it has gone back.
+    let fresh = Cell::new(true);
     let mut told = Instant::now();
     let tell = args.progress && job.rank() == 0;
     let mut snapshots = match Options::from_env()? {
         Some(options) => Some(Snapshots::new(&job, options)?),
         None => None,
     };
-    let solution = heat::solve(&job, open, &problem, snapshots.as_mut(), |step, residual| {
+    if args.progress
+        && let Some(snapshots) = &mut snapshots
+    {
+        let rank = job.rank();
+        snapshots.on_committed(move |report, memory| {
+            let _ = tell_line(
+                EPOCH,
+                &Kept {
+                    rank,
+                    epoch: report.epoch.count(),
+                    memory: memory as u64,
+                    bytes: report.bytes,
+                    copies: report.copies,
+                    pause_seconds: report.paused.as_secs_f64(),
+                    sending_seconds: report.sending.as_secs_f64(),
+                },
+            );
+        });
+    }
+    let solution = heat::solve(&job, open, &problem, snapshots.as_mut(), |progress| {
+        let (step, residual) = match progress {
+            Progress::Step { step, residual } => (step, residual),
+            Progress::Back { step, epoch } => {
+                if args.progress {
+                    let new = job.is_replacement() && fresh.replace(false);
+                    let _ = tell_line(BACK, &Back { rank: job.rank(), epoch, step, new });
+                }
+                return;
+            }
+        };
+        if dies && step >= args.steps * 2 / 5 {
+            die(args.progress);
+        }
         if let Some(travel) = &*travel.borrow() {
             travel.tell(step);
         }
@@ -244,12 +314,22 @@ fn check_devices(names: &[String]) -> Outcome {
     }
 }
 
+/// The process dies, as one does that is killed.
+fn die(tell: bool) {
+    if tell {
+        let _ = print(&format!("{DYING}\n"));
+    }
+    let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
+}
+
+/// A line for whoever watches the ranks.
+fn tell_line(what: &str, value: &impl Serialize) -> Outcome {
+    print(&format!("{what} {}\n", serde_json::to_string(value).doing("writing JSON")?))
+}
+
 fn tell_move(moved: &Moved, progress: bool) -> Outcome {
     if progress {
-        return print(&format!(
-            "{MOVED} {}\n",
-            serde_json::to_string(moved).doing("writing JSON")?
-        ));
+        return tell_line(MOVED, moved);
     }
     eprintln!("{}", moved.text());
     Ok(())

@@ -53,6 +53,24 @@ pub(crate) struct Problem {
     pub(crate) recover: bool,
 }
 
+/// How a run goes.
+pub(crate) enum Progress {
+    /// Every [`MEASURE_EVERY`] steps.
+    Step {
+        /// The step.
+        step: u64,
+        /// The last known residual.
+        residual: f64,
+    },
+    /// This rank is back at an epoch.
+    Back {
+        /// The step that the epoch is of.
+        step: u64,
+        /// Its count.
+        epoch: u64,
+    },
+}
+
 /// What a run came to, at rank 0.
 pub(crate) struct Solution {
     /// Row by row.
@@ -91,7 +109,7 @@ impl At {
 }
 
 /// Computes, with the other ranks of `job`, over what `open` opens (a job of one opens nothing).
-/// `progress` is told the step and the last known residual, every [`MEASURE_EVERY`] steps. The
+/// `progress` is told how that goes. The
 /// result is at rank 0; the others get `None`.
 ///
 /// With `snapshots` the ranks take epochs on the way, and where one dies they go back to the last of them, with the
@@ -101,7 +119,7 @@ pub(crate) fn solve(
     open: impl FnOnce() -> Result<Context>,
     problem: &Problem,
     mut snapshots: Option<&mut Snapshots>,
-    mut progress: impl FnMut(u64, f64),
+    mut progress: impl FnMut(Progress),
 ) -> Result<Option<Solution>> {
     let plate = problem.pattern.size();
     let cut = Decomposition::new(plate.0, plate.1, job.size()).ok_or_else(|| {
@@ -133,6 +151,7 @@ pub(crate) fn solve(
         {
             grid.set_current(at[0].now as usize);
             tracing::info!("rank {} is back at step {} (epoch {epoch})", job.rank(), at[0].step);
+            progress(Progress::Back { step: at[0].step, epoch });
         }
         let connect = || match &context {
             None => Ok(Team::alone()),
@@ -182,7 +201,7 @@ fn compute(
     at: &mut At,
     problem: &Problem,
     mut snapshots: Option<&mut Snapshots>,
-    progress: &mut impl FnMut(u64, f64),
+    progress: &mut impl FnMut(Progress),
 ) -> Result<()> {
     team.send_edges(at.step, |side| grid.edge(side))?;
     if at.largest >= 0.0 {
@@ -204,7 +223,7 @@ fn compute(
         if measure {
             if let Some(known) = team.finish_residual()? {
                 at.residual = known;
-                progress(at.step, known);
+                progress(Progress::Step { step: at.step, residual: known });
             }
             team.begin_residual(largest)?;
             at.largest = largest;

@@ -63,6 +63,7 @@
 mod meeting;
 mod options;
 mod pace;
+mod parity;
 mod restore;
 mod writer;
 
@@ -78,9 +79,11 @@ use crate::job::Circle;
 use crate::{Error, Job, Result};
 use meeting::Meeting;
 use pace::Pace;
+use parity::Parity;
 use restore::member;
 use sojourn_fabric::names::ProcessId;
 use sojourn_snapshot::epoch::{Epoch, Policy, Term};
+use sojourn_snapshot::image::Geometry;
 use sojourn_snapshot::redundancy::Placement;
 use sojourn_snapshot::redundancy::placement::{Node, Process};
 use sojourn_snapshot::session::{self, Session};
@@ -115,6 +118,8 @@ pub struct Statistics {
 
 /// What is called before the program stands still for an epoch, and after it.
 type Hook = Box<dyn FnMut() + Send>;
+/// What is told of epochs that were committed.
+type Told = Box<dyn FnMut(&EpochReport, usize) + Send>;
 
 /// The snapshots of one rank. See the [module](self).
 pub struct Snapshots {
@@ -134,6 +139,14 @@ pub struct Snapshots {
     statistics: Statistics,
     before: Option<Hook>,
     after: Option<Hook>,
+    told: Option<Told>,
+}
+
+/// Where epochs go.
+struct Placed {
+    placement: Placement,
+    /// Those that this rank uses, the first first.
+    stores: Vec<session::StoreAt>,
 }
 
 /// The thread that writes.
@@ -166,6 +179,7 @@ impl Snapshots {
             statistics: Statistics::default(),
             before: None,
             after: None,
+            told: None,
         })
     }
 
@@ -197,6 +211,12 @@ impl Snapshots {
         self.after = Some(Box::new(hook));
     }
 
+    /// Is told of every epoch once it is committed, and how many bytes of memory are protected; on the program's
+    /// thread, when that calls here again.
+    pub fn on_committed(&mut self, hook: impl FnMut(&EpochReport, usize) + Send + 'static) {
+        self.told = Some(Box::new(hook));
+    }
+
     /// Brings protected memory back to the last epoch, where there is one, and begins with epochs; all ranks
     /// call it, at the start and after each [`Job::regroup`]. Returns the count of the epoch, or `None` where the
     /// job begins: memory is as it was then.
@@ -220,10 +240,10 @@ impl Snapshots {
             restore::restore(
                 &self.job,
                 &self.options,
+                &placed.placement,
                 &self.device,
                 &layout,
-                self.life,
-                self.known,
+                (self.life, self.known),
                 &name,
             )
         }?;
@@ -338,6 +358,9 @@ impl Snapshots {
                 self.statistics.committed += 1;
                 self.statistics.bytes += report.bytes;
                 self.statistics.last = Some(*report);
+                if let Some(told) = &mut self.told {
+                    told(report, self.areas.iter().map(|(area, _)| area.bytes).sum());
+                }
             }
             Err(error) => {
                 tracing::warn!("{error}");
@@ -363,7 +386,7 @@ impl Snapshots {
     }
 
     /// Where this rank's epochs go: the stores to use, the first first.
-    fn place(&self, name: &str) -> Result<Vec<session::StoreAt>> {
+    fn place(&self, name: &str) -> Result<Placed> {
         let note = self.options.node.as_bytes();
         let homes = self.job.exchange(&format!("{name}/node"), note)?;
         let mut nodes: BTreeMap<&str, Node> = BTreeMap::new();
@@ -390,7 +413,10 @@ impl Snapshots {
             node: node.clone(),
         };
         let processes: Vec<Process> = (0..).zip(&homes).map(process).collect();
-        let placement = Placement::new(self.options.scheme, &nodes, &processes)?;
+        let scheme = self.options.scheme;
+        // A group has to be the same when a rank has come back on another node.
+        let make = if scheme.parity() > 0 { Placement::numbered } else { Placement::new };
+        let placement = make(scheme, &nodes, &processes)?;
         let own: ProcessId = Job::process_of(self.job.rank());
         let first: Vec<&str> = placement.stores_of(own).collect();
         let all = restore::stores(&self.options);
@@ -401,16 +427,20 @@ impl Snapshots {
             at.is_some_and(|it| it.node != self.options.node)
         };
         let mut stores: Vec<session::StoreAt> = all.iter().filter(elsewhere).cloned().collect();
-        // The others are there for when one of these is lost.
-        stores.sort_by_key(|store| (place(store).unwrap_or(usize::MAX), store.id));
-        Ok(stores)
+        // The others are there for when one of these is lost; first those on nodes that hold nothing of the group.
+        let group = placement.group_of(own).unwrap_or_default();
+        stores.sort_by_key(|store| {
+            let beside = placement.holds_of(&store.at.to_string(), group);
+            (place(store).unwrap_or(usize::MAX), beside, store.id)
+        });
+        Ok(Placed { placement, stores })
     }
 
     fn begin(
         &mut self,
         layout: Layout,
         back: restore::Back,
-        mut stores: Vec<session::StoreAt>,
+        Placed { placement, mut stores }: Placed,
         name: &str,
     ) -> Result<()> {
         if let Some(restored) = &back.restored {
@@ -435,13 +465,20 @@ impl Snapshots {
         options.device.clone_from(&self.device);
         options.lanes = self.options.lanes;
         options.term = Term(back.life);
-        options.policy = Policy { copies, ..Policy::default() };
+        let protect = self.options.scheme.parity() > 0;
+        options.policy = Policy { copies, protect, ..Policy::default() };
+        let geometry = Geometry::of(&layout, options.windows)?;
+        let life = back.life;
         // SAFETY: the mappings are kept by this value, which ends the thread that has the session first.
         let session = unsafe { Session::open(options, layout, back.restored) }?;
         let meeting = Arc::new(Meeting::new());
         let circle = Arc::new(Circle::new(format!("{name}/met")));
+        let (job, known) = (&self.job, &self.options);
+        let shared = (name, &circle);
+        let parity = Parity::new(job, known, &placement, &geometry, life, shared)?;
         let writer = Writer {
             session,
+            parity,
             tracker,
             meeting: Arc::clone(&meeting),
             job: self.job.clone(),

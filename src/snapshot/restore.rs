@@ -4,13 +4,20 @@
 //! from landing. Then all tell each other what they have heard, and each runs the same [`Recovery`] on the same
 //! facts; so all come to the same epoch without anybody who decides. A rank reads its own memory alone, and
 //! tells the others how that went.
+//!
+//! With parity the first rank of each group asks for its shares too. What can be rebuilt of them counts as one more
+//! store, which holds what it would take to have.
 
 use super::options::Options;
+use super::parity;
 use crate::{Error, Job, Result};
+use sojourn_fabric::names::ProcessId;
 use sojourn_snapshot::epoch::{
     Answer, Epoch, Found, Holding, Incarnation, Member, Origin, Recovery, RecoveryLimits, Request,
     Scope, Step, StoreId,
 };
+use sojourn_snapshot::parity::{REBUILT, Restore, rebuildable};
+use sojourn_snapshot::redundancy::Placement;
 use sojourn_snapshot::restore::Copy;
 use sojourn_snapshot::session::{Restored, StoreAt};
 use sojourn_snapshot::store::Client;
@@ -27,6 +34,26 @@ const AGAIN: Duration = Duration::from_millis(1);
 
 /// What one rank has heard from each store; `None` where that does not answer.
 type Heard = Vec<Option<Option<Holding>>>;
+
+/// What one rank tells the others.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Told {
+    /// The last epoch that it knows to be committed.
+    known: Epoch,
+    /// It has taken epochs before: it would know of one that was committed.
+    was_here: bool,
+    /// Of its own memory.
+    heard: Heard,
+    /// Of the shares of parity that it has asked for.
+    shares: Vec<Heard>,
+}
+
+impl Told {
+    /// All that it has heard of stores that answer.
+    fn all(&self) -> impl Iterator<Item = &Option<Holding>> {
+        self.shares.iter().chain([&self.heard]).flatten().flatten()
+    }
+}
 
 /// Which member a rank is.
 pub(super) fn member(rank: u32) -> Member {
@@ -59,10 +86,10 @@ pub(super) struct Back {
 pub(super) unsafe fn restore(
     job: &Job,
     options: &Options,
+    placement: &Placement,
     device: &str,
     layout: &Layout,
-    before: u32,
-    known: Epoch,
+    (before, known): (u32, Epoch),
     name: &str,
 ) -> Result<Back> {
     let stores = stores(options);
@@ -85,22 +112,31 @@ pub(super) unsafe fn restore(
 
     let heard: Heard =
         clients.iter_mut().map(|client| claim(client.as_mut()?, own, life)).collect();
+    let mut shares = Vec::new();
+    for share in parity::shares(job.rank(), placement) {
+        let heard = clients.iter_mut().map(|client| claim(client.as_mut()?, share, life));
+        shares.push(heard.collect::<Heard>());
+    }
     // Their doors are shut when they are opened anew for reading.
     drop(clients);
-    let told = (known, heard);
-    let note =
-        postcard::to_stdvec(&told).map_err(|error| Error::new(libc::EPROTO, error.to_string()))?;
+    let told = Told { known, was_here: before > 0, heard, shares };
+    let note = postcard::to_stdvec(&told);
+    let note = note.map_err(|error| Error::new(libc::EPROTO, error.to_string()))?;
     let all = job.exchange(&format!("{name}/held"), &note)?;
-    let all = all.iter().zip(0..).map(|(note, rank)| decode(note, rank, stores.len()));
-    let all: Vec<(Epoch, Heard)> = all.collect::<Result<_>>()?;
+    let all = all.iter().zip(0..).map(|(note, rank)| {
+        let shares = parity::shares(rank, placement).len();
+        decode(note, rank, stores.len(), shares)
+    });
+    let all: Vec<Told> = all.collect::<Result<_>>()?;
 
     // What was never committed need not be gone back to.
-    let committed = all.iter().flat_map(|(known, heard)| {
-        let held = heard.iter().flatten().flatten().map(|holding| holding.committed);
-        held.chain([*known])
+    let committed = all.iter().flat_map(|told| {
+        let held = told.all().flatten().map(|holding| holding.committed);
+        held.chain([told.known])
     });
     let committed = committed.max().unwrap_or(Epoch::NONE);
-    let mut machine = recovery(&all, &stores, life);
+    let from = Stores { options, device, stores: &stores, placement };
+    let mut machine = recovery(&all, &from, life);
     let mut last = None;
     for round in 0.. {
         let mut reads = Vec::new();
@@ -110,20 +146,24 @@ pub(super) unsafe fn restore(
                 Step::Read(whose, origin) => reads.push((whose, origin)),
                 Step::Restored(..) => return Ok(Back { restored: last, life }),
                 Step::Impossible(_) if !committed.is_some() => {
+                    nothing_is_hidden(&all, options)?;
                     return Ok(Back { restored: None, life });
                 }
                 Step::Impossible(missing) => {
-                    return Err(Error::new(
-                        libc::ENODATA,
-                        format!("no epoch can be restored: {missing}"),
-                    ));
+                    let mut text = format!("no epoch can be restored: {missing}");
+                    if missing.lacking().any(|lacking| lacking == own) && has_parity(placement) {
+                        // SAFETY: the caller's promise.
+                        let tried = unsafe { from.rebuild(own, missing.committed, layout) };
+                        let _ = tried.map_err(|error| text = format!("{text}; {error}"));
+                    }
+                    return Err(Error::new(libc::ENODATA, text));
                 }
             }
         }
         let mut outcome = String::new();
         if let Some((_, origin)) = reads.iter().find(|(whose, _)| *whose == own) {
             // SAFETY: the caller's promise.
-            match unsafe { read(options, device, &stores, own, *origin, layout) } {
+            match unsafe { from.read(own, *origin, layout) } {
                 Ok(restored) => last = Some(restored),
                 Err(error) => outcome = error.to_string(),
             }
@@ -185,71 +225,147 @@ fn number(note: &[u8]) -> Result<u32> {
     Ok(u32::from_be_bytes(bytes))
 }
 
-fn decode(note: &[u8], rank: u32, stores: usize) -> Result<(Epoch, Heard)> {
+fn decode(note: &[u8], rank: u32, stores: usize, due: usize) -> Result<Told> {
     let refuse = |what: &str| Error::new(libc::EPROTO, format!("rank {rank} tells {what}"));
-    let told: (Epoch, Heard) =
-        postcard::from_bytes(note).map_err(|_| refuse("nonsense of its stores"))?;
-    if told.1.len() != stores {
-        return Err(refuse(&format!("of {} stores, and {stores} were named here", told.1.len())));
+    let told: Told = postcard::from_bytes(note).map_err(|_| refuse("nonsense of its stores"))?;
+    if told.shares.len() != due {
+        let has = told.shares.len();
+        return Err(refuse(&format!("of {has} shares of parity, and has to of {due}")));
     }
-    let answers = told.1.iter().flatten().map(|holding| Answer::Told(*holding));
+    for heard in told.shares.iter().chain([&told.heard]) {
+        if heard.len() != stores {
+            let has = heard.len();
+            return Err(refuse(&format!("of {has} stores, and {stores} were named here")));
+        }
+    }
+    let answers = told.all().map(|holding| Answer::Told(*holding));
     for answer in answers {
         answer.check().map_err(|error| refuse(&error.to_string()))?;
     }
     Ok(told)
 }
 
+/// A job that begins in all its ranks can't tell whether there were epochs, where a store does not answer: then it
+/// must not begin from nothing.
+fn nothing_is_hidden(all: &[Told], options: &Options) -> Result<()> {
+    if all.iter().any(|told| told.was_here) {
+        return Ok(());
+    }
+    let silent = |i: &usize| {
+        let mut heard = all.iter().flat_map(|told| told.shares.iter().chain([&told.heard]));
+        heard.any(|heard| heard[*i].is_none())
+    };
+    match (0..options.stores.len()).find(silent) {
+        None => Ok(()),
+        Some(i) => {
+            let store = &options.stores[i];
+            let text = format!(
+                "no epoch is found, and the store of node {} at {} is of no help, which may have one: \
+                 start it, or leave it out of {}",
+                store.node,
+                store.at,
+                super::STORES
+            );
+            Err(Error::new(libc::ENODATA, text))
+        }
+    }
+}
+
 /// The machine, which has heard everything.
-fn recovery(all: &[(Epoch, Heard)], stores: &[StoreAt], life: u32) -> Recovery {
+fn recovery(all: &[Told], from: &Stores<'_>, life: u32) -> Recovery {
     let incarnation = Incarnation::of_life(life);
     let members = (0..).zip(all).map(|(rank, _)| (member(rank), incarnation));
-    let ids = stores.iter().map(|store| store.id);
+    let rebuilt = has_parity(from.placement).then_some(REBUILT);
+    let ids = from.stores.iter().map(|store| store.id).chain(rebuilt);
     let limits = RecoveryLimits::default();
     let mut machine = Recovery::new(members, ids, Scope::Whole, Duration::ZERO, limits);
-    let silent: BTreeMap<StoreId, ()> = stores
-        .iter()
-        .enumerate()
-        .filter(|(i, _)| all.iter().any(|(_, heard)| heard[*i].is_none()))
-        .map(|(_, store)| (store.id, ()))
-        .collect();
-    for store in silent.keys() {
-        machine.found(Found::Lost(*store), Duration::ZERO);
-    }
-    for (rank, (_, heard)) in (0..).zip(all) {
-        for (store, holding) in stores.iter().zip(heard) {
-            if let Some(holding) = holding
-                && !silent.contains_key(&store.id)
-            {
-                let answer = Answer::Told(*holding);
+    // One that has not answered one of them counts as lost to all.
+    let silent = |i: usize| {
+        let mut heard = all.iter().flat_map(|told| told.shares.iter().chain([&told.heard]));
+        heard.any(|heard| heard[i].is_none())
+    };
+    let silent: Vec<bool> = (0..from.stores.len()).map(silent).collect();
+    let mut held: BTreeMap<Member, Vec<Holding>> = BTreeMap::new();
+    for (i, store) in from.stores.iter().enumerate() {
+        if silent[i] {
+            machine.found(Found::Lost(store.id), Duration::ZERO);
+            continue;
+        }
+        for (rank, told) in (0..).zip(all) {
+            if let Some(holding) = told.heard[i] {
+                let answer = Answer::Told(holding);
                 machine.found(Found::Answer(store.id, member(rank), answer), Duration::ZERO);
+                held.entry(member(rank)).or_default().extend(holding);
             }
+            for (share, heard) in parity::shares(rank, from.placement).iter().zip(&told.shares) {
+                held.entry(*share).or_default().extend(heard[i].flatten());
+            }
+        }
+    }
+    if rebuilt.is_some() {
+        let rebuildable = rebuildable(from.placement, &held);
+        for (rank, _) in (0..).zip(all) {
+            let answer = Answer::Told(rebuildable.get(&member(rank)).copied());
+            machine.found(Found::Answer(REBUILT, member(rank), answer), Duration::ZERO);
         }
     }
     machine
 }
 
-/// # Safety
-/// As [`restore`].
-unsafe fn read(
-    options: &Options,
-    device: &str,
-    stores: &[StoreAt],
-    own: Member,
-    origin: Origin,
-    layout: &Layout,
-) -> Result<Restored> {
-    let store = stores.iter().find(|store| store.id == origin.store);
-    let store =
-        store.ok_or_else(|| Error::new(libc::ENOENT, format!("no store {}", origin.store)))?;
-    let mut copy = Copy::open(device, &options.key, store, own, origin.slot, options.lanes)?;
-    if copy.slot().stamp().epoch != origin.epoch.0 {
-        let text = format!("the slot of {} holds another epoch", origin.epoch);
-        return Err(Error::new(libc::EBADMSG, text));
+fn has_parity(placement: &Placement) -> bool {
+    placement.scheme().parity() > 0
+}
+
+/// What is read from.
+struct Stores<'a> {
+    options: &'a Options,
+    device: &'a str,
+    stores: &'a [StoreAt],
+    placement: &'a Placement,
+}
+
+impl Stores<'_> {
+    /// # Safety
+    /// As [`restore`].
+    unsafe fn read(&self, own: Member, origin: Origin, layout: &Layout) -> Result<Restored> {
+        if origin.store == REBUILT {
+            // SAFETY: the caller's promise.
+            return unsafe { self.rebuild(own, origin.epoch, layout) };
+        }
+        let store = self.stores.iter().find(|store| store.id == origin.store);
+        let store =
+            store.ok_or_else(|| Error::new(libc::ENOENT, format!("no store {}", origin.store)))?;
+        let Options { key, lanes, .. } = self.options;
+        let mut copy = Copy::open(self.device, key, store, own, origin.slot, *lanes)?;
+        if copy.slot().stamp().epoch != origin.epoch.0 {
+            let text = format!("the slot of {} holds another epoch", origin.epoch);
+            return Err(Error::new(libc::EBADMSG, text));
+        }
+        let layout = place(copy.slot(), layout)?;
+        // SAFETY: the caller's promise: these are the areas of `layout`.
+        unsafe { copy.read(&layout, false) }?;
+        Ok(Restored { origin, pages: copy.slot().pages().clone() })
     }
-    let layout = place(copy.slot(), layout)?;
-    // SAFETY: the caller's promise: these are the areas of `layout`.
-    unsafe { copy.read(&layout, false) }?;
-    Ok(Restored { origin, pages: copy.slot().pages().clone() })
+
+    /// # Safety
+    /// As [`restore`].
+    unsafe fn rebuild(&self, own: Member, epoch: Epoch, layout: &Layout) -> Result<Restored> {
+        let Options { key, lanes, .. } = self.options;
+        let options = Restore {
+            device: self.device,
+            key,
+            placement: self.placement,
+            stores: self.stores,
+            lanes: *lanes,
+            fresh: false,
+        };
+        let process = ProcessId(u32::try_from(own.0).unwrap_or(u32::MAX));
+        // SAFETY: the caller's promise: these are the areas of `layout`.
+        let back = unsafe {
+            sojourn_snapshot::parity::restore(&options, process, epoch, |slot| place(slot, layout))
+        };
+        back.map(|back| back.restored)
+    }
 }
 
 /// The areas of the slot, in its order, where they are now.

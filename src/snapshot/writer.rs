@@ -1,11 +1,13 @@
 //! The thread that writes the epochs of one rank.
 //!
 //! It drives a [`Session`], and is the decider's hand in this rank: an epoch is committed when all ranks are
-//! complete, and that is what a barrier tells. With it travels whether one had to give the epoch up, and
+//! complete, and that is what a barrier tells. (With parity there is one before it, which tells that it can be
+//! made.) With it travels whether one had to give the epoch up, and
 //! the call at which the next one is due. Where a barrier is not passed because a rank has died, the
 //! epoch stays in doubt: whoever restores sees from the stores what has become of it.
 
 use super::meeting::{Meeting, Outcome};
+use super::parity::Parity;
 use crate::job::Circle;
 use crate::{Error, Job, Result};
 use sojourn_snapshot::epoch::{Epoch, Incarnation, Open, Order, Term, Word};
@@ -29,6 +31,7 @@ pub(super) struct Writer {
     pub(super) meeting: Arc<Meeting>,
     pub(super) job: Job,
     pub(super) circle: Arc<Circle>,
+    pub(super) parity: Option<Parity>,
     /// Its number is that of the life of all ranks, too.
     pub(super) term: Term,
     /// The last epoch that was dealt.
@@ -67,7 +70,12 @@ impl Writer {
                             next = Some(self.vote(true)?);
                         }
                     }
-                    Notice::Committed(report) => return Ok(self.outcome(Ok(report), next)),
+                    Notice::Committed(report) => {
+                        if let Some(parity) = &mut self.parity {
+                            parity.note(report.epoch);
+                        }
+                        return Ok(self.outcome(Ok(report), next));
+                    }
                     Notice::GivenUp(epoch, why) if epoch == self.last => {
                         if next.is_none() {
                             next = Some(self.vote(false)?);
@@ -76,8 +84,7 @@ impl Writer {
                         return Ok(self.outcome(Err(Error::new(libc::ECANCELED, text)), next));
                     }
                     Notice::GivenUp(..) => {}
-                    // No scheme with parity is asked for.
-                    Notice::Protect(epoch) => self.session.protected(epoch, Ok(())),
+                    Notice::Protect(epoch) => next = self.protect(epoch)?,
                     Notice::Fenced(newest) => {
                         let text = format!("another life of this process writes epochs: {newest}");
                         return Err(Error::new(libc::ESTALE, text));
@@ -107,6 +114,23 @@ impl Writer {
         };
         self.order(word);
         Ok(met & !GIVEN_UP)
+    }
+
+    /// Meets the others, and has parity made where all have come with a complete image. Where one has not, the
+    /// epoch is given up, and the call is returned at which the next is due.
+    fn protect(&mut self, epoch: Epoch) -> Result<Option<u64>> {
+        let met = self
+            .job
+            .meet(&self.circle, self.meeting.wish() & !GIVEN_UP)
+            .map_err(|error| error.context(format_args!("whether {epoch} is complete")))?;
+        if met & GIVEN_UP != 0 {
+            self.order(Word::Abort(epoch));
+            return Ok(Some(met & !GIVEN_UP));
+        }
+        let committed = self.session.committed();
+        let made = self.parity.as_mut().map_or(Ok(()), |parity| parity.make(epoch, committed));
+        self.session.protected(epoch, made.map_err(|error| error.to_string()));
+        Ok(None)
     }
 
     fn order(&mut self, word: Word) {

@@ -1,6 +1,7 @@
 //! What a user chooses, and what it promises.
 
 use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
@@ -25,7 +26,8 @@ use std::str::FromStr;
 /// | `rs:D+P` | 1 + P/D | P | P |
 ///
 /// The loss of a process alone, whose node lives, takes nothing from any store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Scheme {
     /// So many whole copies of each process, on as many other nodes.
     Copies(usize),
@@ -126,6 +128,20 @@ impl fmt::Display for Scheme {
             Scheme::Xor { group } => write!(f, "xor:{group}"),
             Scheme::ReedSolomon { data, parity } => write!(f, "rs:{data}+{parity}"),
         }
+    }
+}
+
+impl From<Scheme> for String {
+    fn from(scheme: Scheme) -> String {
+        scheme.to_string()
+    }
+}
+
+impl TryFrom<String> for Scheme {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
     }
 }
 

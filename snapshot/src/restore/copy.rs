@@ -231,7 +231,9 @@ fn first_bad(
         let all = memory.clone().step_by(PAGE).enumerate();
         all.map(|(i, at)| (first + i, at..memory.end.min(at + PAGE))).find(|(chunk, memory)| {
             // SAFETY: an area that the caller of `read` has given.
-            let crc = unsafe { peek::crc(memory.start as *const u8, memory.len()) };
+            let crc = unsafe {
+                peek::crc(memory.start as *const u8, memory.len(), memory.end as *const u8)
+            };
             crc != entries[*chunk].crc()
         })
     })
@@ -241,7 +243,7 @@ fn first_bad(
 ///
 /// # Errors
 /// `EINVAL` where there are others, or other sizes: the message names each that differs.
-pub(super) fn place(slot: &Layout, to: &Layout) -> Result<Layout> {
+pub(crate) fn place(slot: &Layout, to: &Layout) -> Result<Layout> {
     let find = |areas: &[Area], id| areas.iter().find(|area| area.id == id).copied();
     let mut wrong = vec![];
     let mut all = vec![];

@@ -22,7 +22,7 @@
 
 use super::copy::{Bytes, Copy, LONGEST, ReadReport, place};
 use super::missing::Missing;
-use crate::image::PageEntry;
+use crate::image::{self, PageEntry};
 use crate::{Error, Layout, PAGE, Result, peek};
 use sojourn_fabric::virt::Op;
 use std::ops::Range;
@@ -64,8 +64,10 @@ impl Lazy {
         failed: impl FnOnce(&Error) + Send + 'static,
     ) -> Result<Lazy> {
         let first = copies.first().ok_or_else(|| Error::invalid("nothing to restore from"))?;
-        let what = |copy: &Copy| (copy.slot().stamp().epoch, copy.slot().pages().clone());
-        if copies[1..].iter().any(|copy| what(copy) != what(first)) {
+        let same = |one: &image::Slot, two: &image::Slot| {
+            one.stamp().epoch == two.stamp().epoch && one.pages() == two.pages()
+        };
+        if !copies.iter().all(|copy| same(copy.slot(), first.slot())) {
             return Err(Error::invalid("copies of different epochs"));
         }
         let to = place(first.slot().layout(), to)?;
@@ -263,9 +265,9 @@ fn read_unit(copy: &mut Copy, chunks: &Range<usize>) -> Result<u64> {
     }
     lane.drain(&mut |_| {})?;
     let good = |(i, entry): (usize, &PageEntry)| {
+        let at = copy.room.as_ptr().wrapping_add(i * PAGE);
         // SAFETY: a page of the room.
-        entry.is_zero()
-            || unsafe { peek::crc(copy.room.as_ptr().add(i * PAGE), PAGE) } == entry.crc()
+        entry.is_zero() || unsafe { peek::crc(at, PAGE, at.wrapping_add(PAGE)) } == entry.crc()
     };
     if let Some(i) = (0..entries.len()).find(|i| !good((*i, &entries[*i]))) {
         let mut there = vec![0; PAGE];

@@ -16,6 +16,7 @@ mod recover;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use copy::place as area_places;
 pub use copy::{Copy, ReadReport};
 pub use lazy::Lazy;
 pub use recover::{RecoverOptions, Recovered, recover, recover_lazily};

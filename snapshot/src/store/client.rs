@@ -1,7 +1,8 @@
 //! One who uses a store: the control channel, and the queue pairs that a door is made for.
 
-use super::message::{self, Ask, Ends, Hello, Kept, Place, Reply};
+use super::message::{self, Ask, Ends, Gather, Hello, Kept, Place, Reply};
 use crate::epoch::{Answer, Holding, Member, Request};
+use crate::parity::Made;
 use crate::stream::Lane;
 use crate::{Error, Result};
 use sojourn_fabric::names::{Conversation, Endpoint as At, JobKey};
@@ -129,6 +130,20 @@ impl Client {
                 let slots = [first, first.offset(holding.bytes / 2)];
                 Ok(Ok(Granted { holding, slots, lanes }))
             }
+            _ => Err(self.nonsense()),
+        }
+    }
+
+    /// A share of parity; or what stands in the way, among it that it is not made yet.
+    ///
+    /// # Errors
+    /// The store is gone or answers something else, or cannot make any.
+    pub(crate) fn gather(&mut self, gather: Gather) -> Result<std::result::Result<Made, Answer>> {
+        match self.ask(&Ask::Gather(gather))? {
+            Reply::Gathered(made) => Ok(Ok(made)),
+            Reply::Ungathered(reason) => Ok(Err(Answer::Refused(reason))),
+            Reply::Of(answer @ (Answer::Wait | Answer::Stale(_))) => Ok(Err(answer)),
+            Reply::Of(Answer::Refused(reason)) => Err(Error::new(libc::ENOSPC, reason)),
             _ => Err(self.nonsense()),
         }
     }

@@ -3,7 +3,8 @@
 //! A message is the version (2 bytes, little-endian) and a postcard value. Whoever finds another version
 //! says so, and looks no further. One request, one reply, in order.
 
-use crate::epoch::{Answer, Holding, MAX_REASON, Member, Request};
+use crate::epoch::{Answer, Epoch, Holding, Incarnation, MAX_REASON, Member, Request};
+use crate::parity::{Made, Task};
 use crate::{Error, PAGE, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,8 @@ pub(super) enum Ask {
     List,
     /// End.
     ShutDown,
+    /// Make this share of parity of an epoch; asked again until it is made.
+    Gather(Gather),
 }
 
 /// What a store says.
@@ -54,11 +57,25 @@ pub(super) enum Reply {
     },
     List(Vec<Kept>),
     Done,
+    /// The share of parity is there.
+    Gathered(Made),
+    /// It could not be made, because of what it is made of.
+    Ungathered(String),
     /// Why not, with the errno that says the same.
     Refused {
         errno: i32,
         reason: String,
     },
+}
+
+/// A share of parity that is to be made.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Gather {
+    pub(crate) incarnation: Incarnation,
+    pub(crate) epoch: Epoch,
+    /// The slot of this epoch is not written.
+    pub(crate) committed: Epoch,
+    pub(crate) task: Task,
 }
 
 /// What a store is.
@@ -125,6 +142,10 @@ impl Checked for Ask {
                 Err(format!("{} queue pairs that nothing is for", all.len()))
             }
             Ask::Read { ends: all, .. } => ends(all),
+            Ask::Gather(Gather { epoch, .. }) if !epoch.is_some() => {
+                Err("parity of no epoch".into())
+            }
+            Ask::Gather(Gather { task, .. }) => task.check().map_err(|error| error.to_string()),
             Ask::Of { .. } | Ask::Hello | Ask::List | Ask::ShutDown => Ok(()),
         }
     }
@@ -153,7 +174,8 @@ impl Checked for Reply {
             Reply::List(all) if all.len() > MAX_LISTED => {
                 Err(format!("{} compartments", all.len()))
             }
-            Reply::List(_) | Reply::Done => Ok(()),
+            Reply::Ungathered(reason) => text("a reason", reason, MAX_REASON),
+            Reply::List(_) | Reply::Done | Reply::Gathered(_) => Ok(()),
             Reply::Refused { errno, reason } => {
                 if *errno <= 0 || *errno > MAX_ERRNO {
                     return Err(format!("the errno {errno}"));
@@ -202,16 +224,20 @@ pub(super) fn decode<T: DeserializeOwned + Checked>(bytes: &[u8], from: &str) ->
 
 /// A refusal that says what `error` says.
 pub(super) fn refusal(error: &Error) -> Reply {
+    Reply::Refused { errno: error.errno().clamp(1, MAX_ERRNO), reason: reason(error) }
+}
+
+/// What `error` says, as far as a message has room for it.
+pub(super) fn reason(error: &Error) -> String {
     let mut reason = error.to_string();
     let cut = (0..=MAX_REASON.min(reason.len())).rev().find(|at| reason.is_char_boundary(*at));
     reason.truncate(cut.unwrap_or_default());
-    Reply::Refused { errno: error.errno().clamp(1, MAX_ERRNO), reason }
+    reason
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::epoch::{Epoch, Incarnation};
     use proptest::prelude::*;
     use sojourn_fabric::abi::Gid;
 
@@ -245,6 +271,10 @@ mod tests {
             Just(Ask::List),
             Just(Ask::ShutDown),
             (member(), ends()).prop_map(|(member, ends)| Ask::Read { member, ends }),
+            (crate::parity::tasks(), any::<u64>(), 1..u64::MAX).prop_map(|(task, by, epoch)| {
+                let (incarnation, epoch, committed) = (Incarnation(by), Epoch(epoch), Epoch(by));
+                Ask::Gather(Gather { incarnation, epoch, committed, task })
+            }),
             (member(), request(), ends()).prop_map(|(member, request, ends)| {
                 let grant = matches!(request, Request::Grant { .. });
                 Ask::Of { member, request, ends: if grant { ends } else { vec![] } }

@@ -22,16 +22,23 @@
 //! are made anew after a move of the process or a loss, by asking for another grant. Virtual ones would
 //! have to be moved with the process that they save, and would stand in the way of that.
 //!
+//! # Parity
+//!
+//! A compartment may hold a share of the parity of a group of processes ([`crate::parity`]). Then it is this process that
+//! writes it, on a thread of its own: it reads the images from other stores, as anybody does who reads.
+//!
 //! What is asked, and in which order, is the business of [`crate::epoch`]: its
 //! [`Compartments`](crate::epoch::Compartments) decide, and this is what they decide about.
 
 mod client;
 mod door;
 mod message;
+mod parity;
 mod rooms;
 mod server;
 
 pub use client::Client;
 pub(crate) use client::{Granted, device};
+pub(crate) use message::Gather;
 pub use message::{Hello, Kept, MAX_LANES, VERSION};
 pub use server::{Store, StoreConfig};

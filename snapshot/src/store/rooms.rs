@@ -3,10 +3,13 @@
 
 use super::door::{Door, May};
 use super::message::Place;
+use super::parity::Making;
 use crate::epoch::{Epoch, Incarnation, Member, Room, Slot};
 use crate::image::{self, Source, WORD_AT};
 use crate::memory::{Mapping, Portion};
+use crate::parity::{Made, Task};
 use crate::{Error, PAGE, Result};
+use sojourn_fabric::names::JobKey;
 use sojourn_fabric::virt::{Context, Endpoint};
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -30,6 +33,8 @@ struct Compartment<L> {
     writers: Vec<Writer<L>>,
     readers: Vec<(L, Door)>,
     verifying: Option<Verifying>,
+    /// Of one that holds parity.
+    making: Option<Making>,
 }
 
 impl<L> Compartment<L> {
@@ -86,6 +91,23 @@ impl<L: Copy + PartialEq> Rooms<L> {
         Ok(answer)
     }
 
+    /// What has become of the share of parity of an epoch, in this slot; `None` while it is made.
+    ///
+    /// # Errors
+    /// There is no such compartment.
+    pub(super) fn make_parity(
+        &mut self,
+        member: Member,
+        wanted: (Incarnation, Epoch),
+        slot: Slot,
+        task: &Task,
+        by: (&str, &JobKey),
+    ) -> Result<Option<Result<Made>>> {
+        let it = self.all.get_mut(&member).ok_or_else(|| nothing(member))?;
+        let making = it.making.get_or_insert_with(Making::new);
+        Ok(making.ask(wanted, slot, task, &it.memory, by))
+    }
+
     /// Whether there is a writer who is connected.
     pub(super) fn is_written(&self, member: Member) -> bool {
         self.all.get(&member).is_some_and(|it| !it.writers.is_empty())
@@ -113,19 +135,24 @@ impl<L: Copy + PartialEq> Room for Rooms<L> {
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         let memory = Arc::new(Mapping::new(bytes).map_err(|error| error.to_string())?);
         let (writers, readers) = (vec![], vec![]);
-        self.all.insert(member, Compartment { memory, writers, readers, verifying: None });
+        let (verifying, making) = (None, None);
+        self.all.insert(member, Compartment { memory, writers, readers, verifying, making });
         Ok(())
     }
 
     fn fence(&mut self, member: Member, incarnation: Incarnation) {
-        let writers = self.all.get_mut(&member).into_iter().flat_map(|it| &mut it.writers);
+        let Some(it) = self.all.get_mut(&member) else { return };
+        it.making.iter().for_each(Making::stop);
+        let writers = it.writers.iter_mut();
         writers.filter(|it| it.incarnation == incarnation).for_each(|it| it.door.shut());
     }
 
     fn is_fenced(&mut self, member: Member, incarnation: Incarnation) -> bool {
         let Some(it) = self.all.get_mut(&member) else { return true };
         it.writers.retain_mut(|it| it.incarnation != incarnation || !it.door.is_shut());
-        it.writers.iter().all(|it| it.incarnation != incarnation)
+        // What is made is made for the last that was let in.
+        let made = it.making.as_mut().is_none_or(Making::is_idle);
+        made && it.writers.iter().all(|it| it.incarnation != incarnation)
     }
 
     fn word(&self, member: Member, slot: Slot) -> Epoch {

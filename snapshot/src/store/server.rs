@@ -1,9 +1,9 @@
 //! The shell around the shelf: who asks, and who is answered.
 
-use super::message::{self, Ask, Hello, Kept, MAX_LISTED, MAX_NAME, Place, Reply};
+use super::message::{self, Ask, Gather, Hello, Kept, MAX_LISTED, MAX_NAME, Place, Reply};
 use super::rooms::Rooms;
-use crate::epoch::{Answer, Compartments, MAX_COMPARTMENTS, Member, Request};
-use crate::{Error, Result};
+use crate::epoch::{Answer, Compartments, Epoch, Holding, MAX_COMPARTMENTS, Member, Request, Slot};
+use crate::{Error, Result, parity};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use sojourn_fabric::device;
 use sojourn_fabric::names::{Endpoint as At, HANDSHAKE_TIME, JobKey, LinkEvent, LinkId, Links};
@@ -39,6 +39,8 @@ pub struct Store {
     compartments: Compartments,
     at: At,
     about: Hello,
+    /// By which it reads from other stores.
+    key: JobKey,
     /// Somebody has asked it to end.
     over: bool,
 }
@@ -56,7 +58,7 @@ impl Store {
             }
         }
         let context = Context::over(device::open(&config.device)?);
-        let mut links = Links::new(config.key, HANDSHAKE_TIME, MAX_CONNECTIONS)?;
+        let mut links = Links::new(config.key.clone(), HANDSHAKE_TIME, MAX_CONNECTIONS)?;
         let at = links.listen(&config.listen)?;
         let about = Hello {
             name: config.name,
@@ -66,7 +68,8 @@ impl Store {
             free: config.bytes,
         };
         let (rooms, compartments) = (Rooms::new(context), Compartments::new(config.bytes));
-        Ok(Store { links, rooms, compartments, at, about, over: false })
+        let key = config.key;
+        Ok(Store { links, rooms, compartments, at, about, key, over: false })
     }
 
     /// Where it listens.
@@ -143,6 +146,7 @@ impl Store {
                     self.rooms.let_look(link, member, &peers(&ends)?).map_err(named)?;
                 self.door(member, place, ends).map_err(named)
             }
+            Ask::Gather(gather) => self.gather(&gather).map_err(named),
             Ask::List => Ok(Reply::List(self.list())),
             Ask::ShutDown => {
                 self.over = true;
@@ -168,6 +172,27 @@ impl Store {
         }
     }
 
+    fn gather(&mut self, gather: &Gather) -> Result<Reply> {
+        let Gather { incarnation, epoch, committed, ref task } = *gather;
+        let member = parity::member_of(task.group, usize::from(task.index));
+        let bytes = task.compartment()?;
+        let grant = Request::Grant { incarnation, bytes, committed };
+        let holding = match self.compartments.handle(member, grant, &mut self.rooms) {
+            Answer::Granted(holding) => holding,
+            other => return Ok(Reply::Of(other)),
+        };
+        // Who asks knows what is committed. Where that is here, it may not be noted yet.
+        let note = Request::Note { incarnation, epoch: committed };
+        self.compartments.handle(member, note, &mut self.rooms);
+        let by = (self.about.device.as_str(), &self.key);
+        let slot = spare(&holding, committed);
+        match self.rooms.make_parity(member, (incarnation, epoch), slot, task, by)? {
+            None => Ok(Reply::Of(Answer::Wait)),
+            Some(Ok(made)) => Ok(Reply::Gathered(made)),
+            Some(Err(error)) => Ok(Reply::Ungathered(message::reason(&error))),
+        }
+    }
+
     fn door(&self, member: Member, place: Place, ends: Vec<Vec<u8>>) -> Result<Reply> {
         let holding = self.compartments.holding(member, &self.rooms);
         let holding = holding.ok_or_else(|| Error::new(libc::ENOENT, "it is gone"))?;
@@ -180,6 +205,16 @@ impl Store {
             Some(Kept { member, holding, writing: self.rooms.is_written(member) })
         });
         all.take(MAX_LISTED).collect()
+    }
+}
+
+/// The slot to write where this epoch is committed: the other one; where it is in neither, the older one.
+fn spare(holding: &Holding, committed: Epoch) -> Slot {
+    match holding.slot_of(committed) {
+        Some(Slot::A) => Slot::B,
+        Some(Slot::B) => Slot::A,
+        None if holding.words[0] <= holding.words[1] => Slot::A,
+        None => Slot::B,
     }
 }
 

@@ -145,16 +145,19 @@ fn run(
 ) -> (Pumped, Vec<Option<Error>>) {
     let zeros = PageEntry::zeros(PAGE, 0);
     let mut pumped = Pumped::default();
-    for item in items {
+    let memory = |item: &Range<usize>| source.layout().pieces(item.clone()).next();
+    let mut ahead = items.iter().filter_map(|item| Some((item, memory(item)?.1))).peekable();
+    while let Some((item, memory)) = ahead.next() {
         let area = source.layout().area_of(item.start);
-        let Some((_, memory)) = source.layout().pieces(item.clone()).next() else { continue };
+        let then = ahead.peek().map_or(memory.start, |(_, memory)| memory.start);
         let mut skip = [false; LONGEST];
         for (i, at) in memory.clone().step_by(PAGE).enumerate() {
             let bytes = (memory.end - at).min(PAGE);
+            let next = if at + bytes < memory.end { at + bytes } else { then };
             let entry = &mut entries[item.start + i - first];
             let changed = entry.changed();
             // SAFETY: memory of an area, which stays mapped and readable as long as `source` lives.
-            let crc = unsafe { peek::crc(at as *const u8, bytes) };
+            let crc = unsafe { peek::crc(at as *const u8, bytes, next as *const u8) };
             let none = if bytes == PAGE { zeros.crc() } else { PageEntry::zeros(bytes, 0).crc() };
             // SAFETY: as above.
             skip[i] = crc == none && unsafe { peek::is_zero(at as *const u8, bytes) };

@@ -64,6 +64,10 @@ pub(crate) struct RunArgs {
     /// End the job, with status 124, when it takes longer
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     timeout: Option<Duration>,
+    /// Call the nodes that the ranks are on so, one after the other and over again (for trying what is for several
+    /// nodes on one)
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    nodes: Vec<String>,
     /// Start a rank that dies by a signal anew, so many times in all, in place of ending the job
     ///
     /// The program must know how to go on: the new process takes the rank of the dead one, and has none of its memory.
@@ -119,6 +123,8 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
         place,
         timeout: args.timeout,
         restarts: args.restarts,
+        quiet: false,
+        nodes: &args.nodes,
         program: &program,
         arguments: &args.program[1..],
         environment: &[],
@@ -155,12 +161,16 @@ pub(crate) struct Launch<'a> {
     pub(crate) timeout: Option<Duration>,
     /// How many times a rank that dies by a signal is started anew.
     pub(crate) restarts: u32,
+    /// That a rank is started anew is not worth a line.
+    pub(crate) quiet: bool,
+    /// What the nodes of the ranks are called, one after the other and over again; by themselves where it is empty.
+    pub(crate) nodes: &'a [String],
     /// The program's file.
     pub(crate) program: &'a Path,
     /// Its arguments.
     pub(crate) arguments: &'a [OsString],
     /// Variables that are set beside those of the job.
-    pub(crate) environment: &'a [(&'a str, &'a str)],
+    pub(crate) environment: &'a [(&'a str, OsString)],
 }
 
 impl Launch<'_> {
@@ -196,7 +206,8 @@ impl Launch<'_> {
             .iter()
             .map(|&rank| (rank, self.command(rank, &directory, &key_file)))
             .collect();
-        supervise::supervise(signals, commands, self.restarts, self.timeout, sink)
+        let restarts = supervise::Restarts { left: self.restarts, quiet: self.quiet, commands };
+        supervise::supervise(signals, restarts, self.timeout, sink)
     }
 
     fn key(&self, scratch: &Path) -> Outcome<(PathBuf, JobKey)> {
@@ -229,7 +240,10 @@ impl Launch<'_> {
             device: self.device.map(str::to_owned),
         };
         let mut command = Command::new(self.program);
-        command.args(self.arguments).envs(self.environment.iter().copied());
+        command.args(self.arguments).envs(self.environment.iter().cloned());
+        if !self.nodes.is_empty() {
+            command.env(sojourn::snapshot::NODE, &self.nodes[rank as usize % self.nodes.len()]);
+        }
         for (name, value) in told.variables() {
             match value {
                 Some(value) => command.env(name, value),

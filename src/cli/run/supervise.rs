@@ -117,10 +117,14 @@ struct Rank {
     ended: Option<WaitStatus>,
 }
 
-/// What is left of the times that a rank may be started anew, and what starts each.
-struct Restarts {
-    left: u32,
-    commands: Vec<(u32, Command)>,
+/// The ranks, and what starts each.
+pub(super) struct Restarts {
+    /// What is left of the times that one may be started anew.
+    pub(super) left: u32,
+    /// Nothing is said of it.
+    pub(super) quiet: bool,
+    /// By rank.
+    pub(super) commands: Vec<(u32, Command)>,
 }
 
 impl Rank {
@@ -188,25 +192,23 @@ impl Drop for Ranks {
     }
 }
 
-/// Starts `commands`, one per rank, and stays until the last has ended and all of their output
+/// Starts the ranks, and stays until the last has ended and all of their output
 /// has reached `sink`, which is returned. Complaints go to stderr.
 ///
 /// It must be called by a thread that lives as long as the job, since ranks die with the thread
 /// that started them (`PR_SET_PDEATHSIG`).
 pub(super) fn supervise(
     signals: &Signals,
-    mut commands: Vec<(u32, Command)>,
-    restarts: u32,
+    mut restarts: Restarts,
     timeout: Option<Duration>,
     sink: Box<dyn Sink>,
 ) -> Outcome<(End, Box<dyn Sink>)> {
-    let mut ranks = Ranks(Vec::with_capacity(commands.len()));
-    let mut sources = Vec::with_capacity(2 * commands.len());
-    for (rank, command) in &mut commands {
+    let mut ranks = Ranks(Vec::with_capacity(restarts.commands.len()));
+    let mut sources = Vec::with_capacity(2 * restarts.commands.len());
+    for (rank, command) in &mut restarts.commands {
         sources.extend(ranks.start(*rank, command)?);
     }
     let mut pump = Pump::start(sources, sink).doing("starting the output thread")?;
-    let restarts = Restarts { left: restarts, commands };
     let end = watch(signals, &mut ranks, restarts, &mut pump, timeout)?;
     // Ends what the ranks have left behind, so that nothing more comes; reaps.
     drop(ranks);
@@ -330,11 +332,13 @@ impl Restarts {
         for life in ranks.0.iter().filter(|life| life.rank == rank) {
             let _ = killpg(life.pid(), Signal::SIGKILL);
         }
-        eprintln!(
-            "sojourn: rank {rank} ended by signal {} ({}); starting it anew",
-            signal as i32,
-            signal.as_str()
-        );
+        if !self.quiet {
+            eprintln!(
+                "sojourn: rank {rank} ended by signal {} ({}); starting it anew",
+                signal as i32,
+                signal.as_str()
+            );
+        }
         for source in ranks.start(rank, command)? {
             pump.add(source).doing("reading what a rank prints")?;
         }

@@ -3,6 +3,7 @@
 use super::seats::{Rules, Seats};
 use super::{Group, Machine, Node, Place, Placement, Process, Scheme};
 use crate::{Error, Result};
+use sojourn_fabric::names::ProcessId;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,6 +22,28 @@ impl Placement {
     /// node, or more than the limits. `ENOSPC` where there are too few nodes with stores: the message says
     /// how many are needed.
     pub fn new(scheme: Scheme, nodes: &[Node], processes: &[Process]) -> Result<Self> {
+        Placement::make(scheme, nodes, processes, Placement::deal)
+    }
+
+    /// The same with groups of processes that follow one another in the order of their numbers, wherever they
+    /// run. So a group stays what it is when a process goes on on another node, and what there is of its parity
+    /// is parity of it still.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn numbered(scheme: Scheme, nodes: &[Node], processes: &[Process]) -> Result<Self> {
+        Placement::make(scheme, nodes, processes, |made| {
+            let order = made.homes.keys().copied().collect();
+            made.cut(order);
+        })
+    }
+
+    fn make(
+        scheme: Scheme,
+        nodes: &[Node],
+        processes: &[Process],
+        deal: impl FnOnce(&mut Placement),
+    ) -> Result<Self> {
         scheme.check()?;
         let mut made = Placement {
             scheme,
@@ -49,7 +72,7 @@ impl Placement {
                 return Err(Error::invalid(format!("{} is named twice", process.id)));
             }
         }
-        made.deal();
+        deal(&mut made);
         for group in 0..made.groups.len() {
             made.place_group(group)?;
         }
@@ -91,7 +114,7 @@ impl Placement {
         Ok(())
     }
 
-    /// Deals the processes to groups: one of each node in turn, then cut into even pieces.
+    /// Deals the processes to groups: one of each node in turn.
     fn deal(&mut self) {
         let mut turn: BTreeMap<usize, usize> = BTreeMap::new();
         let mut order = Vec::new();
@@ -101,8 +124,13 @@ impl Placement {
             *round += 1;
         }
         order.sort_unstable();
+        self.cut(order.into_iter().map(|(_, _, process)| process).collect());
+    }
+
+    /// Cuts the processes, in this order, into even pieces.
+    fn cut(&mut self, order: Vec<ProcessId>) {
         let many = order.len().div_ceil(self.scheme.group());
-        let mut rest = order.iter().map(|(_, _, process)| *process);
+        let mut rest = order.iter().copied();
         for group in 0..many {
             // The first ones take what is over.
             let size = order.len() / many + usize::from(group < order.len() % many);

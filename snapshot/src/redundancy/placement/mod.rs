@@ -175,6 +175,14 @@ impl Placement {
         places.map(|it| it.name.as_str())
     }
 
+    /// Whether a share of this group is on the node that the store is on.
+    #[must_use]
+    pub fn holds_of(&self, store: &str, group: usize) -> bool {
+        let node = self.places.iter().find(|it| it.name == store).map(|it| it.node);
+        let stores = self.groups.get(group).map_or(&[][..], |group| &group.stores);
+        stores.iter().any(|it| Some(self.places[*it].node) == node)
+    }
+
     /// How many whole failure domains may be lost with the epochs of all processes still there:
     /// as many as [`Scheme::losses`] where no two shares of a group are in one domain, else fewer.
     #[must_use]

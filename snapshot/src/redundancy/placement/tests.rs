@@ -367,3 +367,26 @@ proptest! {
         prop_assert_eq!(placement.relocate(ProcessId(99), "n0").unwrap_err().errno(), libc::ENOENT);
     }
 }
+
+#[test]
+fn groups_by_number_stay_what_they_are_wherever_processes_run() {
+    for scheme in schemes() {
+        for many in 2..9 {
+            let nodes = nodes(&vec![None; many]);
+            let mut groups: BTreeMap<usize, Vec<Vec<ProcessId>>> = BTreeMap::new();
+            for on in homes(many) {
+                let numbered = Placement::numbered(scheme, &nodes, &processes(&on));
+                let Ok(numbered) = numbered else {
+                    // Where there is no place for these, there is none for others.
+                    assert!(Placement::new(scheme, &nodes, &processes(&on)).is_err(), "{scheme}");
+                    continue;
+                };
+                check(&numbered);
+                let all = (0..numbered.groups()).map(|group| numbered.members(group).to_vec());
+                let all: Vec<_> = all.collect();
+                assert!(all.concat().is_sorted());
+                assert_eq!(*groups.entry(on.len()).or_insert_with(|| all.clone()), all);
+            }
+        }
+    }
+}

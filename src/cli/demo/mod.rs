@@ -1,15 +1,22 @@
-//! `sojourn demo`: heat on four ranks that go from device to device in mid-run, checked against one
-//! rank that stays.
+//! `sojourn demo`: heat on four ranks that go from device to device in mid-run, and of which one is lost
+//! together with its node, checked against one rank that stays.
 
-use super::heat::{MOVED, Moved, PROGRESS, Report, place};
-use super::run::{End, Launch, Place, Signals, Sink, Stream};
+mod epochs;
+mod nodes;
+mod watch;
+
+use super::heat::{Moved, Report, place};
+use super::run::{End, Launch, Place, Signals};
 use super::{Failure, Outcome, While, print};
+use epochs::{Lost, Row};
 use indicatif::{ProgressBar, ProgressStyle};
+use nodes::{Nodes, Stores};
 use serde::Serialize;
 use sojourn::device::Kind;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+use watch::{Told, Watcher};
 
 /// Ranks of the demo.
 const RANKS: u32 = 4;
@@ -21,6 +28,8 @@ const STEPS: u64 = 8000;
 const MOVES: usize = 2;
 /// The rank whose device fails.
 const FAILS_UNDER: u32 = RANKS - 1;
+/// The rank that is lost, with the store of its node.
+const LOST: u32 = 1;
 /// What the ranks are told, where nothing else was said: their devices; and that a device that fails is
 /// part of the show, and no warning.
 const ENVIRONMENT: [(&str, &str); 2] =
@@ -31,7 +40,9 @@ const TIMEOUT: Duration = Duration::from_secs(120);
 /// Show Sojourn at work: heat on four processes over the best device of this machine
 ///
 /// In mid-run each process goes over to another device, and back, while the others compute; and under
-/// one of them its device fails (if it is a soft one). The field is written as a picture, and compared bit for bit with that of one process.
+/// one of them its device fails (if it is a soft one). All the while their memory is saved into stores on other nodes (here: processes).
+/// One is killed, and the store of its node with it: a new process takes its place, and all go back to the last epoch.
+/// The field is written as a picture, and compared bit for bit with that of one process.
 #[derive(Debug, clap::Args)]
 pub(crate) struct DemoArgs {
     /// The device to use (default: the best that this machine has)
@@ -55,6 +66,8 @@ struct Shown {
     alone: Report,
     picture: PathBuf,
     moves: Vec<Moved>,
+    epochs: Vec<Row>,
+    lost: Option<Lost>,
     seconds: f64,
 }
 
@@ -65,45 +78,53 @@ pub(crate) fn run(args: &DemoArgs) -> Outcome {
         Some(name) => name.clone(),
         None => sojourn::best_device()?,
     };
-    let mut environment = ENVIRONMENT.to_vec();
-    environment.retain(|(name, _)| std::env::var_os(name).is_none());
+    let told = ENVIRONMENT.into_iter().map(|(name, value)| (name, OsString::from(value)));
+    let plain: Vec<_> = told.filter(|(name, _)| std::env::var_os(name).is_none()).collect();
     let picture = std::path::absolute(&args.output)
         .doing(format_args!("the picture {}", args.output.display()))?;
     let program = std::env::current_exe().doing("finding the program itself")?;
     let signals = Signals::block()?;
-    let heat = |ranks: u32, what: &'static str, more: &[OsString]| {
+    let heat = |ranks: u32, what: &'static str, more: &[OsString], nodes: Option<&Nodes>| {
         let steps = args.steps.to_string();
         let mut arguments: Vec<OsString> =
             ["heat", "--size", SIZE, "--steps", &steps, "--json", "--progress"]
                 .map(OsString::from)
                 .to_vec();
         arguments.extend_from_slice(more);
+        let mut environment = plain.clone();
+        environment.extend(nodes.map(Nodes::environment).unwrap_or_default());
         let job = Launch {
             size: ranks,
             ranks: (0..ranks).collect(),
             device: Some(&device),
             place: Place::Alone(None),
             timeout: Some(TIMEOUT),
-            restarts: 0,
+            restarts: u32::from(nodes.is_some()),
+            quiet: true,
+            nodes: nodes.map_or(&[], Nodes::names),
             program: &program,
             arguments: &arguments,
             environment: &environment,
         };
-        launch(&job, &signals, what, args.json)
+        launch(&job, &signals, what, args.json, nodes.map(|nodes| nodes.stores().clone()))
     };
     let journey = journey(&device).join(",");
     let mut more: Vec<OsString> =
         vec!["--relocate".into(), journey.into(), "--output".into(), picture.clone().into()];
+    more.extend(["--recover".into(), "--kill".into(), LOST.to_string().into()]);
     // Only soft devices fail when they are told to.
     let all = sojourn::device::list();
     if all.iter().any(|it| it.name() == device && it.kind() == Kind::Soft) {
         more.extend(["--fail".into(), FAILS_UNDER.to_string().into()]);
     }
-    let (job, moves) = heat(RANKS, "4 ranks", &more)?;
-    let (alone, _) = heat(1, "1 rank", &[])?;
+    let nodes = Nodes::start(RANKS, &program, &device)?;
+    let shown = heat(RANKS, "4 ranks", &more, Some(&nodes))?;
+    drop(nodes);
+    let alone = heat(1, "1 rank", &[], None)?.report;
+    let Came { report: job, moves, epochs, lost } = shown;
     let same = job.checksum == alone.checksum && job.steps == alone.steps;
     let seconds = start.elapsed().as_secs_f64();
-    let shown = Shown { ok: same, job, alone, picture, moves, seconds };
+    let shown = Shown { ok: same, job, alone, picture, moves, epochs, lost, seconds };
     if args.json {
         print(&format!("{}\n", serde_json::to_string_pretty(&shown).doing("writing JSON")?))?;
     } else {
@@ -165,6 +186,7 @@ fn text(shown: &Shown) -> String {
     for moved in &moves {
         text += &format!("{}\n", moved.text());
     }
+    text += &epochs::text(&shown.epochs, shown.lost.as_ref());
     if shown.ok {
         text += &format!(
             "check: both fields have the checksum {}\n{:.1} s in all\ndemo: ok\n",
@@ -174,103 +196,54 @@ fn text(shown: &Shown) -> String {
     text
 }
 
-/// Runs heat, and returns what its rank 0 reports, and where ranks went.
+/// What a run of heat came to.
+struct Came {
+    report: Report,
+    moves: Vec<Moved>,
+    epochs: Vec<Row>,
+    lost: Option<Lost>,
+}
+
+/// Runs heat, and returns what its ranks tell.
 fn launch(
     job: &Launch<'_>,
     signals: &Signals,
     what: &'static str,
     quiet: bool,
-) -> Outcome<(Report, Vec<Moved>)> {
+    stores: Option<Stores>,
+) -> Outcome<Came> {
     let (tell, told) = std::sync::mpsc::channel();
-    let (tell_moves, moves) = std::sync::mpsc::channel();
     let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new(1) };
     // It draws on stderr, and only where that is a terminal.
     let style = ProgressStyle::with_template("{prefix:>8} [{bar:40}] {pos}/{len} steps, {msg}")
         .doing("the progress bar")?;
     bar.set_style(style.progress_chars("=> "));
     bar.set_prefix(what);
-    let watcher = Watcher { bar: bar.clone(), tell, tell_moves };
-    let (end, _) = job.run(signals, Box::new(watcher))?;
+    let (end, _) = job.run(signals, Box::new(Watcher { bar: bar.clone(), tell, stores }))?;
     bar.finish_and_clear();
     if end != End::Success {
         return Err(Failure::status(end.status()));
     }
-    let report = told.try_iter().last();
-    let report =
-        report.ok_or_else(|| Failure::new(format!("demo: {what} ended without a report")))?;
-    Ok((report, moves.try_iter().collect()))
-}
-
-/// Takes what the ranks print: progress and the report from rank 0; everything else is passed on.
-struct Watcher {
-    bar: ProgressBar,
-    tell: std::sync::mpsc::Sender<Report>,
-    tell_moves: std::sync::mpsc::Sender<Moved>,
-}
-
-impl Sink for Watcher {
-    fn line(&mut self, rank: u32, stream: Stream, line: &[u8]) {
-        let text = String::from_utf8_lossy(line);
-        let mut words = text.split(' ');
-        if stream == Stream::Out && words.next() == Some(PROGRESS) {
-            let mut number = || words.next().and_then(|word| word.parse().ok());
-            if let (Some(step), Some(steps)) = (number(), number()) {
-                self.bar.set_length(steps);
-                self.bar.set_position(step);
-                self.bar.set_message(format!("residual {}", words.next().unwrap_or_default()));
-            }
-        } else if stream == Stream::Out
-            && let Some(Ok(moved)) =
-                text.strip_prefix(MOVED).map(|json| serde_json::from_str(json.trim()))
-        {
-            let _ = self.tell_moves.send(moved);
-        } else if stream == Stream::Out
-            && let Ok(report) = serde_json::from_slice(line)
-        {
-            // The receiver is there as long as the job runs.
-            let _ = self.tell.send(report);
-        } else {
-            self.bar.suspend(|| eprintln!("[{rank}] {text}"));
+    let (mut report, mut moves, mut kept) = (None, Vec::new(), Vec::new());
+    let (mut dying, mut back) = (None, Vec::new());
+    for told in told.try_iter() {
+        match told {
+            Told::Report(it) => report = Some(it),
+            Told::Moved(it) => moves.push(it),
+            Told::Kept(it) => kept.push(it),
+            Told::Dying(rank, at) => dying = Some((rank, at)),
+            Told::Back(it, at) => back.push((it, at)),
         }
     }
+    let report =
+        report.ok_or_else(|| Failure::new(format!("demo: {what} ended without a report")))?;
+    let lost = dying.and_then(|(rank, at)| Lost::new(rank, at, &back));
+    Ok(Came { report, moves, epochs: epochs::rows(&kept), lost })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_watcher_finds_the_report_among_other_lines() {
-        let (tell, told) = std::sync::mpsc::channel();
-        let (tell_moves, moves) = std::sync::mpsc::channel();
-        let mut watcher = Watcher { bar: ProgressBar::hidden(), tell, tell_moves };
-        let report = Report {
-            width: 4,
-            height: 3,
-            ranks: 2,
-            columns: 1,
-            rows: 2,
-            device: Some("soft0".to_owned()),
-            raw: false,
-            steps: 10,
-            residual: 0.5,
-            checksum: "ab".to_owned(),
-            seconds: 0.1,
-            bytes: 7,
-            requests: 3,
-            waited_seconds: 0.0,
-        };
-        let json = serde_json::to_vec(&report).unwrap();
-        watcher.line(0, Stream::Out, b"progress 8 10 5e-1");
-        watcher.line(1, Stream::Err, b"a warning");
-        watcher.line(0, Stream::Out, &json);
-        let moved = br#"moved {"rank":3,"from":"soft0","to":"soft1","failed":false,"queue_pairs":7,"peers":2,"blackout_seconds":0.001,"phases":[["switch",0.001]]}"#;
-        watcher.line(3, Stream::Out, moved);
-        let moves: Vec<_> = moves.try_iter().map(|moved| (moved.rank, moved.to)).collect();
-        assert_eq!(moves, [(3, "soft1".to_owned())]);
-        assert_eq!(watcher.bar.position(), 8);
-        assert_eq!(told.try_iter().map(|report| report.checksum).collect::<Vec<_>>(), ["ab"]);
-    }
 
     #[test]
     fn the_last_line_says_ok_only_where_the_fields_are_the_same() {
@@ -288,6 +261,8 @@ mod tests {
             alone: report("1"),
             picture: PathBuf::from("x.png"),
             moves: Vec::new(),
+            epochs: Vec::new(),
+            lost: None,
             seconds: 1.0,
         };
         assert!(text(&shown(true)).ends_with("demo: ok\n"));

@@ -1,0 +1,127 @@
+//! Epochs whose redundancy is parity: heat, of which nodes are lost.
+#![cfg(feature = "cli")]
+
+mod common;
+
+use common::{PATIENCE, Place, Running, finish, start};
+use sojourn_fabric::names::{Endpoint, JobKey};
+use sojourn_snapshot::parity::member_of;
+use sojourn_snapshot::store::Client;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::time::{Duration, Instant};
+
+const SOJOURN: &str = env!("CARGO_BIN_EXE_sojourn");
+const HEAT: &str = "--size 96x96 --steps 12000 --checksum";
+
+/// Nodes, each with a store.
+struct Nodes {
+    place: Place,
+    key: JobKey,
+    stores: Vec<Option<Running>>,
+}
+
+impl Nodes {
+    fn new(many: usize) -> Nodes {
+        let place = Place::new();
+        DirBuilder::new().mode(0o700).create(place.path("s")).unwrap();
+        let key = JobKey::generate().unwrap();
+        key.write(&place.path("key")).unwrap();
+        let stores = (0..many).map(|node| {
+            let args = ["store", "--bytes", "256M", "--key-file", "key"].map(str::to_owned);
+            let own = ["--name", &format!("n{node}"), "--listen"].map(str::to_owned);
+            let at = at(&place, node).to_string();
+            let store = start(place.sojourn(args.into_iter().chain(own).chain([at])));
+            store.line();
+            Some(store)
+        });
+        let stores = stores.collect();
+        Nodes { place, key, stores }
+    }
+
+    /// Heat on the first of them, one rank each.
+    fn heat(&self, ranks: usize, scheme: &str, restarts: u32) -> Running {
+        let stores = (0..self.stores.len()).map(|i| format!("n{i}={}", at(&self.place, i)));
+        let stores = stores.collect::<Vec<_>>().join(",");
+        let script = format!(
+            "echo $$ > pid.$SOJOURN_RANK
+             export SOJOURN_STORES={stores} SOJOURN_STORE_KEY_FILE=key SOJOURN_REDUNDANCY={scheme}
+             export SOJOURN_EPOCH_SECONDS=0.1 SOJOURN_NODE=n$SOJOURN_RANK SOJOURN_LOG=sojourn=info
+             exec {SOJOURN} heat {HEAT} --recover"
+        );
+        let options = format!("-n {ranks} --restarts {restarts} --timeout 100");
+        let args = ["run"].into_iter().chain(options.split(' '));
+        start(self.place.sojourn(args.chain(["--", "sh", "-c", &script])))
+    }
+
+    /// Waits until so many epochs are noted as committed by a store of parity.
+    fn committed(&self, count: u64) {
+        let until = Instant::now() + PATIENCE;
+        let has = |node: usize| {
+            let soon = Instant::now() + Duration::from_secs(2);
+            let Ok(mut client) = Client::connect(&at(&self.place, node), &self.key, soon) else {
+                return false;
+            };
+            let mut kept = client.list().unwrap().into_iter();
+            kept.any(|it| it.member == member_of(0, 0) && it.holding.committed.count() >= count)
+        };
+        while !(0..self.stores.len()).any(|node| self.stores[node].is_some() && has(node)) {
+            assert!(Instant::now() < until, "no epoch is committed with parity");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Its store is gone, and its rank, if it has one.
+    fn kill(&mut self, node: usize) {
+        let mut store = self.stores[node].take().unwrap();
+        store.child.kill().unwrap();
+        store.child.wait().unwrap();
+        if let Ok(pid) = std::fs::read_to_string(self.place.path(&format!("pid.{node}"))) {
+            let killed = std::process::Command::new("kill").args(["-9", pid.trim()]).status();
+            assert!(killed.unwrap().success());
+        }
+    }
+}
+
+fn at(place: &Place, node: usize) -> Endpoint {
+    Endpoint::Unix(place.path(&format!("s/{node}")))
+}
+
+/// The field of a run that nothing happens to.
+fn alone() -> String {
+    let place = Place::new();
+    finish(place.sojourn(["heat"].into_iter().chain(HEAT.split(' ')))).ok().trim().to_owned()
+}
+
+/// Promise: as many nodes as the scheme says may be lost with their ranks and stores, and the field is the same,
+/// from the last epoch on and not from the beginning.
+#[test]
+fn heat_survives_the_loss_of_nodes_within_the_promise() {
+    let field = alone();
+    for (nodes, scheme, lost) in [(4, "xor:3", &[1][..]), (5, "rs:3+2", &[0, 2])] {
+        let mut nodes = Nodes::new(nodes);
+        let run = nodes.heat(3, scheme, 6);
+        nodes.committed(3);
+        lost.iter().for_each(|node| nodes.kill(*node));
+        let done = run.finish();
+        let back = done.err.contains("is back at step");
+        assert!(back && !done.err.contains("is back at step 0 "), "{scheme}: {}", done.err);
+        assert_eq!(done.ok().trim(), format!("[0] {field}"), "{scheme}");
+    }
+}
+
+/// Promise: what is beyond the scheme is an error that names each share that is missing.
+#[test]
+fn heat_says_what_is_missing_beyond_the_promise() {
+    let mut nodes = Nodes::new(4);
+    let run = nodes.heat(3, "xor:3", 1);
+    nodes.committed(2);
+    [3, 1].iter().for_each(|node| nodes.kill(*node));
+    let done = run.finish();
+    assert!(!done.status.success(), "{done:?}");
+    let says = "of the 4 shares of group 0, 2 are missing, and xor:3 makes up for 1";
+    assert!(done.err.contains(says), "{}", done.err);
+    for node in [1, 3] {
+        assert!(done.err.contains(&format!("/s/{node}\" does not answer)")), "{}", done.err);
+    }
+}
