@@ -18,6 +18,15 @@ EPOCH_SECONDS = 0.5
 # A later one than that has overwritten a slot.
 EPOCHS = 3
 
+# Of those between processes; the others kill somebody at each step in turn, which takes minutes here.
+EPOCHS_TESTS = [
+    "an_epoch_is_restored_bit_for_bit_in_another_life_and_goes_on_from_there",
+    "deaths::a_store_that_dies_in_mid_epoch_is_replaced_in_that_epoch",
+    "deaths::memory_that_is_restored_lazily_survives_the_store_that_it_is_read_from",
+    "refusals::an_older_life_is_told_that_a_newer_one_writes",
+    "refusals::memory_that_is_not_that_of_the_snapshot_is_refused_area_by_area_and_the_epoch_stays",
+]
+
 
 @case
 def epochs_power_off(c):
@@ -52,6 +61,20 @@ def epochs_killed_rank(c):
     check_back(log, ranks=2)
     if "rank 1 ended by signal 9 (SIGKILL); starting it anew" not in log:
         raise Failed(f"rank 1 was not killed:\n{log}")
+    return log
+
+
+@case
+def epochs_one_guest(c):
+    """Epochs of processes and stores in one guest, over rxe: restored bit for bit, whoever dies."""
+    program = c.programs.test("epochs")
+    # It starts programs of its own by their paths on the host.
+    link = "top=$(echo {0} | cut -d/ -f3); [ -e /$top ] || ln -s /host/$top /$top"
+    tests = " ".join(EPOCHS_TESTS)
+    command = f"SOJOURN_TEST_DEVICE=rxe0 {program} --exact --nocapture --test-threads 1 {tests}"
+    log = c.guests[0].run(f"{link.format(program)}; {command}", 120)
+    if "skipped" in log or f" {len(EPOCHS_TESTS)} passed" not in log:
+        raise Failed(f"not all of {tests} ran:\n{log}")
     return log
 
 
