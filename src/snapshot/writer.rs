@@ -59,7 +59,7 @@ impl Writer {
         let mut next = None;
         loop {
             let notices = {
-                let mut host = Host { tracker: &mut *self.tracker, meeting: &self.meeting };
+                let mut host = Host::new(&mut *self.tracker, &self.meeting);
                 self.session.drive(&mut host)
             };
             for notice in notices {
@@ -143,19 +143,87 @@ impl Writer {
 struct Host<'a> {
     tracker: &'a mut dyn Tracker,
     meeting: &'a Meeting,
+    /// It stands still: between pause and resume.
+    at_rest: bool,
+}
+
+impl<'a> Host<'a> {
+    fn new(tracker: &'a mut dyn Tracker, meeting: &'a Meeting) -> Self {
+        Host { tracker, meeting, at_rest: false }
+    }
 }
 
 impl Program for Host<'_> {
     fn collect(&mut self, dirty: &mut dyn FnMut(Range<usize>)) -> Result<()> {
-        self.tracker.collect(dirty)
+        // Some trackers start afresh only then.
+        match self.at_rest {
+            true => self.tracker.collect_at_rest(dirty),
+            false => self.tracker.collect(dirty),
+        }
     }
 
     fn pause(&mut self) -> Result<Vec<u8>> {
         self.meeting.pause(PATIENCE)?;
+        self.at_rest = true;
         Ok(Vec::new())
     }
 
     fn resume(&mut self) {
+        self.at_rest = false;
         self.meeting.resume();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sojourn_snapshot::track::Kind;
+
+    /// Notes whether it was asked at rest.
+    struct Asked(Vec<bool>);
+
+    impl Tracker for Asked {
+        fn kind(&self) -> Kind {
+            Kind::SoftDirty
+        }
+
+        fn add(&mut self, _: Range<usize>) -> Result<()> {
+            Ok(())
+        }
+
+        fn add_always_dirty(&mut self, _: Range<usize>) -> Result<()> {
+            Ok(())
+        }
+
+        fn remove(&mut self, _: Range<usize>) -> Result<()> {
+            Ok(())
+        }
+
+        fn collect(&mut self, _: &mut dyn FnMut(Range<usize>)) -> Result<()> {
+            self.0.push(false);
+            Ok(())
+        }
+
+        fn collect_at_rest(&mut self, _: &mut dyn FnMut(Range<usize>)) -> Result<()> {
+            self.0.push(true);
+            Ok(())
+        }
+    }
+
+    /// Promise: a tracker that starts afresh only while nothing is written does so in each pause, and in no other
+    /// moment.
+    #[test]
+    fn tracking_starts_afresh_while_the_program_stands_still() {
+        let (mut asked, meeting) = (Asked(vec![]), Meeting::new());
+        std::thread::scope(|scope| {
+            scope.spawn(|| meeting.stand_still(1));
+            let mut host = Host::new(&mut asked, &meeting);
+            host.collect(&mut |_| {}).unwrap();
+            host.pause().unwrap();
+            host.collect(&mut |_| {}).unwrap();
+            host.resume();
+            host.collect(&mut |_| {}).unwrap();
+        });
+        assert_eq!(asked.0, [false, true, false]);
     }
 }
