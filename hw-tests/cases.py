@@ -1,7 +1,7 @@
 """The cases that run on the cluster.
 
-A case is a function that gets the cluster (`c.guests`, two of them; `c.programs`, what was just
-built; `c.full`, the long form) and returns the log of what it did, or raises `Failed`. Its name on the command line and in the report is the function's with dashes.
+A case is a function that gets the cluster (`c.guests`, two of them; `c.machines`, to boot one anew;
+`c.programs`, what was just built; `c.full`, the long form) and returns the log of what it did, or raises `Failed`. Its name on the command line and in the report is the function's with dashes.
 """
 
 import json
@@ -92,7 +92,7 @@ def conformance(c):
 @case
 def conformance_between(c):
     """The same with one side of each case in either guest."""
-    one, two = share_key(c)
+    one, two = share_key(c.guests)
     sojourn = f"{c.programs.binary('sojourn')} selftest --device rxe0 --key-file /run/key"
     at = f"{one.address}:{JOB_PORT}"
     listening = one.start(f"{sojourn} --listen {at}", 240)

@@ -78,7 +78,8 @@ class Command:
 
     def kill(self):
         """Ends the command and all that it has started, and waits until it has ended."""
-        if not self.ended.is_set():
+        # It has ended with its guest, too.
+        if not self.ended.is_set() and self.guest.is_alive():
             self.guest.send(f"echo 1 >/sys/fs/cgroup/{self.name}/cgroup.kill")
             self._ended_by(time.monotonic() + KILL_SECONDS)
 
@@ -189,8 +190,8 @@ class Guest:
         errors = self.console.with_suffix(".qemu").read_text(errors="replace").strip()
         return f"QEMU ended with status {self.process.returncode} {errors}".strip()
 
-    def end(self):
-        """Ends the virtual machine."""
+    def power_off(self):
+        """Ends the virtual machine as a power cut does: nothing in it is told."""
         if self.is_alive():
             self.process.kill()
         self.process.wait()

@@ -18,20 +18,21 @@ OTHERS_SECONDS = 15
 class Job:
     """A job that is running: use it as a context manager, at whose end nothing is left of it.
 
-    `ranks` of it are in each guest. What it writes can be looked at while it runs. Its ranks talk
-    about their connections over `wire`.
+    `ranks` of it are in each guest; one that has none need not run. What it writes can be looked at
+    while it runs. Its ranks talk about their connections over `wire`. In each guest so many `restarts`
+    may follow the death of a rank.
     """
 
-    def __init__(self, c, program, ranks, seconds, device="rxe0", env="", wire=0):
-        self.guests = share_key(c)
+    def __init__(self, c, program, ranks, seconds, device="rxe0", env="", wire=0, restarts=0):
+        places = [(guest, count) for guest, count in zip(c.guests, ranks) if count]
+        self.guests = share_key([guest for guest, _ in places])
         sojourn = f"{env} {c.programs.binary('sojourn')} run -n {sum(ranks)}".strip()
+        sojourn += f" --restarts {restarts}" if restarts else ""
         common = f"--device {device} --key-file /run/key --timeout {seconds} -- {program}"
         at = f"{self.guests[0].addresses[wire]}:{JOB_PORT}"
         self.parts = []
         first = 0
-        for guest, count in zip(self.guests, ranks):
-            if not count:
-                continue
+        for guest, count in places:
             way = f"--join {at}" if self.parts else f"--listen {at}"
             which = f"--ranks {first}-{first + count - 1}"
             script = f"{sojourn} {which} {way} {common} >{OUTPUT} 2>&1; s=$?; cat {OUTPUT}; exit $s"
@@ -93,12 +94,12 @@ def heat_alone(c, problem):
     return json.loads(host.run([c.programs.folder / "sojourn", *problem], 120))
 
 
-def share_key(c):
-    """Gives both guests a fresh job key, and returns them."""
+def share_key(guests, file="/run/key"):
+    """Gives all of the guests a fresh key, and returns them."""
     key = secrets.token_hex(32)
-    for guest in c.guests:
-        guest.run(f"umask 077; rm -f /run/key; echo {key} >/run/key")
-    return c.guests
+    for guest in guests:
+        guest.run(f"umask 077; rm -f {file}; echo {key} >{file}")
+    return guests
 
 
 def wait_listening(guest, port, seconds=30):

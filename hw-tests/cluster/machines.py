@@ -2,6 +2,7 @@
 
 import socket
 import time
+from collections import Counter
 
 from . import image
 from .errors import Failed, GuestDied
@@ -26,6 +27,8 @@ class Machines:
         self.version = None
         self.guests = []
         self._kernel = kernel
+        self._image = None
+        self._boots = Counter()
         self._accelerator = accelerator
         self._ramdisk = logs / "ramdisk"
         # Datagrams of one end arrive at the other: frames, one each.
@@ -38,33 +41,41 @@ class Machines:
 
     def __exit__(self, *exception):
         for guest in self.guests:
-            guest.end()
+            guest.power_off()
         for end in (end for wire in self._wires for end in wire):
             end.close()
         self._ramdisk.unlink(missing_ok=True)
 
     def boot(self):
         """Boots both guests at once; returns, when both answer, what kernel they run."""
-        kernel, self.version = image.build(self._kernel, self._ramdisk)
-
-        def start(number, attempt):
-            console = self.logs / f"guest{number}-boot{attempt}.console"
-            wires = [wire[number - 1] for wire in self._wires]
-            return Guest(number, kernel, self._ramdisk, wires, console, self._accelerator)
-
-        self.guests = [start(1, 1), start(2, 1)]
+        self._image, self.version = image.build(self._kernel, self._ramdisk)
+        self.guests = [self._start(number) for number in (1, 2)]
         for number in (1, 2):
-            for attempt in range(1, BOOT_TRIES + 1):
-                guest = self.guests[number - 1]
-                if guest.wait_ready(time.monotonic() + BOOT_SECONDS):
-                    break
-                reason = guest.how_it_died()
-                guest.end()
-                if attempt == BOOT_TRIES:
-                    raise GuestDied(f"{guest.name} did not boot in {attempt} tries: {reason}")
-                print(f"note: {guest.name} did not boot ({reason}); a second try", flush=True)
-                self.guests[number - 1] = start(number, attempt + 1)
+            self._wait_ready(number)
         return f"kernel {self.version}"
+
+    def power_on(self, number):
+        """Boots a guest that was powered off. Nothing is left of what ran in it."""
+        self.guests[number - 1] = self._start(number)
+        self._wait_ready(number)
+
+    def _start(self, number):
+        self._boots[number] += 1
+        console = self.logs / f"guest{number}-boot{self._boots[number]}.console"
+        wires = [wire[number - 1] for wire in self._wires]
+        return Guest(number, self._image, self._ramdisk, wires, console, self._accelerator)
+
+    def _wait_ready(self, number):
+        for attempt in range(1, BOOT_TRIES + 1):
+            guest = self.guests[number - 1]
+            if guest.wait_ready(time.monotonic() + BOOT_SECONDS):
+                return
+            reason = guest.how_it_died()
+            guest.power_off()
+            if attempt == BOOT_TRIES:
+                raise GuestDied(f"{guest.name} did not boot in {attempt} tries: {reason}")
+            print(f"note: {guest.name} did not boot ({reason}); a second try", flush=True)
+            self.guests[number - 1] = self._start(number)
 
     def examine(self, name):
         """After a failure: keeps the kernels' messages; returns whether both guests still answer."""

@@ -18,7 +18,11 @@ PACKAGES = ["sojourn", "sojourn-pagerank", "sojourn-witness"]
 # Packages whose shared objects are preloaded there.
 LIBRARIES = ["sojourn-preload"]
 # Integration tests that run in the guests, by name, with their packages.
-TESTS = {"hca_loopback": "sojourn-fabric", "tracking": "sojourn-snapshot"}
+TESTS = {
+    "hca_loopback": "sojourn-fabric",
+    "tracking": "sojourn-snapshot",
+    "epochs": "sojourn-snapshot",
+}
 
 
 class Programs:

@@ -521,8 +521,8 @@ impl Snapshots {
             tracker.add(area.range())?;
         }
         if back.restored.is_some() {
-            // What was read is what the slot has.
-            tracker.collect(&mut |_| {})?;
+            // What was read is what the slot has; nobody writes there before this returns.
+            tracker.collect_at_rest(&mut |_| {})?;
         }
         let copies = self.options.scheme.copies();
         let mut options = session::Options::new(
@@ -538,6 +538,10 @@ impl Snapshots {
         options.term = Term(back.life);
         let protect = self.options.scheme.parity() > 0;
         options.policy = Policy { copies, protect, ..Policy::default() };
+        if !tracker.kind().starts_afresh_at_work() {
+            // What is sent ahead of the pause would be sent again in it.
+            options.policy.rounds = 0;
+        }
         let geometry = Geometry::of(&layout, options.windows)?;
         let life = back.life;
         // SAFETY: the owners of the areas are kept by this value, which ends the thread that has the session first.

@@ -261,6 +261,29 @@ fn outcomes(job: &Job, name: &str, round: usize, outcome: &str) -> Result<Vec<St
     }
 }
 
+/// Connections that are tried, one after the other, before a copy is given up. It may be the last one; and where a
+/// machine is slow, packets are lost of which a connection dies though both of its ends live.
+const CONNECTIONS: u32 = 3;
+/// And within which time another is: the other ranks wait for what comes of it, for [`Job::PATIENCE`].
+const ANOTHER: Duration = Duration::from_secs(20);
+
+/// Does what reads from a store again where its connection has failed, and not the store or what is there.
+fn over_new_connections<T>(mut read: impl FnMut() -> Result<T>) -> Result<T> {
+    let since = Instant::now();
+    for _ in 1..CONNECTIONS {
+        match read() {
+            Err(error)
+                if matches!(error.errno(), libc::EIO | libc::ETIMEDOUT)
+                    && since.elapsed() < ANOTHER =>
+            {
+                tracing::warn!("reading an epoch again over another connection: {error}");
+            }
+            outcome => return outcome,
+        }
+    }
+    read()
+}
+
 /// What an outcome begins with that no other copy would change.
 const OTHER: &str = "the epoch is of other memory";
 
@@ -418,6 +441,19 @@ impl Stores<'_> {
         let store = self.stores.iter().find(|store| store.id == origin.store);
         let store =
             store.ok_or_else(|| Error::new(libc::ENOENT, format!("no store {}", origin.store)))?;
+        // SAFETY: the caller's promise. What failed has closed its connection, over which nothing lands any more.
+        over_new_connections(|| unsafe { self.read_from(store, own, origin, layout) })
+    }
+
+    /// # Safety
+    /// As [`restore`].
+    unsafe fn read_from(
+        &self,
+        store: &StoreAt,
+        own: Member,
+        origin: Origin,
+        layout: &Layout,
+    ) -> Result<(Restored, Vec<u8>)> {
         let Options { key, lanes, .. } = self.options;
         let mut copy = Copy::open(self.device, key, store, own, origin.slot, *lanes)?;
         if copy.slot().stamp().epoch != origin.epoch.0 {
@@ -480,4 +516,29 @@ fn place(slot: &image::Slot, layout: &Layout) -> Result<Layout> {
     }
     let here = |id: u32| layout.areas().iter().find(|area| area.id == id).copied();
     Layout::new(slot.layout().areas().iter().filter_map(|area| here(area.id)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Promise: a connection that fails costs no copy of an epoch; a copy that is damaged is left at once, and
+    /// one that no connection reaches in the end.
+    #[test]
+    fn a_copy_outlives_connections_to_it() {
+        for (errnos, reads, good) in [
+            (&[][..], 1, true),
+            (&[libc::EIO, libc::ETIMEDOUT], 3, true),
+            (&[libc::EIO; 3], 3, false),
+            (&[libc::EBADMSG], 1, false),
+            (&[libc::EIO, libc::ENODATA], 2, false),
+        ] {
+            let mut count = 0;
+            let outcome = over_new_connections(|| {
+                count += 1;
+                errnos.get(count - 1).map_or(Ok(()), |errno| Err(Error::new(*errno, "it failed")))
+            });
+            assert_eq!((count, outcome.is_ok()), (reads, good), "{errnos:?}");
+        }
+    }
 }

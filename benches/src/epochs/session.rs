@@ -278,11 +278,12 @@ impl Program for Host<'_> {
         Ok(Vec::new())
     }
 
-    fn resume(&mut self) {
+    fn resume(&mut self) -> Result<()> {
         self.paused = false;
         self.resumed = Some(Instant::now());
         if let Some(gate) = self.gate {
             gate.shut.store(false, Ordering::Release);
         }
+        Ok(())
     }
 }

@@ -21,6 +21,9 @@ pub(super) const LONGEST: usize = 1 << 20;
 const WORTH_A_THREAD: usize = 4 << 20;
 /// How long a store may take to be reached.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long no READ may complete. A store that is alive sends some in far less, and whoever restores is to have time
+/// for another connection: there are devices on which READs stand still for ever once packets were lost.
+const READ_PATIENCE: Duration = Duration::from_secs(8);
 
 /// What reading took.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -102,6 +105,7 @@ impl Copy {
         let granted = client.read(&pd, lanes.clamp(1, store::MAX_LANES), member)?;
         let bytes = granted.slot_bytes();
         let Granted { slots, mut lanes, .. } = granted;
+        lanes.iter_mut().for_each(|lane| lane.patience = READ_PATIENCE);
         let at = slots[slot.index()];
         let room = pd.register(LONGEST, access::LOCAL_WRITE)?;
         let slot = image::Slot::open(&Bytes::new(&room, &mut lanes, at, bytes)?);

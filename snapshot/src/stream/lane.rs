@@ -41,6 +41,8 @@ pub(crate) struct Lane<T> {
     next: u64,
     /// The last request that was signalled.
     signalled: u64,
+    /// How long nothing may complete.
+    pub(crate) patience: Duration,
 }
 
 impl<T> Lane<T> {
@@ -53,7 +55,8 @@ impl<T> Lane<T> {
         let cap = QpCap { max_send_wr: DEPTH, max_recv_wr: 1, max_send_sge: 1, ..QpCap::default() };
         let qp = pd.create_qp(&QpOptions { cap, ..QpOptions::rc(&cq) })?;
         let (held, pending) = (None, VecDeque::new());
-        Ok(Lane { qp, cq, held, pending, bytes: 0, next: 1, signalled: 0 })
+        let (bytes, next, signalled, patience) = (0, 1, 0, PATIENCE);
+        Ok(Lane { qp, cq, held, pending, bytes, next, signalled, patience })
     }
 
     /// Hands a request over once there is room for it. What has completed until then goes to `done`.
@@ -117,12 +120,12 @@ impl<T> Lane<T> {
     fn harvest(&mut self, wait: bool, done: &mut impl FnMut(T)) -> Result<()> {
         let mut wcs = [Wc::default(); 16];
         let many = if wait {
-            self.cq.wait(&mut wcs, Instant::now() + PATIENCE)?
+            self.cq.wait(&mut wcs, Instant::now() + self.patience)?
         } else {
             self.cq.poll(&mut wcs)?
         };
         if wait && many == 0 {
-            let text = format!("nothing has completed for {} s", PATIENCE.as_secs());
+            let text = format!("nothing has completed for {} s", self.patience.as_secs());
             return Err(Error::new(libc::ETIMEDOUT, text));
         }
         for wc in &wcs[..many] {

@@ -12,6 +12,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Names the part that a process of a test plays.
 pub(crate) const PART: &str = "EPOCHS_PART";
 
+/// The device that all of it goes over: `SOJOURN_TEST_DEVICE`, or the first soft one.
+pub(crate) fn device() -> String {
+    std::env::var("SOJOURN_TEST_DEVICE").unwrap_or_else(|_| "soft0".into())
+}
+
 /// A directory, and a key in it.
 pub(crate) struct Job {
     pub(crate) dir: PrivateDir,
@@ -41,7 +46,7 @@ impl Job {
     pub(crate) fn store(&self, name: &str, bytes: &str) -> Store {
         let at = Endpoint::Unix(self.dir.path().join(name));
         let mut child = Command::new(env!("CARGO_BIN_EXE_sojourn-store"))
-            .args(["--device", "soft0", "--with-parent", "--bytes", bytes, "--name", name])
+            .args(["--device", &device(), "--with-parent", "--bytes", bytes, "--name", name])
             .args(["--listen", &at.to_string(), "--key-file"])
             .arg(self.key_file())
             .stdin(Stdio::piped())
@@ -50,7 +55,7 @@ impl Job {
             .unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert!(line.starts_with(&format!("store {name} at {at}, soft0, ")), "{line:?}");
+        assert!(line.starts_with(&format!("store {name} at {at}, {}, ", device())), "{line:?}");
         let id = StoreId(self.next.fetch_add(1, Ordering::Relaxed));
         Store { child, at: StoreAt { id, at } }
     }
@@ -82,12 +87,13 @@ impl Job {
     /// What process 1 is told, in that life.
     pub(crate) fn options(&self, life: u32, stores: &[&Store]) -> Options {
         let stores = stores.iter().map(|store| store.at.clone()).collect();
-        Options::new(self.key.clone(), Member(1), life, stores)
+        let options = Options::new(self.key.clone(), Member(1), life, stores);
+        Options { device: device(), ..options }
     }
 
     pub(crate) fn recover_options(&self, life: u32, stores: &[&Store]) -> RecoverOptions {
         RecoverOptions {
-            device: "soft0".into(),
+            device: device(),
             key: self.key.clone(),
             member: Member(1),
             life,
@@ -143,7 +149,8 @@ pub(crate) fn told() -> Options {
         let (id, at) = store.split_once('=').unwrap();
         StoreAt { id: StoreId(id.parse().unwrap()), at: Endpoint::parse(at).unwrap() }
     });
-    Options::new(key, Member(1), variable("EPOCHS_LIFE").parse().unwrap(), stores.collect())
+    let life = variable("EPOCHS_LIFE").parse().unwrap();
+    Options { device: device(), ..Options::new(key, Member(1), life, stores.collect()) }
 }
 
 impl Drop for Store {

@@ -1,5 +1,5 @@
 //! Epochs between operating system processes: a store is the program `sojourn-store`, a writer or a reader is this
-//! test program again, in the part that a test names.
+//! test program again, in the part that a test names. `SOJOURN_TEST_DEVICE` names another device than the soft one.
 
 mod deaths;
 mod history;

@@ -25,6 +25,27 @@ fn a_word_that_names_no_back_end_is_refused_by_name() {
     }
 }
 
+/// Promise: who asks a kind whether it starts afresh while the program runs is told what it really does.
+#[test]
+fn what_starts_afresh_at_work_is_told() {
+    let _alone = alone();
+    for kind in kinds() {
+        let mut tracker = tracker(kind);
+        let memory = Memory::new(Made::Private, HUGE).unwrap();
+        memory.write(0, HUGE, 1);
+        tracker.add(memory.range()).unwrap();
+        tracker.collect_at_rest(&mut |_| {}).unwrap();
+        memory.write(PAGE, 8, 2);
+        let mut told_at_work = || {
+            let mut any = false;
+            tracker.collect(&mut |_| any = true).unwrap();
+            any
+        };
+        let (first, second) = (told_at_work(), told_at_work());
+        assert_eq!((first, second), (true, !kind.starts_afresh_at_work()), "{kind}");
+    }
+}
+
 #[test]
 fn what_a_kernel_lacks_is_named() {
     let _alone = alone();

@@ -33,6 +33,10 @@ use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak};
 
+/// Bits that count the openings of devices in one life; those above tell lives apart. A number that comes back
+/// after so many openings is one that no peer is connected to any more.
+const DEVICES_OF_A_LIFE: u32 = 16;
+
 /// A region as this process knows it.
 #[derive(Clone)]
 pub(super) struct Region {
@@ -217,14 +221,16 @@ impl Local {
         self.resolver.get().expect("set before any context is opened")
     }
 
-    /// Numbers an opened device: every opening has a number of its own, for life, so that a key that
-    /// somebody remembers of an earlier one never means something of this.
+    /// Numbers an opened device: every opening has a number of its own, in every life of the process, so that a
+    /// key that somebody remembers of an earlier one never means something of this.
     pub(super) fn add_device(
         &self,
         device: Arc<dyn DeviceContext>,
         source: Source,
     ) -> Arc<Underlay> {
-        let id = DeviceId(self.next_device.fetch_add(1, Ordering::Relaxed));
+        let count = self.next_device.fetch_add(1, Ordering::Relaxed);
+        let life = self.grant().incarnation.0;
+        let id = DeviceId(life << DEVICES_OF_A_LIFE | (count & ((1 << DEVICES_OF_A_LIFE) - 1)));
         Arc::new(Underlay::new(id, device, source))
     }
 

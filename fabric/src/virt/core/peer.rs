@@ -6,8 +6,9 @@ use super::qp::{Blocked, QpCore};
 use super::tables::{PeerKeys, PeerQpns, key_index, qpn_index};
 use super::underlay::{NO_SUCH_KEY, NO_SUCH_QPN};
 use crate::abi::MASK_24;
-use crate::names::{self, DeviceId, Fetch, PhysicalEnd, ProcessId, Record};
+use crate::names::{self, DeviceId, Fetch, Incarnation, PhysicalEnd, ProcessId, Record};
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
@@ -55,6 +56,8 @@ pub(super) struct Peer {
     local: Weak<Local>,
     /// Its queue pair numbers: number of an end (8 bits), physical number (24).
     qpns: PeerQpns,
+    /// The life that they are of; 0 where nobody has said.
+    life: AtomicU32,
     ends: Mutex<Vec<PhysicalEnd>>,
     devices: Mutex<HashMap<DeviceId, Arc<PeerKeys>>>,
     waiting: Mutex<HashMap<Wanted, Vec<Weak<QpCore>>>>,
@@ -68,6 +71,7 @@ impl Peer {
             own,
             local,
             qpns: PeerQpns::new(),
+            life: AtomicU32::new(0),
             ends: Mutex::default(),
             devices: Mutex::default(),
             waiting: Mutex::default(),
@@ -88,6 +92,15 @@ impl Peer {
     /// Forgets what keys stand for on a device that is not in use any more.
     pub(super) fn forget_device(&self, device: DeviceId) {
         lock_mutex(&self.devices).remove(&device);
+    }
+
+    /// It is in that life now: what its queue pair numbers stood for in an earlier one is forgotten. (Its keys
+    /// are told apart by its devices, which have other numbers in each life.)
+    pub(super) fn lives(&self, life: Incarnation) {
+        let before = self.life.fetch_max(life.0, Ordering::AcqRel);
+        if before != 0 && before < life.0 {
+            self.qpns.clear();
+        }
     }
 
     /// The number of an end and the physical number of queue pair `qpn`.
@@ -168,6 +181,7 @@ impl Peer {
                 (Outcome::Known, self.put_placeholders(wanted))
             }
             (Ok(Record::Qpn(record)), Wanted::Qpn { qpn, .. }) => {
+                self.lives(record.life);
                 self.learn_qpn(qpn, &record.end);
                 (Outcome::Known, Vec::new())
             }

@@ -189,6 +189,21 @@ impl<const PAGES: usize> PagedTable<PAGES> {
             let _ = slot.compare_exchange(old, empty, Ordering::AcqRel, Ordering::Acquire);
         }
     }
+
+    /// No name stands for anything any more.
+    pub(super) fn clear(&self) {
+        let _writer = super::lock_mutex(&self.writer);
+        for (number, slot) in self.pages.iter().enumerate() {
+            let page = slot.load(Ordering::Acquire);
+            if page != no_page() {
+                // SAFETY: as in `get`; it is one of ours.
+                let page = unsafe { &*page };
+                for (i, entry) in page.iter().enumerate() {
+                    entry.store(empty(number * PAGE + i), Ordering::Release);
+                }
+            }
+        }
+    }
 }
 
 impl<const PAGES: usize> Drop for PagedTable<PAGES> {

@@ -328,6 +328,59 @@ fn unknown_keys_end_as_verbs_say() {
     }
 }
 
+/// Promise: what the keys of a peer stood for in one of its lives is not taken for what they stand for in the next,
+/// though they are the same.
+#[test]
+fn the_keys_of_a_peer_that_was_started_anew_are_asked_for_again() {
+    let Two { job, fabric, a, b, qa, qb } = two();
+    let sge = [a.memory.slice(0..4)];
+    let remote = b.memory.remote(0);
+    qa.post_send(&SendRequest::new(1, Op::Write(remote), &sge)).unwrap();
+    assert_eq!(ids(&a.drain()), successes(1..2));
+    job.kill(2);
+    drop((qa, qb, b));
+    // So that its device's numbers are others than those of its first life.
+    let _other = Process::new(&job, &fabric, 3);
+    let b = Process::new(&job, &fabric, 2);
+    assert_eq!(b.memory.remote(0).rkey, remote.rkey);
+    let (qa, qb) = (a.qp(), b.qp());
+    connect(&qa, &qb);
+    a.memory.write(0, b"anew");
+    qa.post_send(&SendRequest::new(2, Op::Write(b.memory.remote(0)), &sge)).unwrap();
+    assert_eq!(ids(&a.drain()), successes(2..3));
+    let mut there = [0; 4];
+    b.memory.read(0, &mut there);
+    assert_eq!(&there, b"anew");
+}
+
+/// Promise: the same holds for its queue pair numbers, which datagrams go to, once it is known to live anew.
+#[test]
+fn the_numbers_of_a_peer_that_was_started_anew_are_asked_for_again() {
+    let (Two { job, fabric, a, b, qa, qb }, cq) = datagrams(|n| Port::infiniband(n.into()));
+    let ping = |qb: &QueuePair, id| {
+        let ah = a.pd.create_ah(&qb.endpoint().unwrap()).unwrap();
+        let to = Datagram { ah: &ah, qpn: qb.qp_num(), qkey: ConnectOptions::default().qkey };
+        qa.post_send(&SendRequest::inline(id, Op::Send, b"ping").to(to)).unwrap();
+        assert_eq!(ids(&a.drain()), successes(id..id + 1));
+    };
+    qb.post_recv(1, &[b.memory.slice(0..100)]).unwrap();
+    ping(&qb, 1);
+    assert_eq!(ids(&drain(&cq)), successes(1..2));
+    let number = qb.qp_num();
+    job.kill(2);
+    drop((qb, cq, b));
+    let b = Process::new(&job, &fabric, 2);
+    let cq = b.context.create_cq(8).unwrap();
+    let qb = b.pd.create_qp(&QpOptions::ud(&cq)).unwrap();
+    qb.activate(&ConnectOptions::default()).unwrap();
+    assert_eq!(qb.qp_num(), number);
+    let (ra, rb) = (a.qp(), b.qp());
+    connect(&ra, &rb);
+    qb.post_recv(2, &[b.memory.slice(0..100)]).unwrap();
+    ping(&qb, 2);
+    assert_eq!(ids(&drain(&cq)), successes(2..3));
+}
+
 /// Promise: what a peer does not know today it may know tomorrow.
 #[test]
 fn unknown_names_are_asked_for_again() {

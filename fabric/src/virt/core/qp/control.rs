@@ -286,6 +286,7 @@ impl QpCore {
                 (PhysicalEnd { qpn: NO_SUCH_QPN, word: None, ..own }, Incarnation(0))
             }
         };
+        self.local().peer(process).lives(life);
         let found = self.connection_to(underlay, &wanted, process, &own, &end)?;
         Ok(Connection { life, ..found })
     }
