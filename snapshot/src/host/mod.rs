@@ -1,14 +1,14 @@
 //! A program that talks RDMA, as a session sees it: its memory, and the contexts whose devices write there.
 //!
 //! A [`Host`] joins what the CPU has written, which a [`Tracker`] tells, and what devices have written, which no
-//! tracker can see and virtual verbs tell ([`Context::written`]). It has what an epoch needs of attached contexts:
+//! tracker can see and virtual verbs tell (`Context::written`). It has what an epoch needs of attached contexts:
 //!
 //! | the session asks for | what happens |
 //! | --- | --- |
 //! | rounds | the tracker is asked, and nobody else: the program and its peers go on. What a device has written meanwhile is not sent, or sent in whatever state it is, and stays stale |
 //! | the pause | every attached context is suspended, with its peers' ends; what devices have written since the last committed report is asked for; windows are captured; then the tracker is asked at rest. All that devices wrote is sent inside the pause, while nobody can write it |
 //! | to go on | suspensions end. Where one had lapsed (a peer went on by itself), what was sent is not of one moment: the epoch is given up by name, and the next one sends it again |
-//! | the commit | devices' reports are let go of, and peers are told what they need not keep any more ([`Context::cut`]) |
+//! | the commit | devices' reports are let go of, and peers are told what they need not keep any more (`Context::cut`) |
 //!
 //! A pause that fails has stopped nothing: contexts that were suspended already go on. A report that is not committed
 //! is contained in the next; so is one whose commit a peer did not hear.

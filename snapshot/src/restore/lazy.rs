@@ -125,7 +125,7 @@ impl Lazy {
     /// Waits until all is there.
     ///
     /// # Errors
-    /// What was wrong with the last copy: see the [module](self).
+    /// What was wrong with the last copy: see the documentation of the module.
     pub fn finish(mut self) -> Result<ReadReport> {
         self.join()
     }

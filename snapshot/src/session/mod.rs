@@ -1,7 +1,7 @@
 //! A session: a process whose memory is snapshot, and its stores. The IO around [`epoch::Writer`](crate::epoch::Writer).
 //!
 //! The machine says what is to be done next; a [`Session`] does it: it asks stores over their control channels, has
-//! stale chunks, tables and words written by RDMA ([`crate::stream`]), and asks the [`Program`] what is dirty, and to
+//! stale chunks, tables and words written by RDMA (`stream`), and asks the [`Program`] what is dirty, and to
 //! stand still. It runs on whatever thread calls it. Where that is a thread of the program's own, the program
 //! stands still anyway and rounds bring nothing; where it is another one, the program computes through all of an
 //! epoch but the pause.
