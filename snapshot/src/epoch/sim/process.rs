@@ -227,8 +227,8 @@ impl World {
                 }
                 self.post(Happening::Report { member, report });
             }
-            // No store of this writer has it: the program is not told that it is committed.
-            Action::Committed(_, 0) => {}
+            // A life that was taken for dead, and that its stores have shut out: its program is told nothing.
+            Action::Committed(_, 0) if at >= self.ranks => {}
             Action::Committed(epoch, copies) => {
                 if copies < self.policy.copies {
                     self.reach(Kind::CommittedWithFewer);
