@@ -278,7 +278,8 @@ impl Session {
             }
             Action::Protect(epoch) => self.notice(Notice::Protect(epoch)),
             Action::Report(report) => self.notice(Notice::Report(report)),
-            Action::Committed(epoch, 0) => {
+            // With parity it can still be rebuilt.
+            Action::Committed(epoch, 0) if !self.options.policy.protect => {
                 let why = "all stores that had it are lost, or are another life's".to_owned();
                 self.notice(Notice::GivenUp(epoch, why))
             }

@@ -6,7 +6,7 @@ mod nodes;
 mod watch;
 
 use super::heat::{Moved, Report, place};
-use super::run::{End, Launch, Place, Signals};
+use super::run::{End, Launch, Place, Signals, check_device};
 use super::{Failure, Outcome, While, print};
 use epochs::{Lost, Row};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -78,6 +78,7 @@ pub(crate) fn run(args: &DemoArgs) -> Outcome {
         Some(name) => name.clone(),
         None => sojourn::best_device()?,
     };
+    check_device(Some(&device))?;
     let told = ENVIRONMENT.into_iter().map(|(name, value)| (name, OsString::from(value)));
     let plain: Vec<_> = told.filter(|(name, _)| std::env::var_os(name).is_none()).collect();
     let picture = std::path::absolute(&args.output)

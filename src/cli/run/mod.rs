@@ -270,7 +270,8 @@ impl Launch<'_> {
     }
 }
 
-fn check_device(name: Option<&str>) -> Outcome {
+/// Whether this machine has such a device.
+pub(crate) fn check_device(name: Option<&str>) -> Outcome {
     let Some(name) = name else { return Ok(()) };
     let all = sojourn::device::list();
     if all.iter().any(|device| device.name() == name) {
