@@ -425,7 +425,9 @@ impl World {
             return self.restore_all();
         }
         let members = self.ranks;
-        self.keep_copies(|store, _| restoring.counts(store, members));
+        // An answer that came after the recovery had given its store up is none.
+        let silent = &missing.silent;
+        self.keep_copies(|store, _| restoring.counts(store, members) && !silent.contains(&store));
         self.check_nothing_left(missing);
         self.reach(Kind::NothingLeft);
         self.begin_job();
