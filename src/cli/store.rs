@@ -1,11 +1,9 @@
 //! `sojourn store`: memory of this node in which ranks on other nodes keep their epochs.
 
-use super::{Failure, Outcome, While, print};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::SignalFd;
+use super::{Failure, Outcome, print};
+use sojourn::Error;
 use sojourn_fabric::names::{Endpoint, JobKey};
-use sojourn_snapshot::store::{Store, StoreConfig};
-use std::os::fd::AsFd;
+use sojourn_snapshot::store::{StoreConfig, be_a_store, parse_bytes};
 use std::path::PathBuf;
 
 /// Hold epochs of ranks on other nodes in this node's memory
@@ -21,7 +19,7 @@ pub(crate) struct StoreArgs {
     #[arg(long, value_name = "NAME")]
     domain: Option<String>,
     /// Memory that it may use
-    #[arg(long, value_name = "BYTES", default_value = "1G", value_parser = bytes)]
+    #[arg(long, value_name = "BYTES", default_value = "1G", value_parser = parse_bytes)]
     bytes: u64,
     /// Where it listens: unix:/path or tcp:host:port
     #[arg(long, value_name = "ENDPOINT")]
@@ -37,33 +35,10 @@ pub(crate) struct StoreArgs {
     with_parent: bool,
 }
 
-fn bytes(text: &str) -> Result<u64, String> {
-    let (digits, shift) = match text.find(|c: char| !c.is_ascii_digit()) {
-        None => (text, 0),
-        Some(at) => match &text[at..] {
-            "K" => (&text[..at], 10),
-            "M" => (&text[..at], 20),
-            "G" => (&text[..at], 30),
-            "T" => (&text[..at], 40),
-            _ => (text, 0),
-        },
-    };
-    let number = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
-    number.ok_or_else(|| "a number of bytes is needed: 4G, 512M or 4096".to_owned())
-}
-
 /// Serves.
 pub(crate) fn run(args: &StoreArgs) -> Outcome {
-    // Before any thread is started, so that none takes them.
-    let set = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
-    set.thread_block().doing("blocking signals")?;
-    let signals = SignalFd::new(&set).doing("creating a signalfd")?;
-    // Ranks write here with process_vm_writev where both are on one machine, and under Yama's mode 1 need to be
-    // told so; they are of the same user in any case. Kernels without Yama answer EINVAL, and need nothing.
-    // SAFETY: changes an attribute of the calling process alone.
-    unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY, 0, 0, 0) };
     let refuse = |error: sojourn_fabric::names::Error| Failure::new(error.to_string());
-    let mut store = Store::open(StoreConfig {
+    let config = StoreConfig {
         device: match &args.device {
             Some(name) => name.clone(),
             None => sojourn::best_device()?,
@@ -73,25 +48,11 @@ pub(crate) fn run(args: &StoreArgs) -> Outcome {
         key: JobKey::read(&args.key_file).map_err(refuse)?,
         name: args.name.clone(),
         domain: args.domain.clone().unwrap_or_else(|| args.name.clone()),
-    })?;
-    let about = store.about();
-    let at = store.endpoint();
-    print(&format!("store {} at {at}, {}, {} bytes\n", about.name, about.device, about.bytes))?;
-    let input = std::io::stdin();
-    let stop = [signals.as_fd(), input.as_fd()];
-    Ok(store.serve(if args.with_parent { &stop } else { &stop[..1] })?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_have_units() {
-        assert_eq!(bytes("4096"), Ok(4096));
-        assert_eq!(bytes("3G"), Ok(3 << 30));
-        for wrong in ["", "G", "4X", "4GB", "-1", "99999999999T"] {
-            assert!(bytes(wrong).is_err(), "{wrong}");
-        }
-    }
+    };
+    Ok(be_a_store(config, args.with_parent, |store| {
+        let (about, at) = (store.about(), store.endpoint());
+        let line =
+            format!("store {} at {at}, {}, {} bytes\n", about.name, about.device, about.bytes);
+        print(&line).map_err(|failure| Error::new(libc::EIO, failure.message.unwrap_or_default()))
+    })?)
 }

@@ -5,16 +5,13 @@
 //!               [--name NAME] [--domain DOMAIN] [--with-parent]
 //! ```
 //!
-//! It says one line when it is ready, `store NAME at ENDPOINT, DEVICE, BYTES`, and ends on SIGTERM or SIGINT; with
+//! It says one line when it is ready, `store NAME at ENDPOINT, DEVICE, BYTES`, and ends on SIGTERM, SIGINT or SIGHUP; with
 //! `--with-parent` also when its standard input is closed, so that it does not outlive who started it.
 
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::SignalFd;
 use sojourn_fabric::names::{Endpoint, JobKey};
-use sojourn_snapshot::store::{Hello, Store, StoreConfig};
+use sojourn_snapshot::store::{Hello, StoreConfig, be_a_store, parse_bytes};
 use sojourn_snapshot::{Error, Result};
 use std::io::Write;
-use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -29,20 +26,11 @@ fn main() -> ExitCode {
 
 fn run(arguments: impl Iterator<Item = String>) -> Result<()> {
     let (config, with_parent) = parse(arguments)?;
-    let mut signals = SigSet::empty();
-    signals.add(Signal::SIGTERM);
-    signals.add(Signal::SIGINT);
-    let system = |errno: nix::errno::Errno| Error::new(errno as i32, "handling signals");
-    // Before any thread is started, so that none takes them.
-    signals.thread_block().map_err(system)?;
-    let signals = SignalFd::new(&signals).map_err(system)?;
-    let mut store = Store::open(config)?;
-    let Hello { name, device, bytes, .. } = store.about();
-    println!("store {name} at {}, {device}, {bytes}", store.endpoint());
-    std::io::stdout().flush().map_err(|error| Error::os(&error, "telling that it is ready"))?;
-    let input = std::io::stdin();
-    let stop = [signals.as_fd(), input.as_fd()];
-    store.serve(if with_parent { &stop } else { &stop[..1] })
+    be_a_store(config, with_parent, |store| {
+        let Hello { name, device, bytes, .. } = store.about();
+        println!("store {name} at {}, {device}, {bytes}", store.endpoint());
+        std::io::stdout().flush().map_err(|error| Error::os(&error, "telling that it is ready"))
+    })
 }
 
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<(StoreConfig, bool)> {
@@ -76,15 +64,4 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<(StoreConfig, bo
         name,
     };
     Ok((config, with_parent))
-}
-
-/// A number of bytes: `1048576`, `1024K`, `1M`.
-fn parse_bytes(text: &str) -> Result<u64> {
-    let (digits, shift) = match text.strip_suffix(['K', 'M', 'G', 'T']) {
-        Some(digits) => (digits, 10 * (1 + "KMGT".find(&text[digits.len()..]).unwrap_or(0))),
-        None => (text, 0),
-    };
-    let number = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
-    let bad = || Error::invalid(format!("{text:?} is no number of bytes: write 4G, 512M or 4096"));
-    number.ok_or_else(bad)
 }

@@ -34,6 +34,7 @@ mod client;
 mod door;
 mod message;
 mod parity;
+mod process;
 mod rooms;
 mod server;
 
@@ -41,4 +42,5 @@ pub use client::Client;
 pub(crate) use client::{Granted, device};
 pub(crate) use message::Gather;
 pub use message::{Hello, Kept, MAX_LANES, VERSION};
+pub use process::{be_a_store, parse_bytes};
 pub use server::{Store, StoreConfig};
