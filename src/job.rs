@@ -146,37 +146,42 @@ impl Job {
     /// `ETIMEDOUT` where by `deadline` nobody was replaced, or somebody is missing; the message says who.
     pub fn regroup(&self, deadline: Instant) -> Result<()> {
         let mut group = self.group();
-        let mut missing = "no rank has been replaced".to_owned();
-        while Instant::now() < deadline {
-            let soon = deadline.min(Instant::now() + LOOK);
-            let lives = match self.lives(soon) {
-                Ok(lives) if lives != group.lives => lives,
-                Ok(_) => {
-                    std::thread::sleep(REST);
-                    continue;
-                }
-                Err(error) => {
-                    missing = error.to_string();
-                    std::thread::sleep(REST);
-                    continue;
-                }
-            };
-            let prefix = format!("{:016x}/", fingerprint(&lives));
-            let met = format!("{prefix}sojourn/met");
-            self.inner.process.publish(&met, &[])?;
-            let met =
-                (0..self.inner.size).try_for_each(|rank| self.ask(rank, &met, soon).map(drop));
-            match met {
-                Ok(()) => {
-                    // Who still waits at a barrier of before does so under its name.
-                    *self.barriers() = Arc::new(Circle::new(format!("{prefix}{BARRIERS}"), &lives));
-                    *group = Group { lives, prefix };
-                    return Ok(());
-                }
-                Err(error) => missing = error.to_string(),
+        let mut missing = String::new();
+        loop {
+            let soon = Instant::now() + LOOK;
+            // A look that the deadline cuts short tells of nobody: the first rank would seem to be slow.
+            if soon > deadline && !missing.is_empty() {
+                break;
             }
+            let soon = soon.min(deadline);
+            missing = match self.lives(soon) {
+                Ok(lives) if lives == group.lives => "no rank has been replaced".to_owned(),
+                Ok(lives) => match self.gather(&lives, soon) {
+                    Ok(next) => {
+                        // Who still waits at a barrier of before does so under its name.
+                        let barriers = format!("{}{BARRIERS}", next.prefix);
+                        *self.barriers() = Arc::new(Circle::new(barriers, &next.lives));
+                        *group = next;
+                        return Ok(());
+                    }
+                    Err(error) => error.to_string(),
+                },
+                // Slow is not dead, and says nothing new.
+                Err(error) if error.errno() == libc::ETIMEDOUT && !missing.is_empty() => missing,
+                Err(error) => error.to_string(),
+            };
+            std::thread::sleep(REST);
         }
         Err(Error::new(libc::ETIMEDOUT, format!("bringing the ranks together again: {missing}")))
+    }
+
+    /// Says that this rank is there for a group of these lives, and hears it from all others.
+    fn gather(&self, lives: &[u32], deadline: Instant) -> Result<Group> {
+        let prefix = format!("{:016x}/", fingerprint(lives));
+        let met = format!("{prefix}sojourn/met");
+        self.inner.process.publish(&met, &[])?;
+        (0..self.inner.size).try_for_each(|rank| self.ask(rank, &met, deadline).map(drop))?;
+        Ok(Group { lives: lives.to_vec(), prefix })
     }
 
     /// Looks whether all ranks of the group are alive: for one that waits for another, and would not be told
