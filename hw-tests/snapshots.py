@@ -20,6 +20,9 @@ EPOCHS = 3
 
 # Of those between processes; the others kill somebody at each step in turn, which takes minutes here.
 EPOCHS_TESTS = [
+    "inbound::what_devices_write_between_epochs_is_in_the_next_though_no_tracker_sees_it",
+    "lives::a_killed_process_goes_on_from_memory_and_windows_in_a_store_as_if_nothing_had_happened",
+    "torn::what_a_peer_writes_at_full_speed_is_of_one_moment_in_every_epoch",
     "an_epoch_is_restored_bit_for_bit_in_another_life_and_goes_on_from_there",
     "deaths::a_store_that_dies_in_mid_epoch_is_replaced_in_that_epoch",
     "deaths::memory_that_is_restored_lazily_survives_the_store_that_it_is_read_from",

@@ -1,6 +1,6 @@
 //! What devices write into memory, and no tracker sees.
 
-use crate::job::{Job, Store};
+use crate::job::{Job, Store, device};
 use crate::verbs::{Blind, Directory, End, image_of, soon};
 use sojourn_fabric::virt::{Op, Process, Remote, SendRequest};
 use sojourn_snapshot::epoch::Epoch;
@@ -179,7 +179,7 @@ fn a_pause_that_fails_stops_nothing_and_names_the_context() {
     let (mut pair, remotes) = Pair::new(&directory, 1);
     let alone = {
         let policy = sojourn_fabric::virt::Policy { tracking: true, ..Default::default() };
-        let device = sojourn_fabric::device::open("soft0").unwrap();
+        let device = sojourn_fabric::device::open(&device()).unwrap();
         pair.own.process.open_with(device, policy).unwrap()
     };
     let contexts = Contexts::default();
@@ -205,7 +205,7 @@ fn a_pause_that_fails_stops_nothing_and_names_the_context() {
 fn a_context_whose_device_writes_are_not_tracked_is_refused() {
     let process = Process::standalone().unwrap();
     let policy = sojourn_fabric::virt::Policy::default();
-    let device = sojourn_fabric::device::open("soft0").unwrap();
+    let device = sojourn_fabric::device::open(&device()).unwrap();
     let context = process.open_with(device, policy).unwrap();
     let error = Contexts::default().attach(&context, Attach::Memory).unwrap_err();
     assert_eq!(error.errno(), libc::EOPNOTSUPP, "{error}");

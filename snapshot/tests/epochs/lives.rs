@@ -4,12 +4,12 @@
 #[path = "../../../fabric/tests/capture/program.rs"]
 mod program;
 
-use crate::job::{Job, told};
+use crate::job::{self, Job, told};
 use crate::verbs::{Directory, soon};
 use program::{BYTES, Chance, Done, Rig, map_at};
 use serde::{Deserialize, Serialize};
-use sojourn_fabric::device::DeviceContext;
 use sojourn_fabric::device::soft::{Mode, Options, Pace, open_with};
+use sojourn_fabric::device::{DeviceContext, open};
 use sojourn_fabric::names::env::JobEnvironment;
 use sojourn_fabric::virt::{Policy, Process};
 use sojourn_snapshot::host::{Attach, Contexts, Host, Windows};
@@ -60,6 +60,9 @@ struct End {
 }
 
 fn device(paced: bool, seed: u64) -> Arc<dyn DeviceContext> {
+    if job::device() != "soft0" {
+        return open(&job::device()).unwrap();
+    }
     let pace = Pace { seed, latency: Duration::from_micros(20), gbps: 1.0 };
     let mode = if paced { Mode::Async(pace) } else { Mode::Sync };
     open_with("soft0", Options { mode, ..Options::default() }).unwrap()

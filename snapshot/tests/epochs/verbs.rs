@@ -1,6 +1,6 @@
 //! Processes of a job that talk RDMA to each other.
 
-use crate::job::{Job, Store};
+use crate::job::{self, Job, Store};
 use sojourn_fabric::abi::{Wc, access};
 use sojourn_fabric::device;
 use sojourn_fabric::names::directory::{DirectoryServer, ServerConfig};
@@ -70,7 +70,7 @@ impl End {
     pub(crate) fn open(told: &JobEnvironment, bytes: usize) -> End {
         let process = Process::join(told).unwrap();
         let policy = Policy { tracking: true, ..Policy::default() };
-        let context = process.open_with(device::open("soft0").unwrap(), policy).unwrap();
+        let context = process.open_with(device::open(&job::device()).unwrap(), policy).unwrap();
         let pd = context.alloc_pd().unwrap();
         let cq = context.create_cq(256).unwrap();
         let qp = pd.create_qp(&QpOptions::rc(&cq)).unwrap();
@@ -173,7 +173,7 @@ pub(crate) fn image_of(job: &Job, store: &Store, epoch: Epoch, bytes: usize) -> 
         panic!("the store holds nothing");
     };
     let slot = holding.slot_of(epoch).expect("the epoch that was just committed");
-    let mut copy = Copy::open("soft0", &job.key, &store.at, member, slot, 1)?;
+    let mut copy = Copy::open(&job::device(), &job.key, &store.at, member, slot, 1)?;
     let mapping = Mapping::new(bytes, None).unwrap();
     let place = Layout::new([Area { id: 1, addr: mapping.addr(), bytes }]).unwrap();
     // SAFETY: fresh memory that nobody else uses.

@@ -2,7 +2,7 @@
 //! committed reports is in the second of them.
 
 use super::*;
-use crate::device::{DeviceContext, soft};
+use crate::device::{self, DeviceContext, soft};
 use std::sync::Arc;
 
 /// Bytes of the memory that only devices write.
@@ -295,5 +295,18 @@ fn every_changed_byte_is_reported_over_soft() {
             n += 1;
             soft::open_with(&format!("soft{}", n % 2), options).unwrap()
         });
+    }
+}
+
+/// Promise 7: the same over a NIC, where there is one: `SOJOURN_TEST_DEVICE` names it, and `hw-tests/run` does so.
+#[test]
+fn every_changed_byte_is_reported_over_a_nic() {
+    let Ok(name) = std::env::var("SOJOURN_TEST_DEVICE") else {
+        println!("skipped: SOJOURN_TEST_DEVICE names no device");
+        return;
+    };
+    for seed in 2000..2006 {
+        run(seed, true, &mut || device::open(&name).unwrap());
+        println!("seed {seed}: every byte");
     }
 }
