@@ -145,14 +145,15 @@ pub trait Tracker: Send {
     fn remove(&mut self, range: Range<usize>) -> Result<()>;
 
     /// Calls `dirty` with ranges that were written since the last collect, and starts afresh. The
-    /// program may run and write meanwhile: what it writes during the call is told now or next time.
+    /// program may run and write meanwhile: what it writes during the call is told now or next time. What is dirty
+    /// each time, and memory that was dropped rather than written, may be told at rest alone.
     ///
     /// # Errors
     /// What the kernel answers; everything counts as dirty then until the next one. `EPERM` in
     /// another process than the one that opened it.
     fn collect(&mut self, dirty: &mut dyn FnMut(Range<usize>)) -> Result<()>;
 
-    /// The same, while nothing writes to tracked memory. Only then does [`Kind::SoftDirty`] start
+    /// The same, while nothing writes to tracked memory, and nothing is left out. Only then does [`Kind::SoftDirty`] start
     /// afresh: its [`Self::collect`] tells all that was written since this one was called last.
     ///
     /// # Errors
@@ -170,7 +171,8 @@ trait Backend: Send {
     /// Leaves these ranges alone from now on.
     fn end(&mut self, gone: &[Range<usize>]);
 
-    /// Tells what of `tracked`, which is all that was begun and not ended, has been written.
+    /// Tells what of `tracked`, which is all that was begun and not ended, has been written. It may leave to
+    /// [`Self::collect_at_rest`] what was dropped.
     fn collect(
         &mut self,
         tracked: &[Range<usize>],

@@ -203,14 +203,45 @@ impl Backend for Scan {
         self.forget(gone);
     }
 
+    /// Where pages were dropped is told at rest alone: to find that out takes a second look at every page, and who
+    /// collects at work collects once more at rest.
     fn collect(
         &mut self,
         tracked: &[Range<usize>],
         dirty: &mut dyn FnMut(Range<usize>),
     ) -> Result<()> {
         let scanned = ranges::subtract(tracked, &self.refused);
+        let told = self.told_written(&scanned, dirty)?;
+        // As one look at rest would see it: a hole that was written is told as soon as it is a hole again, and so is
+        // a copy that is none any more.
+        self.holes = ranges::subtract(&self.holes, &told);
+        let copied = ranges::intersect(&told, &self.files);
+        self.copies = ranges::normalize([&self.copies[..], &copied].concat());
+        Ok(())
+    }
+
+    fn collect_at_rest(
+        &mut self,
+        tracked: &[Range<usize>],
+        dirty: &mut dyn FnMut(Range<usize>),
+    ) -> Result<()> {
+        let scanned = ranges::subtract(tracked, &self.refused);
+        let told = self.told_written(&scanned, dirty)?;
+        self.refused.iter().cloned().for_each(&mut *dirty);
+        self.told_holes(&scanned, &told, dirty)?;
+        self.told_copies(&told, dirty)
+    }
+}
+
+impl Scan {
+    /// Tells the pages that were written, and returns them. What is mapped there anew begins anew, and is told as a whole.
+    fn told_written(
+        &mut self,
+        scanned: &[Range<usize>],
+        dirty: &mut dyn FnMut(Range<usize>),
+    ) -> Result<Vec<Range<usize>>> {
         let (mut told, mut changed) = (Vec::new(), Vec::new());
-        for window in ranges::windows(&scanned, WINDOW) {
+        for window in ranges::windows(scanned, WINDOW) {
             let taken = self.pagemap.take_written(&window, |range| {
                 ranges::push(&mut told, range.clone());
                 dirty(range);
@@ -224,16 +255,11 @@ impl Backend for Scan {
         if !changed.is_empty() {
             let changed = ranges::normalize(changed);
             self.begin_anew(&changed)?;
-            changed.into_iter().for_each(&mut *dirty);
+            changed.into_iter().for_each(dirty);
         }
-        self.refused.iter().cloned().for_each(&mut *dirty);
-
-        self.told_holes(&scanned, &told, dirty)?;
-        self.told_copies(&told, dirty)
+        Ok(told)
     }
-}
 
-impl Scan {
     /// Tells the holes that need telling. `told` is what was written: one of those may have been
     /// copied before it became a hole again.
     fn told_holes(

@@ -77,6 +77,33 @@ fn pages_that_are_written_dropped_and_written_between_collects_are_told() {
     }
 }
 
+/// Of collects at work, too: what each told is copied, and what it left out is told at rest.
+#[test]
+fn pages_that_are_written_and_dropped_around_a_collect_at_work_are_told() {
+    let _alone = alone();
+    for made in [Made::Private, Made::PrivateFile, Made::Transparent, Made::Memfd] {
+        for kind in telling() {
+            let memory = Memory::new(made, 2 * HUGE).unwrap();
+            memory.write(0, memory.bytes, 7);
+            let mut tracker = tracker(kind);
+            tracker.add(memory.range()).unwrap();
+            let mut image = Image::new(&memory);
+            memory.dont_need(0..HUGE);
+            image.update(&mut *tracker, &memory);
+            // No page table, then a page of some bytes, and none again: once in each place.
+            for (round, page) in [0, 5, 511].into_iter().enumerate() {
+                memory.dont_need(0..HUGE);
+                image.update(&mut *tracker, &memory);
+                memory.write(page * PAGE, 1, 8);
+                image.update_meanwhile(&mut *tracker, &memory);
+                memory.dont_need(0..HUGE);
+                image.update(&mut *tracker, &memory);
+                image.check(&memory, &format!("{kind} {made:?} round {round}"));
+            }
+        }
+    }
+}
+
 #[test]
 fn lazily_freed_pages_are_told() {
     let _alone = alone();

@@ -58,17 +58,12 @@ fn every_byte_that_changed_was_told() {
             let mut image = Image::new(&memory);
             image.update(&mut *tracker, &memory);
             for round in 0..COLLECTS {
-                let seeds: Vec<u64> = (0..THREADS).map(|_| random.below(1 << 40) as u64).collect();
-                let writes = random.below(6);
-                std::thread::scope(|scope| {
-                    for (share, seed) in seeds.iter().enumerate() {
-                        let memory = &memory;
-                        scope.spawn(move || scribble(memory, &mut Random(*seed), share, writes));
+                // A round at work or two, and then one at rest.
+                for later in (0..random.below(3)).rev() {
+                    count += change(&memory, &mut random);
+                    if later > 0 {
+                        image.update_meanwhile(&mut *tracker, &memory);
                     }
-                });
-                count += THREADS * writes;
-                if random.below(3) == 0 {
-                    drop_some(&memory, &mut random);
                 }
                 image.update(&mut *tracker, &memory);
                 collects += 1;
@@ -82,6 +77,21 @@ fn every_byte_that_changed_was_told() {
         }
         println!("back end {kind}: {count} writes, {collects} collects, ok");
     }
+}
+
+/// Writes, by several threads, and drops some pages now and then; how many writes.
+fn change(memory: &Memory, random: &mut Random) -> usize {
+    let seeds: Vec<u64> = (0..THREADS).map(|_| random.below(1 << 40) as u64).collect();
+    let writes = random.below(6);
+    std::thread::scope(|scope| {
+        for (share, seed) in seeds.iter().enumerate() {
+            scope.spawn(move || scribble(memory, &mut Random(*seed), share, writes));
+        }
+    });
+    if random.below(3) == 0 {
+        drop_some(memory, random);
+    }
+    THREADS * writes
 }
 
 /// Drops some pages, now and then whole page tables.
