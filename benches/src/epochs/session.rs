@@ -257,7 +257,7 @@ struct Host<'a> {
 impl Program for Host<'_> {
     fn collect(&mut self, dirty: &mut dyn FnMut(Range<usize>)) -> Result<()> {
         match &mut self.tracker {
-            Some(tracker) if self.paused || self.gate.is_none() => tracker.collect_at_rest(dirty),
+            Some(tracker) if self.paused => tracker.collect_at_rest(dirty),
             Some(tracker) => tracker.collect(dirty),
             None => {
                 self.all.take().into_iter().for_each(dirty);

@@ -8,8 +8,8 @@ use sojourn_fabric::abi::Sge;
 use sojourn_fabric::virt::{Op, Remote};
 use std::ops::Range;
 
-/// Chunks of one WRITE at most: 1 MiB. Longer ones go no faster.
-const LONGEST: usize = 256;
+/// Chunks of one WRITE at most: 4 MiB. Longer ones go no faster.
+const LONGEST: usize = 1024;
 /// Chunks that are worth a thread.
 const WORTH_A_THREAD: usize = 1024;
 
