@@ -73,6 +73,17 @@ def dirty_tracking(c):
 
 
 @case
+def device_writes(c):
+    """Every byte that rxe writes, whatever two processes do to each other, is in what virtual verbs report as written."""
+    test = "virt::core::tests::written::oracle::every_changed_byte_is_reported_over_a_nic"
+    program = c.programs.test("sojourn_fabric")
+    log = c.guests[0].run(f"SOJOURN_TEST_DEVICE=rxe0 {program} --exact --nocapture {test}", 120)
+    if "skipped" in log or " 1 passed" not in log:
+        raise Failed(f"{test} did not run:\n{log}")
+    return log
+
+
+@case
 def devices(c):
     """`sojourn devices` lists rxe0 as what it is."""
     text = c.guests[0].run(f"{c.programs.binary('sojourn')} devices --json")

@@ -17,8 +17,9 @@ BUILD_SECONDS = 1200
 PACKAGES = ["sojourn", "sojourn-pagerank", "sojourn-witness"]
 # Packages whose shared objects are preloaded there.
 LIBRARIES = ["sojourn-preload"]
-# Integration tests that run in the guests, by name, with their packages.
+# Tests that run in the guests, by name, with their packages: those of a library have its name.
 TESTS = {
+    "sojourn_fabric": "sojourn-fabric",
     "hca_loopback": "sojourn-fabric",
     "tracking": "sojourn-snapshot",
     "epochs": "sojourn-snapshot",
@@ -43,9 +44,9 @@ class Programs:
         self._cargo("build", *[f"--package={name}" for name in LIBRARIES], "--lib")
         tests = {}
         for name, package in TESTS.items():
+            which = "--lib" if name == package.replace("-", "_") else f"--test={name}"
             output = self._cargo(
-                *["test", "--no-run", f"--package={package}", f"--test={name}"],
-                "--message-format=json",
+                *["test", "--no-run", f"--package={package}", which, "--message-format=json"]
             )
             messages = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
             tests[name] = next(
@@ -62,7 +63,7 @@ class Programs:
         return self._in_guest(self.folder / name)
 
     def test(self, name):
-        """The path, in a guest, of an integration test."""
+        """The path, in a guest, of a test."""
         if not self._tests.exists():
             raise Unusable(f"the test {name} was not built; leave --no-build away")
         return self._in_guest(Path(json.loads(self._tests.read_text())[name]))

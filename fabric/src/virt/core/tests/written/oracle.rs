@@ -305,7 +305,7 @@ fn every_changed_byte_is_reported_over_a_nic() {
         println!("skipped: SOJOURN_TEST_DEVICE names no device");
         return;
     };
-    for seed in 2000..2006 {
+    for seed in 2000..2012 {
         run(seed, true, &mut || device::open(&name).unwrap());
         println!("seed {seed}: every byte");
     }
