@@ -97,6 +97,9 @@ fn pages_that_are_written_and_dropped_around_a_collect_at_work_are_told() {
                 memory.write(page * PAGE, 1, 8);
                 image.update_meanwhile(&mut *tracker, &memory);
                 memory.dont_need(0..HUGE);
+                if round == 1 {
+                    memory.read(page * PAGE);
+                }
                 image.update(&mut *tracker, &memory);
                 image.check(&memory, &format!("{kind} {made:?} round {round}"));
             }
