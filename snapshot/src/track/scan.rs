@@ -10,8 +10,9 @@
 //!
 //! - A page that is dropped (`MADV_DONTNEED`, `MADV_FREE`, a fresh page table) has an empty entry, and
 //!   that counts as written. Where whole page tables are missing (*holes*: never touched, or dropped
-//!   as a whole) many kernels tell nothing (those of 2026 do). So holes are asked for, too. One in private
-//!   anonymous memory reads as zeros; it is dirty where it was no hole last time. One in a shared
+//!   as a whole) some kernels tell nothing, and others nothing of huge pages. So holes are asked for, too, which takes
+//!   longer than all else: of shared mappings, and of private ones where a trial at the beginning was told of none. One
+//!   in private anonymous memory reads as zeros; it is dirty where it was no hole last time. One in a shared
 //!   mapping says nothing about its bytes: it is armed, and dirty.
 //! - A page of a private mapping of a file stays armed when it is dropped, though it reads as the file
 //!   again. So such a page is also dirty where it was this process's own copy last time and is none
@@ -35,6 +36,8 @@ use std::ops::Range;
 /// What one scan is asked about: all of it is dirty where the scan fails. A multiple of any huge page
 /// that can be armed.
 const WINDOW: usize = 64 << 20;
+/// What a page table maps.
+const TABLE: usize = 2 << 20;
 
 /// Tracks by scanning.
 pub(super) struct Scan {
@@ -49,7 +52,9 @@ pub(super) struct Scan {
     shared: Vec<Range<usize>>,
     /// What could not be registered.
     refused: Vec<Range<usize>>,
-    /// Holes of private anonymous memory that have been told of since they were none.
+    /// Whether the kernel tells of holes in private anonymous memory by itself.
+    tells_holes: bool,
+    /// Where it does not: holes that have been told of since they were none.
     holes: Vec<Range<usize>>,
     /// Pages of files that were this process's own copies at the last collect.
     copies: Vec<Range<usize>>,
@@ -67,10 +72,12 @@ impl Scan {
             files: none(),
             shared: none(),
             refused: none(),
+            tells_holes: false,
             holes: none(),
             copies: none(),
         };
         scan.try_it()?;
+        scan.tells_holes = scan.tries_a_hole();
         Ok(scan)
     }
 
@@ -95,6 +102,20 @@ impl Scan {
                 "this kernel lacks PAGEMAP_SCAN, which Linux 6.7 brought: {errno}"
             ))),
         }
+    }
+
+    /// Whether memory that nobody has touched is told, once, page table and all.
+    fn tries_a_hole(&mut self) -> bool {
+        let Ok(memory) = memmap2::MmapMut::map_anon(2 * TABLE) else { return false };
+        let at = (memory.as_ptr() as usize).next_multiple_of(TABLE);
+        let hole = at..at + TABLE;
+        let pagemap = &mut self.pagemap;
+        let mut told = || {
+            let mut bytes = 0;
+            pagemap.take_written(&hole, |range| bytes += range.len()).map(|()| bytes)
+        };
+        let both = self.uffd.register(&hole).and_then(|()| Ok((told()?, told()?)));
+        both == Ok((TABLE, 0)) && self.uffd.unregister(&hole).is_ok()
     }
 
     /// Forgets what is known of a range.
@@ -228,7 +249,12 @@ impl Backend for Scan {
         let scanned = ranges::subtract(tracked, &self.refused);
         let told = self.told_written(&scanned, dirty)?;
         self.refused.iter().cloned().for_each(&mut *dirty);
-        self.told_holes(&scanned, &told, dirty)?;
+        if self.tells_holes {
+            let shared = ranges::intersect(&scanned, &self.shared);
+            self.told_holes(&shared, &told, dirty)?;
+        } else {
+            self.told_holes(&scanned, &told, dirty)?;
+        }
         self.told_copies(&told, dirty)
     }
 }
