@@ -125,3 +125,39 @@ fn heat_says_what_is_missing_beyond_the_promise() {
         assert!(done.err.contains(&format!("/s/{node}\" does not answer)")), "{}", done.err);
     }
 }
+
+/// Promise: `sojourn snapshots` lists shares of parity with the group that they are of, shows where each lies, and checks
+/// every byte of them, of a job that runs.
+#[test]
+fn shares_of_parity_are_listed_shown_and_verified() {
+    let nodes = Nodes::new(4);
+    let run = nodes.heat(3, "xor:3", 0);
+    nodes.committed(2);
+    let stores = (0..4).map(|i| at(&nodes.place, i).to_string()).collect::<Vec<_>>().join(",");
+    let ask = |what: &str, more: &[&str]| {
+        let all = ["snapshots", what, "--store", &stores, "--key-file", "key"];
+        finish(nodes.place.sojourn(all.into_iter().chain(more.iter().copied())))
+    };
+    let listed = ask("list", &[]).ok();
+    assert!(listed.contains("parity 0 of group 0: "), "{listed}");
+    // What the job overwrites meanwhile says nothing: so until a share was read as a whole, between two epochs.
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let found: serde_json::Value =
+            serde_json::from_str(&ask("verify", &["--json"]).ok()).unwrap();
+        let shares = found["shares"].as_array().unwrap();
+        assert!(
+            shares.iter().all(|share| (&share["group"], &share["share"]) == (&0.into(), &0.into()))
+        );
+        let sound = shares.iter().find(|share| share["outcome"] == "sound");
+        if let Some(sound) = sound {
+            assert_eq!(sound["processes"].as_array().unwrap().len(), 3, "{found}");
+            break;
+        }
+        assert!(Instant::now() < until, "{found}");
+    }
+    while !ask("show", &[]).out.contains("parity 0 of group 0 in store n") {
+        assert!(Instant::now() < until, "an epoch is shown without its parity");
+    }
+    run.finish().ok();
+}

@@ -14,6 +14,7 @@
 //! | `maker` | the work of a store that holds a share | the store |
 //! | `asker` | asks the stores of one group, epoch for epoch | one process of the group, or who decides for it |
 //! | `rebuild` | an image back into memory, read or rebuilt | whoever restores |
+//! | `check` | all checksums of a share | whoever verifies |
 //!
 //! # A share is a member of its own
 //!
@@ -53,6 +54,7 @@
 //! member is in another life, or where its image has another shape.
 
 mod asker;
+mod check;
 mod distant;
 mod held;
 mod maker;
@@ -61,6 +63,7 @@ mod task;
 mod whole;
 
 pub use asker::{Asker, Asking};
+pub use check::{Sound, check};
 pub use rebuild::{REBUILT, Restore, rebuildable, restore};
 pub use task::{MAX_STORES, Made, Task};
 
@@ -82,4 +85,28 @@ const SHARES: u64 = 1 << 40;
 pub fn member_of(group: u32, index: usize) -> Member {
     assert!(index < Scheme::MAX_PARITY, "share {index} of parity");
     Member(SHARES + u64::from(group) * Scheme::MAX_PARITY as u64 + index as u64)
+}
+
+/// The group and the share of it that a member is; `None` for a process.
+#[must_use]
+pub fn share_of(member: Member) -> Option<(u32, usize)> {
+    let number = member.0.checked_sub(SHARES)?;
+    let each = Scheme::MAX_PARITY as u64;
+    let group = u32::try_from(number / each).ok()?;
+    Some((group, usize::try_from(number % each).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_is_a_share_or_a_process_and_never_both() {
+        for (group, index) in [(0, 0), (0, 1), (7, Scheme::MAX_PARITY - 1), (u32::MAX, 0)] {
+            assert_eq!(share_of(member_of(group, index)), Some((group, index)));
+        }
+        for number in [0, 1, u64::from(u32::MAX), SHARES - 1, u64::MAX] {
+            assert_eq!(share_of(Member(number)), None, "{number}");
+        }
+    }
 }

@@ -7,6 +7,7 @@ use super::{Outcome, answer};
 use serde::Serialize;
 use sojourn_snapshot::epoch::Epoch;
 use sojourn_snapshot::files::{Directory, Listed};
+use sojourn_snapshot::parity::share_of;
 use std::fmt::Write;
 
 /// List epochs: which processes have them, where each copy is, how large it is, and what is committed
@@ -35,8 +36,13 @@ struct InStores {
 struct Share {
     /// Its number among the members of the job.
     member: u64,
+    /// The group of processes that it is of, and its number there.
+    group: u32,
+    share: usize,
     store: String,
     bytes: u64,
+    /// Its store is computing it.
+    writing: bool,
     /// The epochs of its slots.
     epochs: Vec<u64>,
 }
@@ -162,10 +168,14 @@ fn in_stores(stores: &Stores) -> InStores {
     }
     let mut shares = Vec::new();
     for (i, store) in stores.reached.iter().enumerate() {
-        for kept in store.kept.iter().filter(|kept| !is_process(kept.member)) {
+        for kept in &store.kept {
+            let Some((group, share)) = share_of(kept.member) else { continue };
             let words = kept.holding.words.into_iter().filter(|epoch| epoch.is_some());
             shares.push(Share {
                 member: kept.member.0,
+                group,
+                share,
+                writing: kept.writing,
                 store: stores.name(i).to_owned(),
                 bytes: kept.holding.bytes,
                 epochs: words.map(Epoch::count).collect(),
@@ -245,8 +255,9 @@ fn stores_text(shown: &InStores) -> String {
         let epochs = if epochs.is_empty() { "none".to_owned() } else { epochs.join(", ") };
         let _ = writeln!(
             text,
-            "parity {}: {} in store {}, epochs {epochs}",
-            share.member,
+            "parity {} of group {}: {} in store {}, epochs {epochs}",
+            share.share,
+            share.group,
             bytes(share.bytes),
             share.store
         );

@@ -7,6 +7,7 @@ use super::{Failure, Outcome, answer};
 use serde::Serialize;
 use sojourn_snapshot::epoch::Epoch;
 use sojourn_snapshot::files::{Image, Run, Shown};
+use sojourn_snapshot::parity::share_of;
 use std::fmt::Write;
 
 /// How often it is looked again where the last epoch was overwritten meanwhile.
@@ -34,6 +35,17 @@ struct InStores {
     term: u32,
     committed: bool,
     copies: Vec<OfCopy>,
+    /// Parity that images of this epoch are rebuilt of.
+    shares: Vec<Share>,
+}
+
+#[derive(Serialize)]
+struct Share {
+    group: u32,
+    share: usize,
+    store: String,
+    at: String,
+    slot: String,
 }
 
 #[derive(Serialize)]
@@ -155,11 +167,19 @@ fn copies(args: &ShowArgs, stores: &mut Stores) -> Result<InStores, Trouble> {
             }
         }
     }
+    let of_epoch = |held: Held| {
+        let (group, share) = share_of(held.member)?;
+        let (store, at) = (stores.name(held.store).to_owned(), stores.at(held.store));
+        let slot = format!("{:?}", held.slot);
+        (held.epoch == epoch).then_some(Share { group, share, store, at, slot })
+    };
+    let shares = stores.shares().into_iter().filter_map(of_epoch).collect();
     Ok(InStores {
         epoch: epoch.count(),
         term: epoch.term().0,
         committed: epoch <= stores.committed(),
         copies,
+        shares,
     })
 }
 
@@ -238,6 +258,9 @@ fn stores_text(shown: &InStores) -> String {
         if copy.windows > 0 {
             let _ = writeln!(text, "  windows: {}", bytes(copy.windows));
         }
+    }
+    for Share { group, share, store, slot, .. } in &shown.shares {
+        let _ = writeln!(text, "parity {share} of group {group} in store {store}, slot {slot}");
     }
     text
 }

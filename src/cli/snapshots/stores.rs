@@ -1,9 +1,11 @@
 //! What stores have, and reading it.
 
 use super::{Failure, Outcome};
+use indicatif::ProgressBar;
 use serde::Serialize;
 use sojourn_fabric::names::{Endpoint, JobKey};
 use sojourn_snapshot::epoch::{Answer, Epoch, Member, Request, Slot, StoreId};
+use sojourn_snapshot::parity::{self, Sound, share_of};
 use sojourn_snapshot::restore::Copy;
 use sojourn_snapshot::session::StoreAt;
 use sojourn_snapshot::store::{Client, Kept};
@@ -36,7 +38,7 @@ pub(super) struct Lost {
     pub(super) why: String,
 }
 
-/// One copy of one epoch of one process.
+/// One copy of one epoch of one process, or one share of parity of that epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Held {
     pub(super) member: Member,
@@ -96,9 +98,18 @@ impl Stores {
 
     /// All copies of images of processes, by process, then epoch, then store.
     pub(super) fn held(&self) -> Vec<Held> {
+        self.all(is_process)
+    }
+
+    /// All shares of parity, in the same order.
+    pub(super) fn shares(&self) -> Vec<Held> {
+        self.all(|member| share_of(member).is_some())
+    }
+
+    fn all(&self, wanted: impl Fn(Member) -> bool) -> Vec<Held> {
         let mut all = Vec::new();
         for (store, reached) in self.reached.iter().enumerate() {
-            for kept in reached.kept.iter().filter(|kept| is_process(kept.member)) {
+            for kept in reached.kept.iter().filter(|kept| wanted(kept.member)) {
                 for slot in Slot::BOTH {
                     let epoch = kept.holding.words[slot.index()];
                     if epoch.is_some() {
@@ -147,6 +158,15 @@ impl Stores {
         Err(sojourn::Error::new(libc::ENODATA, "it holds another epoch by now"))
     }
 
+    /// Reads all of a share of parity, and checks it.
+    pub(super) fn check_share(&self, held: &Held, bar: &ProgressBar) -> sojourn::Result<Sound> {
+        let at = &self.reached[held.store].at.at;
+        parity::check(&self.device, &self.key, at, held.member, held.epoch, &mut |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+        })
+    }
+
     /// Whether a slot was begun anew since it was asked about: what was read of it says nothing then.
     pub(super) fn is_gone(&mut self, held: &Held) -> bool {
         let client = &mut self.reached[held.store].client;
@@ -161,7 +181,15 @@ impl Stores {
 
     /// What to put before an error about a copy.
     pub(super) fn context(&self, held: &Held) -> String {
-        format!("{} of process {} in store {}", held.epoch, held.member, self.name(held.store))
+        format!("{} of {} in store {}", held.epoch, whose(held.member), self.name(held.store))
+    }
+}
+
+/// What a member is.
+pub(super) fn whose(member: Member) -> String {
+    match share_of(member) {
+        Some((group, index)) => format!("parity {index} of group {group}"),
+        None => format!("process {member}"),
     }
 }
 

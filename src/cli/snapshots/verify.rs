@@ -1,6 +1,6 @@
 //! `sojourn snapshots verify`.
 
-use super::place::{Found, Place};
+use super::place::{self, Place};
 use super::show::no_epoch;
 use super::stores::{Held, Stores};
 use super::text::{bar, bytes, watch};
@@ -8,7 +8,10 @@ use super::{Failure, Outcome, answer};
 use indicatif::ProgressBar;
 use serde::Serialize;
 use sojourn_snapshot::PAGE;
+use sojourn_snapshot::epoch::Epoch;
 use sojourn_snapshot::files::{Directory, Image, Verified};
+use sojourn_snapshot::parity::share_of;
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 /// Chunks that are read at once.
@@ -32,17 +35,42 @@ pub(super) struct VerifyArgs {
 #[derive(Default, Serialize)]
 struct InStores {
     copies: Vec<OfCopy>,
-    /// Bytes of memory that were checked.
+    shares: Vec<OfShare>,
+    /// Bytes that were checked, of copies of memory and of parity.
     bytes: u64,
 }
 
 #[derive(Serialize)]
 struct OfCopy {
     process: u64,
+    #[serde(flatten)]
+    place: Where,
+    #[serde(flatten)]
+    found: Found,
+}
+
+#[derive(Serialize)]
+struct OfShare {
+    group: u32,
+    share: usize,
+    /// The processes whose images are rebuilt of it, where it is sound.
+    processes: Vec<u32>,
+    #[serde(flatten)]
+    place: Where,
+    #[serde(flatten)]
+    found: Found,
+}
+
+#[derive(Serialize)]
+struct Where {
     epoch: u64,
     store: String,
     at: String,
     slot: String,
+}
+
+#[derive(Serialize)]
+struct Found {
     outcome: Checked,
     /// What is wrong.
     why: Option<String>,
@@ -61,14 +89,14 @@ enum Checked {
 pub(super) fn run(args: &VerifyArgs) -> Outcome {
     let bar = bar(args.json)?;
     let problems = match args.place.find()? {
-        Found::Stores(mut stores) => {
+        place::Found::Stores(mut stores) => {
             let found = in_stores(&args.epochs, &mut stores, &bar)?;
             bar.finish_and_clear();
             answer(args.json, &found, || stores_text(&found))?;
             stores.all_there()?;
-            found.copies.iter().filter(|copy| copy.outcome == Checked::Damaged).count()
+            found.all().filter(|found| found.outcome == Checked::Damaged).count()
         }
-        Found::Files(jobs) => {
+        place::Found::Files(jobs) => {
             let directory = Place::one(jobs)?;
             let found = in_files(&args.epochs, &directory, &bar)?;
             bar.finish_and_clear();
@@ -91,29 +119,52 @@ fn in_stores(epochs: &[u64], stores: &mut Stores, bar: &ProgressBar) -> Outcome<
             all.collect::<Outcome<Vec<_>>>()?.into_iter().flatten().collect()
         }
     };
-    let mut found = InStores::default();
+    let mut shares = stores.shares();
+    if !epochs.is_empty() {
+        let wanted: BTreeSet<Epoch> = held.iter().map(|held| held.epoch).collect();
+        shares.retain(|share| wanted.contains(&share.epoch));
+    }
+    let mut all = InStores::default();
     for one in &held {
         bar.set_message(stores.context(one));
         let read = check(stores, one, bar);
-        let (outcome, why) = match read {
-            Ok(bytes) => {
-                found.bytes += bytes;
-                (Checked::Sound, None)
-            }
-            Err(_) if stores.is_gone(one) => (Checked::Overwritten, None),
-            Err(error) => (Checked::Damaged, Some(error.to_string())),
-        };
-        found.copies.push(OfCopy {
-            process: one.member.0,
-            epoch: one.epoch.count(),
-            store: stores.name(one.store).to_owned(),
-            at: stores.at(one.store),
-            slot: format!("{:?}", one.slot),
-            outcome,
-            why,
-        });
+        all.bytes += read.as_ref().copied().unwrap_or_default();
+        let (place, found) = (where_is(stores, one), judge(stores, one, read));
+        all.copies.push(OfCopy { process: one.member.0, place, found });
     }
-    Ok(found)
+    for one in &shares {
+        let Some((group, share)) = share_of(one.member) else { continue };
+        bar.set_message(stores.context(one));
+        let read = stores.check_share(one, bar);
+        let sound = read.as_ref().ok();
+        all.bytes += sound.map_or(0, |sound| sound.bytes);
+        let processes = sound.map(|sound| sound.processes.iter().map(|it| it.0).collect());
+        let processes = processes.unwrap_or_default();
+        let (place, found) = (where_is(stores, one), judge(stores, one, read));
+        all.shares.push(OfShare { group, share, processes, place, found });
+    }
+    Ok(all)
+}
+
+fn where_is(stores: &Stores, held: &Held) -> Where {
+    let (store, at) = (stores.name(held.store).to_owned(), stores.at(held.store));
+    Where { epoch: held.epoch.count(), store, at, slot: format!("{:?}", held.slot) }
+}
+
+/// What is to be said of something that was read.
+fn judge<T>(stores: &mut Stores, held: &Held, read: sojourn::Result<T>) -> Found {
+    match read {
+        Ok(_) => Found { outcome: Checked::Sound, why: None },
+        Err(_) if stores.is_gone(held) => Found { outcome: Checked::Overwritten, why: None },
+        Err(error) => Found { outcome: Checked::Damaged, why: Some(error.to_string()) },
+    }
+}
+
+impl InStores {
+    fn all(&self) -> impl Iterator<Item = &Found> {
+        let copies = self.copies.iter().map(|copy| &copy.found);
+        copies.chain(self.shares.iter().map(|share| &share.found))
+    }
 }
 
 /// Reads all of a copy. Returns its bytes.
@@ -150,19 +201,26 @@ fn in_files(epochs: &[u64], directory: &Directory, bar: &ProgressBar) -> Outcome
 
 fn stores_text(found: &InStores) -> String {
     let mut text = String::new();
-    for copy in &found.copies {
-        let state = match copy.outcome {
+    let line = |whose: String, place: &Where, found: &Found| {
+        let state = match found.outcome {
             Checked::Sound => "sound".to_owned(),
             Checked::Overwritten => "overwritten meanwhile".to_owned(),
-            Checked::Damaged => format!("damaged: {}", copy.why.as_deref().unwrap_or_default()),
+            Checked::Damaged => format!("damaged: {}", found.why.as_deref().unwrap_or_default()),
         };
-        let _ = writeln!(
-            text,
-            "process {} epoch {} in store {}, slot {}: {state}",
-            copy.process, copy.epoch, copy.store, copy.slot
-        );
+        let Where { epoch, store, slot, .. } = place;
+        format!("{whose} epoch {epoch} in store {store}, slot {slot}: {state}\n")
+    };
+    for OfCopy { process, place, found } in &found.copies {
+        text += &line(format!("process {process}"), place, found);
     }
-    let _ = writeln!(text, "{} copies, {} checked", found.copies.len(), bytes(found.bytes));
+    for OfShare { group, share, place, found, .. } in &found.shares {
+        text += &line(format!("parity {share} of group {group}"), place, found);
+    }
+    let shares = match found.shares.len() {
+        0 => String::new(),
+        many => format!("{many} shares of parity, "),
+    };
+    let _ = writeln!(text, "{} copies, {shares}{} checked", found.copies.len(), bytes(found.bytes));
     text
 }
 
