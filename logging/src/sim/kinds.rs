@@ -10,12 +10,6 @@ macro_rules! kinds {
         impl Kind {
             /// All of them.
             pub const ALL: &[Kind] = &[$(Kind::$name,)*];
-
-            /// Its name.
-            #[must_use]
-            pub const fn name(self) -> &'static str {
-                match self { $(Kind::$name => stringify!($name),)* }
-            }
         }
     };
 }

@@ -21,6 +21,7 @@
 //! | `hold` | processes that want to stand still for a moment, between moves |
 //! | `ledger` | nobody: it sees everything, and holds it against the promises |
 //! | `broken` | shells that do one thing wrong, each of which must be caught |
+//! | [`command`] | the command line, of other simulators, too |
 //!
 //! # What goes wrong
 //!
@@ -59,6 +60,7 @@
 //! [`Follower`]: crate::remap::Follower
 
 mod broken;
+pub mod command;
 mod device;
 mod end;
 mod follow;
@@ -83,5 +85,5 @@ pub use broken::Broken;
 pub use kinds::{Kind, Kinds};
 pub use rng::Rng;
 pub use schedule::{Schedule, Time};
-pub use seeded::{Options, Outcome, run};
+pub use seeded::{Remaps, run};
 pub use small::{Explored, Fault, Small};

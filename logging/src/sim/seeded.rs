@@ -1,8 +1,9 @@
 //! Runs by seed: worlds of chance, with faults of chance.
 
 use super::broken::Broken;
+use super::command::{Options, Outcome, Simulator};
 use super::device::{Quirks, Source};
-use super::kinds::Kinds;
+use super::kinds::{Kind, Kinds};
 use super::queue::{Event, Time};
 use super::rng::Rng;
 use super::script::mixed;
@@ -26,33 +27,32 @@ const HOLDING: u64 = 0x484f_4c44_0000_0000;
 /// Most events of a run. (The longest that was seen had a tenth.)
 const MAX_EVENTS: u64 = 2_000_000;
 
-/// What came of a run.
-#[derive(Clone, Debug)]
-pub struct Outcome {
-    /// The seed.
-    pub seed: u64,
-    /// Steps taken.
-    pub events: u64,
-    /// What was met.
-    pub reached: Kinds,
-    /// The promise that was broken, if one was.
-    pub violation: Option<String>,
-    /// What happened, where that was asked for.
-    pub trace: Vec<String>,
-}
+/// The simulator of re-maps.
+pub enum Remaps {}
 
-/// How to run.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Options {
-    /// Keep a trace.
-    pub trace: bool,
-    /// With a shell that is broken on purpose.
-    pub broken: Option<Broken>,
+impl Simulator for Remaps {
+    const NAME: &'static str = "simulate";
+    const SEEDS: u64 = 10_000;
+    // The rarest comes once in some hundred.
+    const ENOUGH: u64 = 2_000;
+    type Kind = Kind;
+    const KINDS: &'static [Kind] = Kind::ALL;
+    type Reached = Kinds;
+    type Broken = Broken;
+    const BROKEN: &'static [Broken] = Broken::ALL;
+
+    fn has(reached: &Kinds, kind: Kind) -> bool {
+        reached.has(kind)
+    }
+
+    fn run(seed: u64, options: Options<Broken>) -> Outcome<Kinds> {
+        run(seed, options)
+    }
 }
 
 /// Runs the world of a seed until all has come to its end, a promise is broken, or time is up.
 #[must_use]
-pub fn run(seed: u64, options: Options) -> Outcome {
+pub fn run(seed: u64, options: Options<Broken>) -> Outcome<Kinds> {
     let mut world = world_of(seed);
     world.broken = options.broken;
     if matches!(options.broken, Some(Broken::AlwaysFinished | Broken::CutHandedAfterAll)) {

@@ -1,6 +1,7 @@
 //! The simulator in `cargo test`: a fixed list of seeds, a fresh one, and the proof that the checks bite.
 
-use super::{Broken, Fault, Kind, Kinds, Options, Small, run};
+use super::command::Options;
+use super::{Broken, Fault, Kind, Kinds, Small, run};
 use crate::entry::Opcode;
 use std::time::{SystemTime, UNIX_EPOCH};
 

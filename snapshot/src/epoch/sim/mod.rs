@@ -60,4 +60,4 @@ mod wire;
 mod world;
 
 pub use lists::{Broken, Kind};
-pub use seeded::{Options, Outcome, run};
+pub use seeded::{Epochs, run};

@@ -5,6 +5,7 @@ use super::process::Process;
 use super::world::{Happening, World};
 use super::{Broken, Kind};
 use crate::epoch::Policy;
+use sojourn_logging::sim::command::{Options, Outcome, Simulator};
 use sojourn_logging::sim::{Rng, Schedule, Time};
 use std::collections::BTreeSet;
 
@@ -16,33 +17,31 @@ const ENOUGH: u32 = 2;
 /// Most events of a run. (The longest that was seen had a tenth.)
 const MAX_EVENTS: u64 = 3_000_000;
 
-/// What came of a run.
-#[derive(Clone, Debug)]
-pub struct Outcome {
-    /// The seed.
-    pub seed: u64,
-    /// Steps taken.
-    pub events: u64,
-    /// What was met.
-    pub reached: BTreeSet<Kind>,
-    /// The promise that was broken, if one was.
-    pub violation: Option<String>,
-    /// What happened, where that was asked for.
-    pub trace: Vec<String>,
-}
+/// The simulator of epochs.
+pub enum Epochs {}
 
-/// How to run.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Options {
-    /// Keep a trace.
-    pub trace: bool,
-    /// With a shell that is broken on purpose.
-    pub broken: Option<Broken>,
+impl Simulator for Epochs {
+    const NAME: &'static str = "simulate-epochs";
+    const SEEDS: u64 = 5_000;
+    const ENOUGH: u64 = 3_000;
+    type Kind = Kind;
+    const KINDS: &'static [Kind] = Kind::ALL;
+    type Reached = BTreeSet<Kind>;
+    type Broken = Broken;
+    const BROKEN: &'static [Broken] = Broken::ALL;
+
+    fn has(reached: &BTreeSet<Kind>, kind: Kind) -> bool {
+        reached.contains(&kind)
+    }
+
+    fn run(seed: u64, options: Options<Broken>) -> Outcome<BTreeSet<Kind>> {
+        run(seed, options)
+    }
 }
 
 /// Runs the world of a seed until all has come to its end, a promise is broken, or time is up.
 #[must_use]
-pub fn run(seed: u64, options: Options) -> Outcome {
+pub fn run(seed: u64, options: Options<Broken>) -> Outcome<BTreeSet<Kind>> {
     let mut world = world_of(seed, options);
     let mut events = 0;
     let deadline = world.horizon + BOUND;
@@ -67,7 +66,7 @@ pub fn run(seed: u64, options: Options) -> Outcome {
     Outcome { seed, events, reached, violation, trace: trace.unwrap_or_default() }
 }
 
-fn world_of(seed: u64, options: Options) -> World {
+fn world_of(seed: u64, options: Options<Broken>) -> World {
     let mut rng = Rng::new(seed);
     let processes = rng.pick(&[1, 1, 2, 2, 2, 3, 3, 4, 5]);
     let stores = rng.between(1, 5);

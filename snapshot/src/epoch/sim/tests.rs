@@ -1,6 +1,7 @@
 //! The simulator in `cargo test`: a fixed list of seeds, a fresh one, and the proof that the checks bite.
 
-use super::{Broken, Kind, Options, run};
+use super::{Broken, Kind, run};
+use sojourn_logging::sim::command::Options;
 use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
