@@ -300,8 +300,7 @@ impl<B: Backend> Tracked<B> {
             return Err(error);
         }
         let fresh = ranges::normalize(std::mem::take(&mut self.fresh));
-        ranges::intersect(&fresh, &self.watched).into_iter().for_each(&mut *dirty);
-        self.always.iter().cloned().for_each(dirty);
+        ranges::intersect(&fresh, &self.watched).into_iter().for_each(dirty);
         Ok(())
     }
 }
@@ -337,7 +336,10 @@ impl<B: Backend> Tracker for Tracked<B> {
     }
 
     fn collect_at_rest(&mut self, dirty: &mut dyn FnMut(Range<usize>)) -> Result<()> {
-        self.look(dirty, B::collect_at_rest)
+        self.look(dirty, B::collect_at_rest)?;
+        // Not at work: what was sent of it then would be sent again.
+        self.always.iter().cloned().for_each(dirty);
+        Ok(())
     }
 }
 

@@ -102,6 +102,7 @@ fn ranges_of_any_alignment_come_and_go_alone() {
         memory.write(0, 4 * PAGE, 2);
         assert_eq!(told(&mut *tracker, &memory), [1, 2], "{kind}: the page of both stays");
         tracker.add_always_dirty(memory.part(PAGE + 7..PAGE + 8)).unwrap();
+        tracker.collect(&mut |range| panic!("{kind}: {range:x?} is told at work")).unwrap();
         assert_eq!(told(&mut *tracker, &memory), [1], "{kind}");
         memory.write(2 * PAGE, 1, 3);
         assert_eq!(told(&mut *tracker, &memory), [1, 2], "{kind}");
