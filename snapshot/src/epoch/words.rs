@@ -12,7 +12,8 @@ pub struct Policy {
     pub copies: usize,
     /// With how many of them it is still complete, where others were lost and nobody takes their place.
     pub minimum: usize,
-    /// Most rounds before the pause. (A store that comes in later starts the count anew.)
+    /// Most rounds before the pause. (A store that comes in later starts the count anew.) Fewer where more are of no use:
+    /// the round in which the program has changed nearly all again is the last of that epoch, and left out of the next few.
     pub rounds: u32,
     /// So many stale chunks are few enough for the pause.
     pub small: usize,

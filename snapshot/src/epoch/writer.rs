@@ -28,6 +28,10 @@ pub struct Writer {
     largest: Epoch,
     committed: Epoch,
     round: u32,
+    /// What was stale when the last round of this epoch began.
+    before: Option<usize>,
+    /// Rounds that were of use, and for how many epochs, with this one, that is taken for granted.
+    useful: (u32, u32),
     /// A store has been asked for, and not been named.
     placing: bool,
     /// There is no other, in this epoch.
@@ -44,6 +48,15 @@ pub struct Writer {
     serial: u64,
     report_at: Option<Duration>,
     actions: VecDeque<Action>,
+}
+
+/// After so many epochs without it a round that was of no use is tried again.
+const TRY_AGAIN: u32 = 8;
+
+/// Whether a round was of no use: the program has changed nearly as much of its memory meanwhile as was sent. Another one
+/// would do no better, and the pause is as long without any.
+fn is_futile(before: usize, after: usize) -> bool {
+    8 * after > 7 * before
 }
 
 impl Writer {
@@ -85,6 +98,8 @@ impl Writer {
             largest: committed,
             committed,
             round: 0,
+            before: None,
+            useful: (policy.rounds, 0),
             placing: false,
             exhausted: false,
             failed: Vec::new(),
@@ -229,7 +244,12 @@ impl Writer {
 
     fn begin(&mut self, epoch: Epoch, now: Duration) {
         (self.epoch, self.stage, self.since) = (epoch, Stage::Gather, now);
-        (self.round, self.exhausted, self.why) = (0, false, None);
+        (self.round, self.before, self.exhausted, self.why) = (0, None, false, None);
+        let (rounds, epochs) = self.useful;
+        self.useful = match epochs {
+            0 | 1 => (self.policy.rounds, 0),
+            more => (rounds, more - 1),
+        };
         self.failed.clear();
     }
 
@@ -248,7 +268,7 @@ impl Writer {
                     committed: self.committed,
                 };
                 self.replicas.push(Replica::new(by, store, self.chunks, grant, now));
-                self.round = 0;
+                (self.round, self.before) = (0, None);
             }
             _ => self.exhausted = true,
         }
@@ -338,12 +358,17 @@ impl Writer {
             return;
         }
         let stale = self.replicas.iter().map(Replica::stale).max().unwrap_or_default();
-        if stale <= self.policy.small || self.round >= self.policy.rounds {
+        let small = stale <= self.policy.small;
+        if !small && self.before.is_some_and(|before| is_futile(before, stale)) {
+            self.useful = (self.round - 1, TRY_AGAIN);
+        }
+        if small || self.round >= self.useful.0 {
             self.stage = Stage::Pause;
             self.owed += 1;
             self.actions.push_back(Action::Pause);
         } else {
             self.round += 1;
+            self.before = Some(stale);
             self.stage = Stage::Round;
             self.send();
         }
