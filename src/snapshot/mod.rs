@@ -538,7 +538,7 @@ impl Snapshots {
         options.term = Term(back.life);
         let protect = self.options.scheme.parity() > 0;
         options.policy = Policy { copies, protect, ..Policy::default() };
-        if !tracker.kind().starts_afresh_at_work() {
+        if tracker.kind() == Tracking::Everything {
             // What is sent ahead of the pause would be sent again in it.
             options.policy.rounds = 0;
         }

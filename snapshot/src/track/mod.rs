@@ -88,13 +88,6 @@ impl Kind {
         }
     }
 
-    /// Whether [`Tracker::collect`] starts afresh while the program writes. Where it does not, all that was told
-    /// since [`Tracker::collect_at_rest`] was called last is told again.
-    #[must_use]
-    pub fn starts_afresh_at_work(self) -> bool {
-        matches!(self, Kind::Scan | Kind::Protect)
-    }
-
     /// The kind that a value of [`VARIABLE`] names; `None` for `auto`.
     ///
     /// # Errors
