@@ -56,14 +56,14 @@ def hca_loopback(c):
 
 @case
 def dirty_tracking(c):
-    """Each back end of dirty tracking tells every change, and none what rxe writes."""
+    """Each back end tells every change but what rxe writes, which virtual verbs tell."""
     guest = c.guests[0]
     release = guest.run("uname -r")
     version = tuple(int(part) for part in re.match(r"(\d+)\.(\d+)", release).groups())
     expected = ["soft-dirty", "protect"] + (["scan"] if version >= (6, 7) else [])
     # Explicit huge pages; what the guest boots with is none.
     guest.run(f"echo {TRACKING_HUGE_PAGES} > /proc/sys/vm/nr_hugepages")
-    variable = f"SOJOURN_EXPECT_TRACKING={','.join(expected)}"
+    variable = f"SOJOURN_TEST_DEVICE=rxe0 SOJOURN_EXPECT_TRACKING={','.join(expected)}"
     program = c.programs.test("tracking")
     log = guest.run(f"{variable} {program} --nocapture --test-threads 1", 300)
     guest.run("echo 0 > /proc/sys/vm/nr_hugepages")

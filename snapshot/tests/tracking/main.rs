@@ -4,6 +4,7 @@
 //! `SOJOURN_EXPECT_TRACKING` names back ends (with commas) without which the tests fail; others are
 //! skipped by name where the kernel has them not. `SOJOURN_SEED` repeats a run of the oracle.
 
+mod both;
 mod changes;
 mod choice;
 mod device;

@@ -224,10 +224,21 @@ impl Image {
         .unwrap();
         told.sort_unstable();
         told.dedup();
-        for page in &told {
-            memory.copy(*page, &mut self.words[page * WORDS..(page + 1) * WORDS]);
-        }
+        told.iter().for_each(|page| self.page(memory, *page));
         told
+    }
+
+    /// Copies what somebody else tells of: whatever of it is this memory.
+    pub(crate) fn copy(&mut self, memory: &Memory, range: Range<usize>) {
+        let range = range.start.max(memory.addr)..range.end.min(memory.range().end);
+        if !range.is_empty() {
+            let pages = (range.start - memory.addr) / PAGE..=(range.end - 1 - memory.addr) / PAGE;
+            pages.for_each(|page| self.page(memory, page));
+        }
+    }
+
+    fn page(&mut self, memory: &Memory, page: usize) {
+        memory.copy(page, &mut self.words[page * WORDS..(page + 1) * WORDS]);
     }
 
     /// Every byte is what memory has: nothing was left untold.
