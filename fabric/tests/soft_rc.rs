@@ -4,7 +4,9 @@
 mod soft_util;
 
 use soft_util::*;
-use sojourn_fabric::abi::{Wc, wc_flags, wc_opcode, wr_opcode};
+use sojourn_fabric::abi::{Wc, access, wc_flags, wc_opcode, wr_opcode};
+use sojourn_fabric::virt::{ConnectOptions, Context, Op, QpOptions, SendRequest};
+use std::time::Duration;
 
 /// Plays the other process's part.
 #[test]
@@ -139,4 +141,46 @@ fn a_stream_stays_in_order() {
         done += 1;
     }
     receiver.join().unwrap();
+}
+
+/// Promise: two that begin to talk to each other at the same moment hear each other. Each then has two links, which it
+/// learns of on two threads.
+#[test]
+fn two_that_begin_at_once_hear_each_other() {
+    const TIMES: usize = 200;
+    /// Microseconds: about what a link takes to be made.
+    const STAGGER: usize = 10;
+    let end = || {
+        let context = Context::open_raw("soft0").unwrap();
+        let pd = context.alloc_pd().unwrap();
+        let cq = context.create_cq(8).unwrap();
+        let qp = pd.create_qp(&QpOptions::rc(&cq)).unwrap();
+        qp.init(&ConnectOptions::default()).unwrap();
+        let memory = pd.register(64, access::LOCAL_WRITE).unwrap();
+        qp.post_recv(1, &[memory.slice(32..64)]).unwrap();
+        (qp, cq, memory)
+    };
+    for time in 0..TIMES {
+        let ends = [end(), end()];
+        let names = ends.each_ref().map(|(qp, ..)| qp.endpoint().unwrap());
+        let both = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            for (this, (qp, cq, memory)) in ends.iter().enumerate() {
+                let (both, names) = (&both, &names);
+                scope.spawn(move || {
+                    // Or nearly so.
+                    std::thread::sleep(Duration::from_micros(
+                        (this * (time % 50) * STAGGER) as u64,
+                    ));
+                    qp.connect(&names[1 - this], &ConnectOptions::default()).unwrap();
+                    both.wait();
+                    qp.post_send(&SendRequest::new(2, Op::Send, &[memory.slice(0..8)])).unwrap();
+                    for _ in 0..2 {
+                        let wc = cq.expect(Duration::from_secs(20));
+                        assert!(wc.is_ok(), "time {time}, end {this}: {wc:?}");
+                    }
+                });
+            }
+        });
+    }
 }

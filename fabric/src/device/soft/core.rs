@@ -554,6 +554,9 @@ impl Core {
 
     /// Links have come or gone: chooses between looking into each ring and having them marked.
     fn choose_direct(&self) {
+        // Before looking: of two that come at once, the one that has seen fewer must not have the last word, or nobody
+        // would ever look into the ring of the other.
+        let mut direct = self.direct.lock();
         let links: Vec<(u32, Link)> = self
             .links
             .read()
@@ -561,7 +564,6 @@ impl Core {
             .enumerate()
             .filter_map(|(number, entered)| Some((number as u32, entered.as_ref()?.0.clone())))
             .collect();
-        let mut direct = self.direct.lock();
         let header = self.region.header();
         if links.len() <= DIRECT_LINKS {
             *direct = links.into_iter().map(|(_, link)| link).collect();
