@@ -198,13 +198,14 @@ impl Side {
 
     fn poll(&self) {
         for wc in drain(&self.cq) {
-            assert_eq!(wc.status, wc_status::SUCCESS, "{}", wc_status::name(wc.status));
+            assert_eq!(wc.status, wc_status::SUCCESS, "{}: {wc:?}", wc_status::name(wc.status));
         }
     }
 }
 
 /// One world of chance.
 fn run(seed: u64, swaps: bool, open: &mut dyn FnMut() -> Arc<dyn DeviceContext>) {
+    println!("seed {seed}");
     let mut chance = Chance(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let job = Job::default();
     let mut sides = [Side::new(&job, 1, open()), Side::new(&job, 2, open())];
