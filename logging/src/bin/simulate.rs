@@ -6,7 +6,7 @@
 //!
 //! everything that can happen in small worlds: in all of them, or in so many from the N-th on.
 
-use sojourn_logging::sim::command::{self, Arguments};
+use sojourn_logging::sim::command::{self, Arguments, Simulator};
 use sojourn_logging::sim::{Remaps, Small};
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     match Arguments::read(&[EXHAUSTIVE]) {
         Ok(given) if given.has(EXHAUSTIVE) => exhaust(&given),
         Ok(given) => command::main::<Remaps>(&given),
-        Err(why) => command::refused("simulate", &why),
+        Err(why) => command::refused(Remaps::NAME, &why),
     }
 }
 

@@ -87,13 +87,7 @@ impl Scan {
         let page = memmap2::MmapMut::map_anon(PAGE)
             .map_err(|error| Error::os(&error, "mapping a page to try tracking with"))?;
         let range = page.as_ptr() as usize..page.as_ptr() as usize + PAGE;
-        let pagemap = &mut self.pagemap;
-        let mut told = || {
-            let mut count = 0;
-            pagemap.take_written(&range, |_| count += 1).map(|()| count)
-        };
-        let tried = self.uffd.register(&range).and_then(|()| Ok((told()?, told()?)));
-        match tried.and_then(|both| self.uffd.unregister(&range).map(|()| both)) {
+        match self.told_twice(&range) {
             Ok((1, 0)) => Ok(()),
             Ok((first, second)) => Err(Error::unsupported(format!(
                 "PAGEMAP_SCAN of this kernel tells {first} and then {second} runs of one written page"
@@ -109,13 +103,18 @@ impl Scan {
         let Ok(memory) = memmap2::MmapMut::map_anon(2 * TABLE) else { return false };
         let at = (memory.as_ptr() as usize).next_multiple_of(TABLE);
         let hole = at..at + TABLE;
+        self.told_twice(&hole) == Ok((TABLE / PAGE, 0))
+    }
+
+    /// How many pages of fresh memory of our own are told, and how many then.
+    fn told_twice(&mut self, range: &Range<usize>) -> nix::Result<(usize, usize)> {
         let pagemap = &mut self.pagemap;
         let mut told = || {
-            let mut bytes = 0;
-            pagemap.take_written(&hole, |range| bytes += range.len()).map(|()| bytes)
+            let mut pages = 0;
+            pagemap.take_written(range, |part| pages += part.len() / PAGE).map(|()| pages)
         };
-        let both = self.uffd.register(&hole).and_then(|()| Ok((told()?, told()?)));
-        both == Ok((TABLE, 0)) && self.uffd.unregister(&hole).is_ok()
+        let both = self.uffd.register(range).and_then(|()| Ok((told()?, told()?)))?;
+        self.uffd.unregister(range).map(|()| both)
     }
 
     /// Forgets what is known of a range.
