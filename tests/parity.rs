@@ -71,14 +71,28 @@ impl Nodes {
         }
     }
 
-    /// Its store is gone, and its rank, if it has one.
-    fn kill(&mut self, node: usize) {
-        let mut store = self.stores[node].take().unwrap();
-        store.child.kill().unwrap();
-        store.child.wait().unwrap();
-        if let Ok(pid) = std::fs::read_to_string(self.place.path(&format!("pid.{node}"))) {
-            let killed = std::process::Command::new("kill").args(["-9", pid.trim()]).status();
-            assert!(killed.unwrap().success());
+    /// Their stores are gone, and their ranks, if they have any: all at the same time as far as the others can tell, which
+    /// stand still meanwhile. Otherwise they may have put their images elsewhere between one loss and the next.
+    fn kill(&mut self, nodes: &[usize]) {
+        self.signal("STOP", &(0..self.stores.len()).collect::<Vec<_>>());
+        for node in nodes {
+            let mut store = self.stores[*node].take().unwrap();
+            store.child.kill().unwrap();
+            store.child.wait().unwrap();
+        }
+        self.signal("KILL", nodes);
+        let rest: Vec<_> = (0..self.stores.len()).filter(|node| !nodes.contains(node)).collect();
+        self.signal("CONT", &rest);
+    }
+
+    /// To the ranks of these nodes; not every node has one.
+    fn signal(&self, signal: &str, nodes: &[usize]) {
+        for node in nodes {
+            if let Ok(pid) = std::fs::read_to_string(self.place.path(&format!("pid.{node}"))) {
+                let mut kill = std::process::Command::new("kill");
+                let sent = kill.args(["-s", signal, pid.trim()]).status();
+                assert!(sent.unwrap().success(), "{signal} to rank {node}");
+            }
         }
     }
 }
@@ -102,7 +116,7 @@ fn heat_survives_the_loss_of_nodes_within_the_promise() {
         let mut nodes = Nodes::new(nodes);
         let run = nodes.heat(3, scheme, 6);
         nodes.committed(3);
-        lost.iter().for_each(|node| nodes.kill(*node));
+        nodes.kill(lost);
         let done = run.finish();
         let back = done.err.contains("is back at step");
         assert!(back && !done.err.contains("is back at step 0 "), "{scheme}: {}", done.err);
@@ -116,7 +130,7 @@ fn heat_says_what_is_missing_beyond_the_promise() {
     let mut nodes = Nodes::new(4);
     let run = nodes.heat(3, "xor:3", 1);
     nodes.committed(2);
-    [3, 1].iter().for_each(|node| nodes.kill(*node));
+    nodes.kill(&[1, 3]);
     let done = run.finish();
     assert!(!done.status.success(), "{done:?}");
     let says = "of the 4 shares of group 0, 2 are missing, and xor:3 makes up for 1";
