@@ -463,8 +463,11 @@ impl CqCore {
         }
         if id >> KIND_SHIFT == PROOF >> KIND_SHIFT {
             // SAFETY: we hold this CQ, alone.
-            if let Some(qp) = unsafe { self.qps.get(number) } {
-                qp.proof_came(wc);
+            if let Some(qp) = unsafe { self.qps.get(number) }
+                && qp.proof_came(harvest.underlay.id, wc)
+                && !qp.withholds(harvest.underlay.id, wc)
+            {
+                qp.ours_failed(wc);
             }
             return false;
         }
@@ -473,7 +476,7 @@ impl CqCore {
             if let Some(qp) = unsafe { self.qps.get(number) }
                 && !qp.withholds(harvest.underlay.id, wc)
             {
-                qp.record_came_back(wc);
+                qp.ours_failed(wc);
             }
             return false;
         }

@@ -603,15 +603,15 @@ fn a_cq_holds_a_full_flush_of_all_its_queue_pairs() {
     fabric.assert_no_overrun();
     assert_eq!(a.drain().len(), posted);
 
-    let cap = QpCap { max_send_wr: 900, max_recv_wr: 900, ..pairs[0].0.cap() };
+    let cap = QpCap { max_send_wr: 920, max_recv_wr: 920, ..pairs[0].0.cap() };
     let error = a.pd.create_qp(&QpOptions { cap, ..QpOptions::rc(&a.cq) }).err().unwrap();
-    assert!(error.to_string().contains("2000 at most"), "{error}");
+    assert!(error.to_string().contains("2048 at most"), "{error}");
     // Destroyed queue pairs make room.
     drop(pairs);
     a.pd.create_qp(&QpOptions { cap, ..QpOptions::rc(&a.cq) }).unwrap();
     let cap = QpCap { max_send_wr: 1000, ..cap };
     let error = a.pd.create_qp(&QpOptions { cap, ..QpOptions::rc(&a.cq) }).err().unwrap();
-    assert!(error.to_string().contains("max_send_wr of 1000") && error.to_string().contains("939"));
+    assert!(error.to_string().contains("max_send_wr of 1000") && error.to_string().contains("938"));
 }
 
 /// Promise: completions of a queue pair that is destroyed are dropped, and those of others

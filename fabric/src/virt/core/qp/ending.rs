@@ -304,6 +304,7 @@ impl QpCore {
         side.clear(gate::BLOCKED | gate::SUSPENDED | gate::FAILED | gate::ERR);
         drop(side);
         self.forget_replays();
+        self.forget_proofs();
         let mut side = self.recv_side.enter();
         side.set(0);
         if let Some(last) = self.recv.appended().checked_sub(1)

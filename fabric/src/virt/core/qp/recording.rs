@@ -93,9 +93,9 @@ impl QpCore {
         }
     }
 
-    /// A record has come back, and so in error. Called by pollers.
+    /// A record, or a proof, has come back in error. Called by pollers.
     #[cold]
-    pub(in crate::virt::core) fn record_came_back(&self, wc: &Wc) {
+    pub(in crate::virt::core) fn ours_failed(&self, wc: &Wc) {
         if wc.status == wc_status::SUCCESS {
             return;
         }

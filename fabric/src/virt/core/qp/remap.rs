@@ -17,6 +17,7 @@
 //! | `fresh` | the new physical queue pair, made and connected before the blackout |
 //! | `late` | receives that succeed falsely at ERR |
 //! | `mend` | paths that fail around a move |
+//! | `proof` | what nobody has had signalled, proven |
 //! | `standing` | how it is written down |
 //! | `anew` | and made anew from that |
 //! | `still` | holds: stop, and go on |
@@ -28,6 +29,7 @@ mod anew;
 mod fresh;
 mod late;
 mod mend;
+mod proof;
 mod standing;
 mod status;
 mod still;
@@ -35,15 +37,12 @@ mod still;
 pub(in crate::virt::core) use self::fresh::Fresh;
 use self::late::Late;
 use self::mend::{is_of_path, may_be_of_path};
+use self::proof::Proofs;
 pub(in crate::virt::core) use self::standing::{Places, Restless};
 use super::ending::{Ending, completion_of};
-use super::recording::{point_at, record_sge};
 use super::send::SendSide;
 use super::{Attachment, Blocked, QpCore, watch};
-use crate::abi::{
-    self, QpAttr, SendWr, Wc, qp_mask, qp_state, qp_type, send_flags, wc_opcode, wc_status,
-    wr_opcode,
-};
+use crate::abi::{QpAttr, Wc, qp_mask, qp_state, qp_type, wc_opcode, wc_status};
 use crate::device::Kind;
 use crate::error::{Error, Result};
 use crate::names::DeviceId;
@@ -53,8 +52,8 @@ use crate::virt::core::lock::{Guard, gate};
 use crate::virt::core::peer::Missing;
 use crate::virt::core::policy::Source;
 use crate::virt::core::record::Word;
-use crate::virt::core::underlay::{NO_SUCH_KEY, Underlay};
-use crate::virt::core::{KIND_SHIFT, LOW_31, PROOF, RECV, SHARED, lock_mutex};
+use crate::virt::core::underlay::Underlay;
+use crate::virt::core::{KIND_SHIFT, LOW_31, RECV, SHARED, lock_mutex};
 use sojourn_logging::{Executed, Opcode, Plan, Start};
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -92,10 +91,7 @@ pub(super) struct Moving {
     failing_since: Option<Instant>,
     /// The peer has been told how far it has come.
     told: bool,
-    /// A proof is out.
-    proof_out: bool,
-    /// One has come back in error, with this status, though nothing of the program's did.
-    proof_failed: Option<u32>,
+    proofs: Proofs,
     /// Requests that were executed on an earlier path, without a completion so far, in order.
     executed: VecDeque<u64>,
     /// Requests that were handed again, without a completion so far, in order.
@@ -173,8 +169,7 @@ impl QpCore {
         }
     }
 
-    /// Sends are only appended from here on. Behind a tail that no completion would prove goes a
-    /// request of ours that does.
+    /// Sends are only appended from here on.
     pub(in crate::virt::core) fn stop(&self) {
         let Ok(attachment) = self.attachment() else { return };
         let mut side = self.send_side.visit();
@@ -182,14 +177,7 @@ impl QpCore {
             return;
         }
         side.set(gate::SUSPENDED);
-        if side.gate() & (gate::FAILED | gate::ERR) == 0
-            && self.qp_type == qp_type::RC
-            // Behind what still waits to be handed again it would be counted, and is not.
-            && side.replays.is_empty()
-            && self.has_unproven_tail()
-        {
-            self.prove(&mut side, true);
-        }
+        self.prove_tail(&mut side);
     }
 
     /// Failures are not the program's business from here on; of a path that is `broken`, or of one that is
@@ -207,78 +195,18 @@ impl QpCore {
         true
     }
 
-    /// A WRITE is out behind which nothing is signalled. (Of SENDs the receiver tells, by count.)
-    fn has_unproven_tail(&self) -> bool {
-        let out = self.send.retired()..self.send.handed();
-        out.rev()
-            .take_while(|seq| !self.comes_back(*seq))
-            .any(|seq| matches!(self.send.entry(seq).opcode, Opcode::Write | Opcode::WriteImm))
-    }
-
-    /// Its completion comes in any case.
-    fn comes_back(&self, seq: u64) -> bool {
-        let entry = self.send.entry(seq);
-        self.send.is_signaled(seq) || entry.opcode == Opcode::Read || entry.opcode.is_atomic()
-    }
-
-    /// Posts a request of no bytes behind all that were handed. The peer allows it: it is posted
-    /// behind WRITEs alone, or to a queue pair at ERR.
-    fn prove(&self, side: &mut Guard<'_, SendSide>, counts: bool) {
-        let mut wr = SendWr::empty();
-        wr.wr_id = PROOF | self.tag | self.send.handed().wrapping_sub(1) & LOW_31;
-        wr.opcode = wr_opcode::RDMA_WRITE;
-        wr.send_flags = send_flags::SIGNALED;
-        wr.wr.rdma = abi::RdmaWr { remote_addr: 0, rkey: NO_SUCH_KEY };
-        // To a peer that wants records it is one.
-        let recorded = side.record.filter(|_| counts);
-        let number = self.send.next_record().to_le_bytes();
-        let mut sge = record_sge(&number);
-        if let Some(word) = recorded {
-            point_at(&mut wr, word, &mut sge);
-        }
-        if self.qp_type == qp_type::UD {
-            wr.opcode = wr_opcode::SEND;
-            wr.wr.ud = side.lost_datagram(0);
-        }
-        let Some(qp) = side.physical() else { return };
-        // SAFETY: one request without elements, or with one of bytes that are copied during the call; a
-        // datagram's handle is the side's own.
-        if unsafe { qp.post_send(&raw mut wr) }.is_ok() {
-            lock_mutex(&self.moving).proof_out = true;
-            match recorded {
-                Some(_) => self.send.note_record(),
-                None if counts => self.send.hide(),
-                None => {}
-            }
-        }
-    }
-
-    /// A request of ours has come back. Called by pollers.
-    #[cold]
-    pub(in crate::virt::core) fn proof_came(&self, wc: &Wc) {
-        {
-            let mut moving = lock_mutex(&self.moving);
-            moving.proof_out = false;
-            moving.proof_failed = (wc.status != wc_status::SUCCESS).then_some(wc.status);
-        }
-        if wc.status == wc_status::SUCCESS
-            && let Some(seq) = self.send.expand((wc.wr_id & LOW_31) as u32)
-        {
-            self.send.retire(seq);
-        }
-    }
-
     /// Nothing that was handed is still to be executed, as far as can be told. After a harvest.
     pub(in crate::virt::core) fn is_quiet(&self) -> bool {
         if self.send_side.gate() & (gate::FAILED | gate::ERR) != 0 || self.is_broken() {
             return true;
         }
         let (retired, handed) = (self.send.retired(), self.send.handed());
-        let (proof_out, waits, stuck) = {
+        self.prove_tail(&mut self.send_side.visit());
+        let (waits, stuck) = {
             let moving = lock_mutex(&self.moving);
             let since = moving.stopped.map_or(Duration::ZERO, |since| since.elapsed());
-            let waits = moving.proof_out || !moving.replays.is_empty();
-            (moving.proof_out, waits, since >= DRAIN_PATIENCE)
+            let waits = moving.proofs.are_out() || !moving.replays.is_empty();
+            (waits, since >= DRAIN_PATIENCE)
         };
         // A SEND without a receive would be waited for in vain: it and what is behind it are decided by
         // counting. The answer of an atomic, once it was executed, is not; nor, where the peer's number is
@@ -291,7 +219,8 @@ impl QpCore {
                 let opcode = self.send.entry(seq).opcode;
                 let message = !opcode.is_one_sided() || opcode == Opcode::WriteImm;
                 is_behind |= message && self.comes_back(seq);
-                let will_be_known = proof_out || last_back >= Some(seq);
+                let will_be_known =
+                    last_back >= Some(seq) || lock_mutex(&self.moving).proofs.will_prove(seq);
                 let write = opcode == Opcode::Write && will_be_known && !is_behind;
                 !(opcode.is_atomic() || records && write)
             });
@@ -315,8 +244,10 @@ impl QpCore {
         }
         lock_mutex(&self.moving).down = self.srq.is_some().then(Instant::now);
         // What is signalled at ERR comes back behind everything else.
-        if self.send.retired() < self.send.handed() && !lock_mutex(&self.moving).proof_out {
-            let mut side = self.send_side.visit();
+        let mut side = self.send_side.visit();
+        let handed = self.send.handed();
+        let last = handed.wrapping_sub(1);
+        if self.send.retired() < handed && !lock_mutex(&self.moving).proofs.will_prove(last) {
             self.prove(&mut side, false);
         }
     }
@@ -331,7 +262,7 @@ impl QpCore {
             let moving = lock_mutex(&self.moving);
             // Of shared receives one comes back only where it was in hand.
             let lags = moving.down.is_some_and(|since| since.elapsed() < SHARED_LAG);
-            let waits = ((moving.recvs_out || lags) && !moving.flushed) || moving.proof_out;
+            let waits = ((moving.recvs_out || lags) && !moving.flushed) || moving.proofs.are_out();
             if !exact && !last_look && waits {
                 return None;
             }

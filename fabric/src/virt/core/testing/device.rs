@@ -642,7 +642,7 @@ impl DeviceContext for TestContext {
         // SAFETY: integers alone, for which zero is a value.
         let mut attr: abi::DeviceAttr = unsafe { std::mem::zeroed() };
         (attr.max_qp, attr.max_qp_wr, attr.max_sge) = (1000, 1000, 8);
-        (attr.max_cqe, attr.max_mr, attr.phys_port_cnt) = (2000, 1000, 1);
+        (attr.max_cqe, attr.max_mr, attr.phys_port_cnt) = (2048, 1000, 1);
         (attr.max_qp_rd_atom, attr.max_qp_init_rd_atom, attr.atomic_cap) = (16, 16, 1);
         (self.limits)(&mut attr);
         Ok(attr)

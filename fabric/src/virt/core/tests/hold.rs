@@ -332,3 +332,38 @@ fn datagrams_stand_still_with_their_sender() {
     assert!(drain(&cq).is_empty());
     held.end().unwrap();
 }
+
+/// Promise: however often a context is held while a SEND waits for a receive, what is behind it takes no more of the
+/// device's queue: it is as deep as the program was told.
+#[test]
+fn holds_take_no_room_from_a_queue_that_waits() {
+    for evidence in [Evidence::Psn, Evidence::Record] {
+        let policy = Policy { evidence, ..Policy::default() };
+        let (job, fabric) = (Job::default(), Fabric::default());
+        let [a, b] = [1, 2].map(|number| {
+            Process::with(&job, &fabric, number, Port::infiniband(number as u16), &policy)
+        });
+        let mut options = QpOptions::rc(&a.cq);
+        options.cap.max_send_wr = 8;
+        let (qa, qb) = (a.pd.create_qp(&options).unwrap(), b.qp());
+        connect(&qa, &qb);
+        let sge = [a.memory.slice(0..64)];
+        let write = |id: u64| {
+            let to = b.memory.remote(64 * id as usize);
+            let request = SendRequest::new(id, Op::Write(to), &sge);
+            qa.post_send(&if id == 7 { request } else { request.unsignaled() })
+        };
+        qa.post_send(&SendRequest::new(0, Op::Send, &sge).unsignaled()).unwrap();
+        for id in 1..8 {
+            write(id).unwrap();
+            for _ in 0..3 {
+                b.context.suspend(late()).unwrap().end().unwrap();
+            }
+        }
+        assert_eq!(qa.state().unwrap(), qp_state::RTS, "{evidence:?}");
+        qb.post_recv(8, &[b.memory.slice(2048..2112)]).unwrap();
+        b.context.suspend(late()).unwrap().end().unwrap();
+        assert_eq!(ids(&a.drain()), successes(7..8), "{evidence:?}");
+        assert_eq!(ids(&b.drain()), successes(8..9), "{evidence:?}");
+    }
+}

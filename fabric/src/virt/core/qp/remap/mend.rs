@@ -26,9 +26,10 @@ use std::time::Instant;
 impl Moving {
     /// What fails on that physical queue pair is withheld from here on.
     pub(super) fn begin(&mut self, attachment: &Attachment, broken: bool) {
-        self.old = Some((attachment.underlay.id, attachment.qp.qp_num()));
+        let on = (attachment.underlay.id, attachment.qp.qp_num());
+        self.old = Some(on);
+        self.proofs.begin(on);
         (self.flushed, self.told) = (false, false);
-        (self.proof_out, self.proof_failed) = (false, None);
         (self.broken, self.stopped) = (broken, Some(Instant::now()));
         self.failing_since = None;
         self.withheld.clear();
@@ -44,13 +45,13 @@ impl Moving {
 
     /// Something is withheld, or a request of ours says that the path has failed.
     pub(super) fn has_failed(&self) -> bool {
-        !self.withheld.is_empty() || self.proof_failed.is_some()
+        !self.withheld.is_empty() || self.proofs.failed().is_some()
     }
 
     /// The status of the first send that failed of itself, and was not flushed.
     pub(super) fn first_failure(&self) -> Option<u32> {
         let sends = self.withheld.iter().filter(|wc| !is_recv(wc)).map(|wc| wc.status);
-        sends.chain(self.proof_failed).find(|status| *status != wc_status::WR_FLUSH_ERR)
+        sends.chain(self.proofs.failed()).find(|status| *status != wc_status::WR_FLUSH_ERR)
     }
 
     /// The path may be to blame: it is, as far as it shows, or it does not show yet.
@@ -160,14 +161,18 @@ impl QpCore {
                 return self.call_for_help();
             }
             if failed {
+                let blamed = moving.proofs.failed().filter(|why| *why != wc_status::WR_FLUSH_ERR);
                 drop((moving, side));
+                if let Some(status) = blamed {
+                    self.blame.store(status, Ordering::Relaxed);
+                }
                 self.return_withheld();
                 moving = lock_mutex(&self.moving);
             } else {
                 // Under the lock: what comes from here on is no more withheld, and needs no giving back.
                 self.watch.fetch_and(!watch::WITHHOLD, Ordering::SeqCst);
             }
-            break (moving.old.take().is_some(), moving.proof_failed.take().is_some());
+            break (moving.old.take().is_some(), moving.proofs.take_failed().is_some());
         };
         if stopped {
             self.cqs().for_each(|cq| cq.end_move());

@@ -92,7 +92,7 @@ impl QpCore {
         };
         let blocked = first.is_some_and(|seq| starved && is_message(seq));
         // What proves the last ones is still to come, if nothing is in its way.
-        let unproven = first.is_none() && lock_mutex(&self.moving).proof_out;
+        let unproven = first.is_none() && lock_mutex(&self.moving).proofs.are_out();
         if !blocked && first.is_some() || unproven || plan.executed.iter().any(comes) {
             return Err(Restless::Moves);
         }

@@ -101,7 +101,8 @@ impl QpCore {
         match self.qp_type {
             qp_type::RC => {
                 let settled = self.nothing_lands();
-                let _nobody_hands = self.send_side.visit();
+                let mut nobody_hands = self.send_side.visit();
+                self.prove_tail(&mut nobody_hands);
                 self.send.is_still(&peer.executed, peer.starved, settled)
             }
             // Nothing tells what has arrived: it is given time.
