@@ -371,7 +371,7 @@ mod tests {
     fn held_links() -> impl Strategy<Value = Vec<HeldLink>> {
         (executed(), any::<[u32; 2]>(), any::<bool>()).prop_map(
             |(all, [qpn, holder_qpn], starved)| {
-                let end = |executed| HeldEnd { executed, starved };
+                let end = |executed| HeldEnd { executed, starved, failed: !starved };
                 let link = |it| HeldLink { qpn, holder_qpn, end: end(it) };
                 all.into_iter().map(link).collect()
             },

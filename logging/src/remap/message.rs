@@ -45,6 +45,8 @@ pub struct HeldEnd {
     pub executed: Executed,
     /// It has no receive posted, and gets none while the hold lasts: a message that needs one does not land.
     pub starved: bool,
+    /// It has failed, or been made to: of the last message that it sent, some may have landed and the rest never will.
+    pub failed: bool,
 }
 
 /// One link of a hold.

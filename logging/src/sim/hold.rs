@@ -190,7 +190,11 @@ impl World {
         let recorded = (self.quirks.source == Source::Record).then_some(self.ends[e].word);
         let end = &self.ends[e];
         let starved = !self.is_shared(e) && end.recv.retired() == end.recv.handed();
-        HeldEnd { executed: Executed { messages, psn, settled: true, recorded }, starved }
+        HeldEnd {
+            executed: Executed { messages, psn, settled: true, recorded },
+            starved,
+            failed: false,
+        }
     }
 
     /// Whether what an end has handed will not be executed any more, as far as its peer tells.

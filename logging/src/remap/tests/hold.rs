@@ -5,6 +5,7 @@ use super::*;
 const LINK: HeldLink = HeldLink { qpn: 7, holder_qpn: 107, end: END };
 
 pub(super) const END: HeldEnd = HeldEnd {
+    failed: false,
     executed: Executed { messages: 3, psn: Some(3), settled: true, recorded: None },
     starved: false,
 };

@@ -92,6 +92,8 @@ pub(super) struct Moving {
     /// The peer has been told how far it has come.
     told: bool,
     proofs: Proofs,
+    /// Its peer stands still as well, and has not failed.
+    peer_is_well: bool,
     /// Requests that were executed on an earlier path, without a completion so far, in order.
     executed: VecDeque<u64>,
     /// Requests that were handed again, without a completion so far, in order.
@@ -197,7 +199,7 @@ impl QpCore {
 
     /// Nothing that was handed is still to be executed, as far as can be told. After a harvest.
     pub(in crate::virt::core) fn is_quiet(&self) -> bool {
-        if self.send_side.gate() & (gate::FAILED | gate::ERR) != 0 || self.is_broken() {
+        if self.goes_no_further() {
             return true;
         }
         let (retired, handed) = (self.send.retired(), self.send.handed());

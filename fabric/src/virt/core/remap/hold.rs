@@ -202,6 +202,10 @@ impl Hold {
                     HoldAction::Held => {
                         // What peers have said has been executed has come by now.
                         self.harvest();
+                        for (at, other) in &self.within {
+                            let (sender, receiver) = (&self.qps[*at].0, &self.qps[*other].0);
+                            receiver.hear_of_peer(!sender.may_have_failed());
+                        }
                         self.since = Instant::now();
                         return Ok(());
                     }
@@ -258,6 +262,9 @@ impl Hold {
             _ => qp.has_drained(),
         };
         let both = ends.len() == links.len() && links.iter().zip(&ends).all(own);
+        for ((qp, _), end) in links.iter().zip(&ends) {
+            qp.hear_of_peer(end.is_some_and(|end| !end.failed));
+        }
         Answer::Still { still: still && both, ends }
     }
 

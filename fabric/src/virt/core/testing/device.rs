@@ -180,7 +180,7 @@ impl Fabric {
     }
 
     /// Lets the responders execute as many packets of the oldest request of each queue pair, which is a
-    /// WRITE, and no more.
+    /// WRITE, or a SEND that finds a receive, and no more.
     pub(in super::super) fn cut(&self, packets: u32) {
         self.lock().cut(packets);
     }
@@ -405,8 +405,13 @@ impl State {
                 (qp.attr.dest_qp_num, packets * abi::mtu_bytes(qp.attr.path_mtu).unwrap_or(0));
             let Some(send) = qp.sends.front() else { continue };
             let Some(data) = self.gather(send) else { continue };
-            // SAFETY: it is a WRITE.
-            put(unsafe { send.wr.wr.rdma.remote_addr }, &data[..bytes as usize]);
+            if send.wr.opcode == wr_opcode::SEND {
+                let receive = &self.qps[&dest].recvs[0];
+                assert!(self.scatter(&receive.sges, &data[..bytes as usize]));
+            } else {
+                // SAFETY: it is a WRITE.
+                put(unsafe { send.wr.wr.rdma.remote_addr }, &data[..bytes as usize]);
+            }
             if let Some(dest) = self.qps.get_mut(&dest) {
                 dest.attr.rq_psn = (dest.attr.rq_psn + packets) & abi::MASK_24;
             }

@@ -33,7 +33,7 @@ fn acquainted() -> Two {
 }
 
 /// Holds `process` on a thread of its own, and lets the device execute what there is until it is held.
-fn held_while_stepping(process: &Process, fabric: &Fabric) -> Suspension {
+pub(super) fn held_while_stepping(process: &Process, fabric: &Fabric) -> Suspension {
     std::thread::scope(|scope| {
         let held = scope.spawn(|| process.context.suspend(late()));
         while !held.is_finished() {

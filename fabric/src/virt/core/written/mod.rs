@@ -14,7 +14,8 @@
 //! so it is looked through when that is about to happen, once for as many requests as it is deep; and when somebody
 //! asks. What is still out then is marked by whoever wrote it, and stays to be marked again: it may land
 //! later. Receives that are still out are not, where they are filled as a whole or not at all: of a
-//! reliable queue pair. (A path that failed may have left some of a message in one.)
+//! reliable queue pair whose peer stands still as well. Of one whose peer has failed, or does not say, the first that is
+//! out counts, which may have been filled in part; of one that has failed itself, all.
 //!
 //! # Epochs
 //!

@@ -59,6 +59,8 @@ impl Tracked {
 pub(in crate::virt::core) enum Look {
     /// What is through: the rest stays where it is.
     Through,
+    /// And the first that is not, as one that has been begun.
+    Begun,
     /// All that was handed: what is not through will be looked at again.
     Handed,
 }
@@ -135,7 +137,12 @@ impl QpCore {
     pub(in crate::virt::core) fn look_through_recvs(&self, tracked: &Tracked, look: Look) {
         let retired = self.recv.retired();
         let from = tracked.recvs.load(Ordering::Relaxed);
-        let upto = if look == Look::Handed { self.recv.handed().max(retired) } else { retired };
+        let handed = self.recv.handed().max(retired);
+        let upto = match look {
+            Look::Through => retired,
+            Look::Begun => handed.min(retired + 1),
+            Look::Handed => handed,
+        };
         let elements = (from..upto).flat_map(|seq| {
             let n = self.recv.entry(seq).elements;
             (0..n).map(move |i| self.recv.element(seq, i.into()))
@@ -163,10 +170,14 @@ impl QpCore {
             self.look_through_sends(tracked, Look::Handed);
         }
         // Of a reliable message all comes, or its receive comes back; but where a path has failed, some of one may
-        // be there already that comes again.
-        let whole = self.qp_type == qp_type::RC && !self.may_have_failed();
+        // be there already that comes again; and where its sender has, some that will never be more.
+        let look = match self.qp_type == qp_type::RC && !self.may_have_failed() {
+            false => Look::Handed,
+            true if self.may_be_filled_in_part() => Look::Begun,
+            true => Look::Through,
+        };
         let _side = self.visit_recvs();
-        self.look_through_recvs(tracked, if whole { Look::Through } else { Look::Handed });
+        self.look_through_recvs(tracked, look);
         if let Some(addr) = self.word_address() {
             self.local().writes.mark_word(addr);
         }

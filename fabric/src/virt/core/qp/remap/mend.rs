@@ -29,6 +29,7 @@ impl Moving {
         let on = (attachment.underlay.id, attachment.qp.qp_num());
         self.old = Some(on);
         self.proofs.begin(on);
+        self.peer_is_well = false;
         (self.flushed, self.told) = (false, false);
         (self.broken, self.stopped) = (broken, Some(Instant::now()));
         self.failing_since = None;

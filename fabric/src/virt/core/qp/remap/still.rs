@@ -40,6 +40,7 @@ impl QpCore {
 
     /// It is held no longer.
     pub(in crate::virt::core) fn be_let_go(&self) {
+        self.hear_of_peer(false);
         {
             let mut side = self.recv_side.visit();
             if side.gate() & gate::SUSPENDED != 0 {
@@ -90,12 +91,23 @@ impl QpCore {
         }
         // Nobody posts any: what is out is consumed, or stays.
         let starved = self.srq.is_none() && self.recv.retired() == self.recv.handed();
-        HeldEnd { executed: Executed { messages, psn, settled: true, recorded }, starved }
+        let executed = Executed { messages, psn, settled: true, recorded };
+        HeldEnd { executed, starved, failed: self.may_have_failed() }
+    }
+
+    /// What its peer has sent has come as a whole, as far as it has come: while both stand still.
+    pub(in crate::virt::core) fn hear_of_peer(&self, is_well: bool) {
+        lock_mutex(&self.moving).peer_is_well = is_well;
+    }
+
+    /// Whether the first receive that is out may hold a part of a message.
+    pub(in crate::virt::core) fn may_be_filled_in_part(&self) -> bool {
+        !lock_mutex(&self.moving).peer_is_well
     }
 
     /// Whether nothing that it has handed will be executed any more, as far as its peer tells. After a harvest.
     pub(in crate::virt::core) fn is_still(&self, peer: &HeldEnd) -> bool {
-        if self.send_side.gate() & (gate::FAILED | gate::ERR) != 0 || self.is_broken() {
+        if self.goes_no_further() {
             return true;
         }
         match self.qp_type {
@@ -121,15 +133,22 @@ impl QpCore {
             || self.attachment().is_ok_and(|it| it.underlay.device.kind() == Kind::Soft)
     }
 
+    /// Whether it has failed, or its path has, as far as completions have come: it executes nothing any more, and
+    /// nothing of its own is executed. What that is to mean to the program may be open still.
+    pub(super) fn goes_no_further(&self) -> bool {
+        self.send_side.gate() & (gate::FAILED | gate::ERR) != 0
+            || self.is_broken()
+            || self.qp_type == qp_type::RC && lock_mutex(&self.moving).has_failed()
+    }
+
     /// Whether a message may have come in part, and its queue pair have failed.
     pub(in crate::virt::core) fn may_have_failed(&self) -> bool {
-        let gates = self.send_side.gate() | self.recv_side.gate();
-        gates & (gate::FAILED | gate::ERR) != 0 || self.is_broken()
+        self.goes_no_further() || self.recv_side.gate() & (gate::FAILED | gate::ERR) != 0
     }
 
     /// Whether what it has handed is through, as far as can be told, and no answer is to come. After a harvest.
     pub(in crate::virt::core) fn has_drained(&self) -> bool {
-        if self.send_side.gate() & (gate::FAILED | gate::ERR) != 0 || self.is_broken() {
+        if self.goes_no_further() {
             return true;
         }
         let answers = |seq| {

@@ -2,6 +2,7 @@
 
 mod oracle;
 
+use super::hold::held_while_stepping;
 use super::remap::go;
 use super::*;
 use crate::virt::{SharedReceiveQueue, Written};
@@ -44,6 +45,12 @@ fn tracked() -> Tracked {
     let (qa, qb) = (a.qp(), b.qp());
     connect(&qa, &qb);
     Tracked { job, fabric, a, b, map_a, map_b, qa, qb }
+}
+
+fn all_of(memory: &MemoryRegion) -> Vec<u8> {
+    let mut bytes = vec![0; memory.len()];
+    memory.read(0, &mut bytes);
+    bytes
 }
 
 /// No page.
@@ -149,6 +156,51 @@ fn what_lands_after_a_hold_is_told_after_it() {
     qb.post_recv(4, &[map_b.slice(9 * PAGE..9 * PAGE + 64)]).unwrap();
     assert_eq!((ids(&a.drain()), ids(&b.drain())), (successes(2..4), successes(4..5)));
     assert_eq!(taken(&b, &map_b), [7, 9]);
+}
+
+/// Promise 7: what a message has left that came in part, because its sender failed, is told as long as its receive is out.
+#[test]
+fn what_is_left_of_a_message_that_failed_is_told() {
+    let Tracked { fabric, a, b, map_a, map_b, qa, qb, .. } = tracked();
+    let receive = |id: u64, page: usize| {
+        qb.post_recv(id, &[map_b.slice(page * PAGE..(page + 2) * PAGE)]).unwrap();
+    };
+    receive(1, 3);
+    receive(2, 9);
+    assert_eq!(taken(&b, &map_b), NONE, "nothing came");
+    fabric.on_command();
+    let before = all_of(&map_b);
+    map_a.write(0, &[7; PAGE]);
+    qa.post_send(&SendRequest::new(5, Op::Send, &[map_a.slice(0..2 * PAGE)])).unwrap();
+    fabric.cut(1);
+    assert!(all_of(&map_b) != before, "some of it");
+    qa.set_state(qp_state::ERR).unwrap();
+    fabric.at_once();
+    for _ in 0..2 {
+        assert_eq!(taken(&b, &map_b), [3, 4]);
+    }
+    qb.set_state(qp_state::RESET).unwrap();
+    assert_eq!(taken(&b, &map_b), [3, 4, 9, 10], "it may have gone on until then");
+    assert_eq!(taken(&b, &map_b), NONE);
+    drop(a.drain());
+}
+
+/// Promise 7: the same where its sender fails while it is being held.
+#[test]
+fn what_is_left_of_a_message_that_fails_in_a_hold_is_told() {
+    let Tracked { fabric, a, b, map_a, map_b, qa, qb, .. } = tracked();
+    qb.post_recv(1, &[map_b.slice(3 * PAGE..5 * PAGE)]).unwrap();
+    fabric.on_command();
+    map_a.write(0, &[7; PAGE]);
+    qa.post_send(&SendRequest::new(5, Op::Send, &[map_a.slice(0..2 * PAGE)])).unwrap();
+    fabric.cut(1);
+    // The rest is not there any more when it is to be sent.
+    drop(map_a);
+    let held = held_while_stepping(&b, &fabric);
+    let written = b.context.written(late()).unwrap();
+    assert_eq!(pages(&written, &map_b), [3, 4]);
+    held.end().unwrap();
+    assert_eq!(ids(&a.drain()), [(5, wc_status::LOC_PROT_ERR)]);
 }
 
 /// Promise 7: keys that are gone, and come again, and memory that is registered anew, are told by where they were.

@@ -43,12 +43,6 @@ struct Side {
     open: Option<(Written, Vec<u8>)>,
 }
 
-fn all_of(memory: &MemoryRegion) -> Vec<u8> {
-    let mut bytes = vec![0; memory.len()];
-    memory.read(0, &mut bytes);
-    bytes
-}
-
 /// Where two differ, page by page.
 fn differing(now: &[u8], then: &[u8], addr: u64) -> Vec<usize> {
     let pages = now.chunks(PAGE).zip(then.chunks(PAGE)).enumerate();
