@@ -3,7 +3,9 @@
 
 mod common;
 
-use common::{Done, Place, finish};
+use common::{Done, Place, finish, wait_for_epochs};
+use sojourn_fabric::names::JobKey;
+use sojourn_snapshot::epoch::Member;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
@@ -128,12 +130,21 @@ fn a_node_that_is_lost_takes_nothing_with_it_of_which_there_is_another_copy() {
     let lost = nodes.stores[1].1.id();
     // Rank 1 ends the store of its node, before it dies.
     let before = format!(
-        "[ $SOJOURN_RANK = 1 ] && mkdir once 2>/dev/null && {{ sleep 0.7; kill -9 {lost}; kill -9 $$; }} &"
+        "[ $SOJOURN_RANK = 1 ] && mkdir once 2>/dev/null &&
+         {{ until [ -e committed ]; do sleep 0.02; done; kill -9 {lost}; kill -9 $$; }} &"
     );
     let args = format!("{ARGS} --recover").replace("3000", "6000");
     let one_long = nodes.alone(&ARGS.replace("3000", "6000"));
     assert_ne!(one, one_long);
-    let done = nodes.heat("copies:2", "--restarts 1", &before, &args);
+    let done = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let stores: Vec<_> = NODES.iter().map(|name| nodes.at(name).parse().unwrap()).collect();
+            let key = JobKey::read(&nodes.place.path("key")).unwrap();
+            wait_for_epochs(&stores, &key, Member(1), 2);
+            std::fs::write(nodes.place.path("committed"), []).unwrap();
+        });
+        nodes.heat("copies:2", "--restarts 1", &before, &args)
+    });
     let steps = back(&done);
     assert_eq!(done.ok().trim(), format!("[0] {one_long}"));
     assert!(

@@ -3,13 +3,12 @@
 
 mod common;
 
-use common::{PATIENCE, Place, Running, finish, start};
+use common::{PATIENCE, Place, Running, finish, start, wait_for_epochs};
 use sojourn_fabric::names::{Endpoint, JobKey};
 use sojourn_snapshot::parity::member_of;
-use sojourn_snapshot::store::Client;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 const SOJOURN: &str = env!("CARGO_BIN_EXE_sojourn");
 const HEAT: &str = "--size 96x96 --steps 6000 --checksum";
@@ -56,19 +55,8 @@ impl Nodes {
 
     /// Waits until so many epochs are noted as committed by a store of parity.
     fn committed(&self, count: u64) {
-        let until = Instant::now() + PATIENCE;
-        let has = |node: usize| {
-            let soon = Instant::now() + Duration::from_secs(2);
-            let Ok(mut client) = Client::connect(&at(&self.place, node), &self.key, soon) else {
-                return false;
-            };
-            let mut kept = client.list().unwrap().into_iter();
-            kept.any(|it| it.member == member_of(0, 0) && it.holding.committed.count() >= count)
-        };
-        while !(0..self.stores.len()).any(|node| self.stores[node].is_some() && has(node)) {
-            assert!(Instant::now() < until, "no epoch is committed with parity");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let stores: Vec<_> = (0..self.stores.len()).map(|node| at(&self.place, node)).collect();
+        wait_for_epochs(&stores, &self.key, member_of(0, 0), count);
     }
 
     /// Their stores are gone, and their ranks, if they have any: all at the same time as far as the others can tell, which

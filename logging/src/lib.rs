@@ -55,7 +55,8 @@ mod sync;
 pub use entry::{Element, Opcode, RecvEntry, Refused, SendEntry, State};
 pub use recv::{PlainRecvSlot, RecvWindow};
 pub use replay::{
-    Executed, Past, Plan, Replay, ReplayError, Start, packets, record_interval, record_slots,
+    Executed, PROOF_SLOTS, Past, Plan, Replay, ReplayError, Start, packets, record_interval,
+    record_slots,
 };
 pub use ring::MAX_SEQ;
 pub use room::{Counted, Grant, SMALL, Share};

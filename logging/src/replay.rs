@@ -99,6 +99,10 @@ pub fn record_slots(depth: u32) -> u32 {
     (depth / RECORD_EVERY).max(RECORDS_IN_WINDOW) + 1
 }
 
+/// Most proofs that may stand there: one behind the tail of a queue pair that was stopped, which comes back no sooner
+/// than that; and one behind all, where it is taken down meanwhile.
+pub const PROOF_SLOTS: u32 = 2;
+
 /// A request that is done again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Replay {

@@ -1,6 +1,9 @@
 //! What the tests of the command share: running it with a deadline, in a place of its own.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+use sojourn_fabric::names::{Endpoint, JobKey};
+use sojourn_snapshot::epoch::Member;
+use sojourn_snapshot::store::Client;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -58,6 +61,23 @@ impl Place {
     pub(crate) fn scratch(&self) -> Vec<PathBuf> {
         let entries = fs::read_dir(self.0.path()).unwrap().map(|entry| entry.unwrap().path());
         entries.filter(|path| path.to_string_lossy().contains("/sojourn-run-")).collect()
+    }
+}
+
+/// Waits until one of the stores says that so many epochs of a member are committed.
+pub(crate) fn wait_for_epochs(stores: &[Endpoint], key: &JobKey, member: Member, count: u64) {
+    let until = Instant::now() + PATIENCE;
+    let has = |at: &Endpoint| {
+        let Ok(mut client) = Client::connect(at, key, Instant::now() + Duration::from_secs(2))
+        else {
+            return false;
+        };
+        let kept = client.list().unwrap();
+        kept.iter().any(|it| it.member == member && it.holding.committed.count() >= count)
+    };
+    while !stores.iter().any(has) {
+        assert!(Instant::now() < until, "no epoch of {member:?} is committed");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -53,6 +53,8 @@ broken! {
     WithheldForgotten,
     /// Proves a tail while requests before it still wait to be handed again.
     ProofBeforeReplays,
+    /// Proves a tail each time that it stops, though an earlier proof is still out.
+    ProofAtEachStop,
     /// Counts receives that came back in error as deliveries.
     FlushedCounted,
     /// Takes receives for filled that a device says are, at ERR, whatever its number says.

@@ -60,7 +60,8 @@ pub(super) struct End {
     /// A receive has come back flushed from it.
     pub(super) recv_flushed: bool,
     pub(super) late: Late,
-    pub(super) proof_out: bool,
+    /// Proofs that are out of its queue pair, each behind all requests before that.
+    pub(super) proofs: Vec<u64>,
     /// Its old queue pair's numbers have been said: what comes from it later is forgotten.
     pub(super) told: bool,
     /// Executed on an earlier path, without a completion so far.
@@ -103,7 +104,7 @@ impl End {
             recv_back: false,
             recv_flushed: false,
             late: Late::default(),
-            proof_out: false,
+            proofs: Vec::new(),
             told: false,
             executed: VecDeque::new(),
             replays: VecDeque::new(),
@@ -132,6 +133,7 @@ impl Clone for End {
             replays: self.replays.clone(),
             backlog: self.backlog.clone(),
             late: self.late.clone(),
+            proofs: self.proofs.clone(),
             ..*self
         }
     }
@@ -144,7 +146,7 @@ impl End {
         self.recv.digest(state);
         (self.qp, self.fresh, &self.left, self.suspended, self.recv_suspended).hash(state);
         (self.failed, self.blocked, &self.again, self.withhold, &self.withheld).hash(state);
-        (self.last_recv, self.recv_back, self.proof_out, self.told).hash(state);
+        (self.last_recv, self.recv_back, &self.proofs, self.told).hash(state);
         (&self.executed, &self.replays, self.delivered, self.mend).hash(state);
         (self.incarnation, &self.backlog, self.unrecorded, self.word).hash(state);
         (self.recv_flushed, &self.late).hash(state);
@@ -167,6 +169,7 @@ fn hidden(seq: u64, whose: Whose) -> Wqe {
         packets: 0,
         got: 0,
         result: None,
+        place: 0,
     }
 }
 
@@ -381,13 +384,14 @@ impl World {
             packets: 0,
             got: 0,
             result: None,
+            place: 0,
         }
     }
 
     /// A request of ours, of no bytes, behind all that were handed.
     pub(super) fn prove(&mut self, e: usize, counts: bool) {
         let end = &mut self.ends[e];
-        end.proof_out = true;
+        end.proofs.push(end.send.handed());
         let mut recorded = None;
         if counts && self.quirks.source == Source::Record {
             recorded = Some(end.send.next_record());
@@ -430,7 +434,9 @@ impl World {
             Cqe::Send {
                 seq, whose: whose @ (Whose::Proof(_) | Whose::Record(_)), status, ..
             } => {
-                end.proof_out &= !matches!(whose, Whose::Proof(_));
+                if matches!(whose, Whose::Proof(_)) {
+                    end.proofs.retain(|upto| *upto != seq + 1);
+                }
                 if status == Status::Success {
                     if seq >= end.send.retired() {
                         end.send.retire(seq);

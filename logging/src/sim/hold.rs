@@ -203,6 +203,7 @@ impl World {
         if self.is(Broken::HeldWhenQuiet) {
             return self.is_quiet(e);
         }
+        self.prove_tail(e);
         let end = &self.ends[e];
         let still = end.failed || end.send.is_still(&peer.executed, peer.starved, false);
         if still && !end.failed && peer.starved && end.send.retired() < end.send.handed() {

@@ -38,16 +38,25 @@ impl World {
     pub(super) fn stop(&mut self, e: usize) {
         let end = &mut self.ends[e];
         (end.suspended, end.withhold) = (true, Some(end.qp));
-        (end.recv_back, end.proof_out, end.told) = (false, false, false);
+        (end.recv_back, end.told) = (false, false);
         (end.recv_flushed, end.late) = (false, Late::default());
         end.withheld.clear();
         if end.blocked {
             self.reach(Kind::MovedWhileBlocked);
         }
+        if self.is(Broken::ProofAtEachStop) {
+            self.ends[e].proofs.clear();
+        }
+        self.prove_tail(e);
+    }
+
+    /// Behind a tail that no completion would prove goes a request of ours that does, unless an earlier one is out.
+    pub(super) fn prove_tail(&mut self, e: usize) {
         let end = &self.ends[e];
         // Behind requests that still wait to be handed again a proof would prove what was not sent.
         let in_place = end.again.is_empty() || self.is(Broken::ProofBeforeReplays);
-        if !end.failed && in_place && self.has_unproven_tail(e) {
+        let may = end.suspended && !end.failed && end.proofs.is_empty();
+        if may && in_place && self.has_unproven_tail(e) {
             self.prove(e, true);
         }
     }
@@ -66,12 +75,13 @@ impl World {
     }
 
     /// Nothing that was handed is still to be executed, as far as can be told.
-    pub(super) fn is_quiet(&self, e: usize) -> bool {
+    pub(super) fn is_quiet(&mut self, e: usize) -> bool {
+        self.prove_tail(e);
         let end = &self.ends[e];
         if end.failed {
             return true;
         }
-        let waits = end.proof_out || !end.replays.is_empty() || !end.again.is_empty();
+        let waits = !end.proofs.is_empty() || !end.replays.is_empty() || !end.again.is_empty();
         !waits
             && (end.send.retired()..end.send.handed())
                 .all(|seq| !self.comes_back(e, seq) && !is_write(end.send.entry(seq).opcode))
@@ -97,7 +107,8 @@ impl World {
             self.modify_err(qp);
         }
         let end = &self.ends[e];
-        if end.send.retired() < end.send.handed() && !end.proof_out {
+        let handed = end.send.handed();
+        if end.send.retired() < handed && end.proofs.last() != Some(&handed) {
             self.prove(e, false);
         }
     }
@@ -117,7 +128,7 @@ impl World {
             }
             None => end.last_recv.is_none() || end.recv_back,
         };
-        let waits = !barrier || end.proof_out;
+        let waits = !barrier || !end.proofs.is_empty();
         let told_anyway = no_barrier.iter().any(|it| self.is(*it));
         if !exact && !last_look && !told_anyway && waits {
             return None;
@@ -191,7 +202,8 @@ impl World {
         end.left.push(old);
         end.moves += 1;
         let moves = end.moves;
-        (end.told, end.proof_out) = (false, false);
+        end.told = false;
+        end.proofs.clear();
         if moves > 1 {
             self.reach(Kind::MovedAgain);
         }

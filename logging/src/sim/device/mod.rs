@@ -16,6 +16,7 @@ use super::queue::{Event, Time};
 use super::script::{FENCE, SIGNALED, answers};
 use super::world::World;
 use crate::entry::Opcode;
+use crate::replay::{PROOF_SLOTS, record_slots};
 use std::collections::VecDeque;
 
 mod responder;
@@ -129,6 +130,8 @@ pub(super) struct Wqe {
     /// Packets of the answer that have come.
     pub(super) got: u64,
     pub(super) result: Option<u64>,
+    /// How many were posted before it.
+    pub(super) place: u64,
 }
 
 /// A packet of a requester.
@@ -181,7 +184,7 @@ pub(super) struct Message {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Cqe {
-    Send { seq: u64, whose: Whose, status: Status, result: Option<u64> },
+    Send { seq: u64, whose: Whose, status: Status, result: Option<u64>, place: u64 },
     Recv { seq: u64, message: Option<Message> },
 }
 
@@ -202,6 +205,10 @@ pub(super) struct Qp {
     pub(super) psn: u32,
     pub(super) peer_psn: u32,
     sq: VecDeque<Wqe>,
+    /// Requests that were posted; and those whose slots are free again, because a completion at or behind them has
+    /// been polled.
+    requests: u64,
+    reclaimed: u64,
     next: u64,
     posted: u64,
     acked: u64,
@@ -243,6 +250,8 @@ impl Qp {
             psn,
             peer_psn: 0,
             sq: VecDeque::new(),
+            requests: 0,
+            reclaimed: 0,
             next: 0,
             posted: 0,
             acked: 0,
@@ -319,7 +328,18 @@ impl World {
     }
 
     pub(super) fn post_send(&mut self, qp: usize, mut wqe: Wqe) {
+        let records = self.quirks.source == Source::Record;
         let it = &mut self.qps[qp];
+        let depth = self.ends[it.end].send.depth();
+        // Those of records are reserved in any case; but none are posted where there are none.
+        let records = if records { record_slots(depth) } else { 0 };
+        let room = u64::from(depth + records + PROOF_SLOTS);
+        if it.requests - it.reclaimed >= room {
+            let whose = wqe.whose;
+            return self.violate(format!("queue pair {qp}: no room for a request of {whose:?}"));
+        }
+        wqe.place = it.requests;
+        it.requests += 1;
         if it.state == QpState::Flushed {
             let cqe = flushed(&wqe);
             return self.complete(qp, cqe);
@@ -345,12 +365,13 @@ impl World {
     /// The next completion of a queue pair that can be seen.
     pub(super) fn poll_cq(&mut self, qp: usize) -> Option<Cqe> {
         let now = self.now;
-        let cq = &mut self.qps[qp].cq;
-        cq.front()
-            .is_some_and(|(at, _)| *at <= now)
-            .then(|| cq.pop_front())
-            .flatten()
-            .map(|it| it.1)
+        let it = &mut self.qps[qp];
+        it.cq.front().filter(|(at, _)| *at <= now)?;
+        let (_, cqe) = it.cq.pop_front()?;
+        if let Cqe::Send { place, .. } = cqe {
+            it.reclaimed = it.reclaimed.max(place + 1);
+        }
+        Some(cqe)
     }
 
     /// A completion is there, or will be.
@@ -491,8 +512,9 @@ impl World {
             let Some(wqe) = it.sq.pop_front() else { return };
             it.next = it.next.max(wqe.first + wqe.packets);
             if wqe.flags & SIGNALED != 0 {
-                let Wqe { seq, whose, result, .. } = wqe;
-                self.complete(qp, Cqe::Send { seq, whose, status: Status::Success, result });
+                let Wqe { seq, whose, result, place, .. } = wqe;
+                let status = Status::Success;
+                self.complete(qp, Cqe::Send { seq, whose, status, result, place });
             }
         }
     }
@@ -524,9 +546,9 @@ impl World {
 
     fn exceed_retries(&mut self, qp: usize) {
         if let Some(wqe) = self.qps[qp].sq.pop_front() {
-            let Wqe { seq, whose, .. } = wqe;
+            let Wqe { seq, whose, place, .. } = wqe;
             let status = Status::RetryExceeded;
-            self.complete(qp, Cqe::Send { seq, whose, status, result: None });
+            self.complete(qp, Cqe::Send { seq, whose, status, result: None, place });
         }
         self.modify_err(qp);
     }
@@ -588,6 +610,6 @@ impl World {
 }
 
 fn flushed(wqe: &Wqe) -> Cqe {
-    let Wqe { seq, whose, .. } = *wqe;
-    Cqe::Send { seq, whose, status: Status::Flushed, result: None }
+    let Wqe { seq, whose, place, .. } = *wqe;
+    Cqe::Send { seq, whose, status: Status::Flushed, result: None, place }
 }

@@ -49,16 +49,15 @@ use control::Control;
 use ending::Ending;
 use recv::RecvSide;
 use send::SendSide;
-use sojourn_logging::{RecvWindow, SendWindow, record_slots};
+use sojourn_logging::{PROOF_SLOTS, RecvWindow, SendWindow, record_slots};
 use std::collections::HashSet;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, Weak};
 
 /// Slots of the physical send queue that are ours: for the marker behind which nothing of the
-/// program's is outstanding any more, for the proof of a tail that is not signalled, and for another where that one
-/// is still out when the queue pair is taken down.
-const HIDDEN_SENDS: u32 = 3;
+/// program's is outstanding any more, and for proofs.
+const HIDDEN_SENDS: u32 = 1 + PROOF_SLOTS;
 
 /// Slots of the physical send queue that a virtual one of that depth takes. Reliable ones have room for
 /// records, whatever their peer wants today: it may go to another device tomorrow.
