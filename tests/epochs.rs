@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Done, Place, finish, wait_for_epochs};
-use sojourn_fabric::names::JobKey;
+use sojourn_fabric::names::{Endpoint, JobKey};
 use sojourn_snapshot::epoch::Member;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -138,7 +138,8 @@ fn a_node_that_is_lost_takes_nothing_with_it_of_which_there_is_another_copy() {
     assert_ne!(one, one_long);
     let done = std::thread::scope(|scope| {
         scope.spawn(|| {
-            let stores: Vec<_> = NODES.iter().map(|name| nodes.at(name).parse().unwrap()).collect();
+            let at = |name: &&str| Endpoint::parse(&nodes.at(name)).unwrap();
+            let stores: Vec<_> = NODES.iter().map(at).collect();
             let key = JobKey::read(&nodes.place.path("key")).unwrap();
             wait_for_epochs(&stores, &key, Member(1), 2);
             std::fs::write(nodes.place.path("committed"), []).unwrap();
