@@ -10,8 +10,9 @@ from cluster.errors import Failed
 from cluster.jobs import OUTPUT, Job, heat_alone
 
 HEAT = ["heat", "--size", "256x192", "--json", "--steps"]
-# Between the guests a rank moves in one to two seconds, of which most is no blackout.
-STEPS_BETWEEN, STEPS_WITHIN = "300", "1500"
+# Between the guests a rank moves in half a second to two, of which most is no blackout, and one after the other:
+# the last of eight moves is to come in mid-run, however slow they are.
+STEPS_BETWEEN, STEPS_WITHIN = "800", "1500"
 # An order, or a failure, is to come in mid-run, however fast the machine is.
 STEPS_OF_ORDER = STEPS_OF_FAILURE = "1200"
 # The ping-pong is to last longer than three orders.
