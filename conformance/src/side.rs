@@ -283,11 +283,17 @@ impl Side {
     /// Fails where the queue has a completion, or gets one within `quiet`.
     #[track_caller]
     pub(crate) fn nothing(&mut self, cq: &CompletionQueue, quiet: Duration) -> Verdict {
-        let mut wc = [Wc::default()];
-        if cq.wait(&mut wc, self.until().min(Instant::now() + quiet))? > 0 {
-            return Err(Stop::failed(format!("an unexpected completion: {:?}", wc[0])));
+        match self.within(cq, quiet)? {
+            Some(wc) => Err(Stop::failed(format!("an unexpected completion: {wc:?}"))),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// The completion that comes within `quiet`, if one does.
+    pub(crate) fn within(&mut self, cq: &CompletionQueue, quiet: Duration) -> Verdict<Option<Wc>> {
+        let mut wc = [Wc::default()];
+        let came = cq.wait(&mut wc, self.until().min(Instant::now() + quiet))?;
+        Ok((came > 0).then_some(wc[0]))
     }
 
     /// The next asynchronous event about `element`; those about other objects are dropped.

@@ -2,7 +2,8 @@
 //!
 //! Rank 0 drains, in the background, what all ranks have committed: it reads every rank's epoch out of the stores
 //! by RDMA READ, so no program's memory is touched and none waits. An epoch that is overwritten before all of
-//! it is read is given up; the next one in turn is drained. What became of them stands in [`Statistics`] of rank 0.
+//! it is read is given up; the next one in turn is drained, and given twice as long: the epoch that would overwrite
+//! it comes later ([`Drain::stretched`]). What became of them stands in [`Statistics`] of rank 0.
 
 use super::{Options, Statistics};
 use crate::{Error, Result};
@@ -14,11 +15,13 @@ use sojourn_snapshot::files::{
 use sojourn_snapshot::restore::images;
 use sojourn_snapshot::session::StoreAt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// How long the end of a program waits for what is being drained.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How many intervals an epoch that is being drained is given before it is overwritten, at most.
+const MOST_ROOM: u32 = 64;
 /// Epochs of the directory that are tried, from the last one: of more than these something else is wrong.
 pub(super) const MOST: usize = 8;
 
@@ -64,6 +67,8 @@ pub(super) struct Drain {
     every: u64,
     /// Epochs whose turn it was while the one before was still being drained.
     skipped: AtomicU64,
+    /// How many intervals an epoch that is being drained is given before it is overwritten.
+    room: AtomicU32,
     options: Options,
     device: String,
     stores: Vec<StoreAt>,
@@ -87,6 +92,7 @@ impl Drain {
             flusher,
             every: flush.every,
             skipped: AtomicU64::new(0),
+            room: AtomicU32::new(1),
             options: options.clone(),
             device: device.to_owned(),
             stores,
@@ -108,6 +114,14 @@ impl Drain {
         }
     }
 
+    /// The interval until the epoch after the next, which overwrites what is being drained, if anything is.
+    pub(super) fn stretched(&self, interval: Duration) -> Duration {
+        match self.flusher.draining() {
+            Some(_) => interval.saturating_mul(self.room.load(Ordering::Relaxed)),
+            None => interval,
+        }
+    }
+
     /// Adds what became of epochs since this was last asked.
     pub(super) fn tell(&self, statistics: &mut Statistics) {
         let skipped = self.skipped.swap(0, Ordering::Relaxed);
@@ -115,7 +129,27 @@ impl Drain {
             statistics.flushes_given_up += skipped;
             statistics.flush_why = Some("the epoch before it was still being drained".to_owned());
         }
-        add(self.flusher.outcomes(), statistics);
+        let drained = self.flusher.outcomes();
+        let overwritten = |one: &files::Drained| {
+            one.flushed.as_ref().is_err_and(|error| error.errno() == libc::ESTALE)
+        };
+        if drained.iter().any(overwritten) {
+            self.give_more_room();
+        }
+        add(drained, statistics);
+    }
+
+    fn give_more_room(&self) {
+        let room = self.room.load(Ordering::Relaxed);
+        if room == 1 {
+            let dir = self.options.flush.as_ref().map(|flush| flush.dir.display().to_string());
+            tracing::warn!(
+                "an epoch was overwritten before all of it was drained to {}: from here on the interval is \
+                 longer while one is being drained",
+                dir.unwrap_or_default()
+            );
+        }
+        self.room.store((room * 2).min(MOST_ROOM), Ordering::Relaxed);
     }
 
     /// Waits for what is being drained, but not for ever, and ends.
@@ -289,7 +323,14 @@ mod tests {
         let mut statistics = Statistics::default();
         drain.tell(&mut statistics);
         assert_eq!(statistics.flushes_given_up, 1, "epoch 4: {statistics:?}");
+        // What is being drained is given more time after one was overwritten, but not without end.
+        let second = Duration::from_secs(1);
+        assert_eq!(drain.stretched(second), second);
+        (0..9).for_each(|_| drain.give_more_room());
+        assert_eq!(drain.stretched(second), second * MOST_ROOM);
         drop(mute);
+        assert!(drain.flusher.drained(std::time::Instant::now() + PATIENCE));
+        assert_eq!(drain.stretched(second), second, "nothing is being drained");
         drain.finish(&mut statistics);
         assert_eq!((statistics.flushed, statistics.flushes_given_up), (0, 2));
         let why = statistics.flush_why.unwrap();

@@ -68,6 +68,9 @@
 //! SOJOURN_FLUSH_DIR=/scratch/heat SOJOURN_FLUSH_EVERY=10 SOJOURN_FLUSH_KEEP=4 SOJOURN_FLUSH_COMPRESS=lz4
 //! ```
 //!
+//! Draining takes its time, and a slot is written again two epochs later. Where that was too soon, the interval is made
+//! longer from then on while an epoch is being drained: up to 64 times, doubled each time, and with a warning.
+//!
 //! It is never gone back to an epoch there where the stores have a later one; where a later one was committed and is
 //! lost, a warning names both. A job that is to begin from the beginning is given another directory, or another
 //! `SOJOURN_JOB_NAME`.
@@ -348,8 +351,12 @@ impl Snapshots {
         let took = start.duration_since(self.taken);
         self.taken = start;
         self.pace.taken();
-        let wish = self.pace.wish(took, self.options.interval.next(self.cost()));
+        let mut interval = self.options.interval.next(self.cost());
         let running = self.running.as_mut().ok_or_else(not_begun)?;
+        if let Some(drain) = &running.drain {
+            interval = drain.stretched(interval);
+        }
+        let wish = self.pace.wish(took, interval);
         let stood = running.meeting.stand_still(wish);
         running.paused = Some(start.elapsed());
         if let Some(after) = &mut self.after {
