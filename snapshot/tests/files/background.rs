@@ -143,7 +143,9 @@ fn a_flush_can_be_ended_before_it_is_done() {
     let ended = std::thread::spawn(move || flusher.finish(Duration::ZERO));
     // Its read comes back at last. (Whether it is told to end before or after that, it ends; and reads no more then.)
     go.send(()).unwrap();
-    (0..3).for_each(|_| drop(go.send(())));
+    for _ in 0..3 {
+        let _ = go.send(());
+    }
     let outcomes = ended.join().unwrap();
     assert_eq!(outcomes.len(), 1);
     match &outcomes[0].flushed {
