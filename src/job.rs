@@ -310,7 +310,7 @@ impl Job {
     /// The note that `rank` published under `name`, or will within [`Self::PATIENCE`].
     ///
     /// # Errors
-    /// `ETIMEDOUT` where none came, and at once where the rank has died.
+    /// `ETIMEDOUT` where none came; and soon, where the rank has died, or another process has taken its place.
     pub fn fetch(&self, rank: u32, name: &str) -> Result<Vec<u8>> {
         self.fetch_until(rank, name, Instant::now() + Self::PATIENCE)
     }
@@ -326,7 +326,11 @@ impl Job {
                 self.inner.size - 1
             )));
         }
-        self.ask(rank, &self.full_name(name), deadline)
+        let (name, lives) = {
+            let group = self.group();
+            (format!("{}{name}", group.prefix), group.lives.clone())
+        };
+        self.await_note(&lives, rank, &name, deadline, || false)
     }
 
     /// The note of that full name.
@@ -372,26 +376,28 @@ impl Job {
         self.meet(&circle, 0).map(drop)
     }
 
-    /// The note of a rank, while the circle lasts.
+    /// The note of that full name, of a rank in the life that it has among `lives`; unless it `is_left`, and not waited
+    /// for any more.
     fn await_note(
         &self,
-        circle: &Circle,
+        lives: &[u32],
         rank: u32,
         name: &str,
         until: Instant,
+        is_left: impl Fn() -> bool,
     ) -> Result<Vec<u8>> {
         loop {
             let soon = until.min(Instant::now() + LOOK);
             match self.ask(rank, name, soon) {
                 Err(error) if error.errno() == libc::ETIMEDOUT && soon < until => {
-                    if circle.is_left() {
+                    if is_left() {
                         return Err(Error::new(
                             libc::ECANCELED,
                             "the barrier is not waited for any more",
                         ));
                     }
-                    // The one in its place will not come here.
-                    let life = circle.lives.get(rank as usize);
+                    // The one in its place knows nothing of this.
+                    let life = lives.get(rank as usize);
                     life.map_or(Ok(()), |life| self.check_life(rank, *life))?;
                 }
                 other => return other,
@@ -414,12 +420,14 @@ impl Job {
             |far: u64| u32::try_from((u64::from(self.inner.rank) + far) % size).unwrap_or_default();
         let name = |count: u64, far: u64| format!("{}/{count}/{far}", circle.name);
         let passed = |count: u64| format!("{}/{count}/passed", circle.name);
+        let wait = |rank: u32, name: &str| {
+            self.await_note(&circle.lives, rank, name, deadline, || circle.is_left())
+        };
         // In each round a rank hears from one before it that has heard from as many as itself.
         for far in distances() {
             self.inner.process.publish(&name(count, far), &largest.to_be_bytes())?;
             let from = at(size - far);
-            let heard = self
-                .await_note(circle, from, &name(count, far), deadline)
+            let heard = wait(from, &name(count, far))
                 .and_then(|note| number_in(&note, from))
                 .map_err(|error| error.context("waiting at a barrier"));
             let heard = match heard {
@@ -440,7 +448,7 @@ impl Job {
         // until those that fetch its notes have gone on. One that has left has gone on too.
         self.inner.process.publish(&passed(count), &[])?;
         for far in distances() {
-            if let Err(error) = self.await_note(circle, at(far), &passed(count), deadline) {
+            if let Err(error) = wait(at(far), &passed(count)) {
                 tracing::debug!("leaving a barrier: {error}");
             }
         }
@@ -661,6 +669,23 @@ mod tests {
             }
         });
         assert_eq!(died.load(Ordering::SeqCst), 3);
+    }
+
+    /// Promise: who waits for a note of a rank that has died is told so, and soon, also where another process has its place
+    /// by then.
+    #[test]
+    fn a_note_of_a_rank_that_was_replaced_is_not_waited_for() {
+        let told = Told::new(2);
+        let (one, other) = (told.join(0), told.join(1));
+        drop(other);
+        let other = told.join(1);
+        assert!(other.is_replacement());
+        let start = Instant::now();
+        for error in [one.fetch(1, "x").unwrap_err(), one.exchange("y", b"").unwrap_err()] {
+            assert_eq!(error.errno(), libc::EHOSTUNREACH, "{error}");
+            assert!(error.to_string().contains("rank 1 died"), "{error}");
+        }
+        assert!(start.elapsed() < Job::PATIENCE / 2);
     }
 
     #[test]
