@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 /// The note in which every rank says which life of its own this is.
 const LIFE: &str = "sojourn/life";
+/// Under which it tells the prefix of the group that it is in, or would be in next.
+const STANDS_FOR: &str = "sojourn/group";
 /// How long a rank is waited for before it is looked again whether that is still of use.
 const LOOK: Duration = Duration::from_millis(200);
 /// What the job's own barriers are called.
@@ -44,8 +46,8 @@ struct Inner {
 #[derive(Debug)]
 pub(crate) struct Circle {
     name: String,
-    /// The lives of the ranks that come there.
-    lives: Vec<u32>,
+    /// The ranks that come there.
+    group: Group,
     /// Those that this rank has entered.
     entered: AtomicU64,
     /// This rank waits for nobody here any more.
@@ -53,11 +55,11 @@ pub(crate) struct Circle {
 }
 
 impl Circle {
-    /// A circle of that full name, which is no other's, of ranks in these lives.
-    fn new(name: impl Into<String>, lives: &[u32]) -> Self {
+    /// A circle of that full name, which is no other's, of a group.
+    fn new(name: impl Into<String>, group: &Group) -> Self {
         Circle {
             name: name.into(),
-            lives: lives.to_vec(),
+            group: group.clone(),
             entered: AtomicU64::new(0),
             left: AtomicBool::new(false),
         }
@@ -75,6 +77,7 @@ impl Circle {
 }
 
 /// The ranks that meet each other: which life of each.
+#[derive(Clone, Debug)]
 struct Group {
     /// Empty for a process that takes another's place, until it has met the others.
     lives: Vec<u32>,
@@ -99,7 +102,7 @@ impl Job {
                 rank: 0,
                 size: 1,
                 device: std::env::var(env::DEVICE).ok().filter(|name| !name.is_empty()),
-                barriers: Mutex::new(Arc::new(Circle::new(BARRIERS, &[FIRST_LIFE]))),
+                barriers: Mutex::new(Arc::new(Circle::new(BARRIERS, &Group::first(1)))),
                 group: Mutex::new(Group::first(1)),
             })),
         }
@@ -109,6 +112,7 @@ impl Job {
         let process = Process::join(told)?;
         let life = process.grant().incarnation.0;
         process.publish(LIFE, &life.to_be_bytes())?;
+        process.publish(STANDS_FOR, &[])?;
         let group = match life {
             FIRST_LIFE => Group::first(told.size),
             _ => Group { lives: Vec::new(), prefix: String::new() },
@@ -118,7 +122,7 @@ impl Job {
             rank: told.rank,
             size: told.size,
             device: told.device.clone(),
-            barriers: Mutex::new(Arc::new(Circle::new(BARRIERS, &group.lives))),
+            barriers: Mutex::new(Arc::new(Circle::new(BARRIERS, &group))),
             group: Mutex::new(group),
         }))
     }
@@ -160,7 +164,7 @@ impl Job {
                     Ok(next) => {
                         // Who still waits at a barrier of before does so under its name.
                         let barriers = format!("{}{BARRIERS}", next.prefix);
-                        *self.barriers() = Arc::new(Circle::new(barriers, &next.lives));
+                        *self.barriers() = Arc::new(Circle::new(barriers, &next));
                         *group = next;
                         return Ok(());
                     }
@@ -178,6 +182,8 @@ impl Job {
     /// Says that this rank is there for a group of these lives, and hears it from all others.
     fn gather(&self, lives: &[u32], deadline: Instant) -> Result<Group> {
         let prefix = format!("{:016x}/", fingerprint(lives));
+        // Who waits for this rank in another group waits in vain.
+        self.inner.process.publish(STANDS_FOR, prefix.as_bytes())?;
         let met = format!("{prefix}sojourn/met");
         self.inner.process.publish(&met, &[])?;
         (0..self.inner.size).try_for_each(|rank| self.ask(rank, &met, deadline).map(drop))?;
@@ -205,6 +211,18 @@ impl Job {
                 let text = format!("rank {rank} died, and another process is in its place");
                 Err(Error::new(libc::EHOSTUNREACH, text))
             }
+        }
+    }
+
+    /// Looks whether a rank has left a group, or given it up on the way there: because it has seen that another rank
+    /// was replaced.
+    fn check_stand(&self, rank: u32, group: &Group) -> Result<()> {
+        match self.ask(rank, STANDS_FOR, Instant::now() + LOOK) {
+            Ok(now) if now != group.prefix.as_bytes() => {
+                let text = format!("rank {rank} is on its way to another group of ranks");
+                Err(Error::new(libc::EHOSTUNREACH, text))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -237,7 +255,7 @@ impl Job {
     /// Barriers of that name among the ranks of this group, and of no later one.
     pub(crate) fn circle(&self, name: &str) -> Circle {
         let group = self.group();
-        Circle::new(format!("{}{name}", group.prefix), &group.lives)
+        Circle::new(format!("{}{name}", group.prefix), &group)
     }
 
     fn group(&self) -> MutexGuard<'_, Group> {
@@ -326,11 +344,9 @@ impl Job {
                 self.inner.size - 1
             )));
         }
-        let (name, lives) = {
-            let group = self.group();
-            (format!("{}{name}", group.prefix), group.lives.clone())
-        };
-        self.await_note(&lives, rank, &name, deadline, || false)
+        let group = self.group().clone();
+        let name = format!("{}{name}", group.prefix);
+        self.await_note(&group, rank, &name, deadline, || false)
     }
 
     /// The note of that full name.
@@ -376,11 +392,11 @@ impl Job {
         self.meet(&circle, 0).map(drop)
     }
 
-    /// The note of that full name, of a rank in the life that it has among `lives`; unless it `is_left`, and not waited
-    /// for any more.
+    /// The note of that full name, of a rank in the life that it has among `lives`, and in the group of that prefix;
+    /// unless it `is_left`, and not waited for any more.
     fn await_note(
         &self,
-        lives: &[u32],
+        group: &Group,
         rank: u32,
         name: &str,
         until: Instant,
@@ -397,8 +413,9 @@ impl Job {
                         ));
                     }
                     // The one in its place knows nothing of this.
-                    let life = lives.get(rank as usize);
+                    let life = group.lives.get(rank as usize);
                     life.map_or(Ok(()), |life| self.check_life(rank, *life))?;
+                    self.check_stand(rank, group)?;
                 }
                 other => return other,
             }
@@ -421,7 +438,7 @@ impl Job {
         let name = |count: u64, far: u64| format!("{}/{count}/{far}", circle.name);
         let passed = |count: u64| format!("{}/{count}/passed", circle.name);
         let wait = |rank: u32, name: &str| {
-            self.await_note(&circle.lives, rank, name, deadline, || circle.is_left())
+            self.await_note(&circle.group, rank, name, deadline, || circle.is_left())
         };
         // In each round a rank hears from one before it that has heard from as many as itself.
         for far in distances() {
@@ -688,6 +705,25 @@ mod tests {
         assert!(start.elapsed() < Job::PATIENCE / 2);
     }
 
+    /// Promise: and neither is one of a rank that lives, and has gone to meet the one that is new.
+    #[test]
+    fn a_note_of_a_rank_that_regroups_is_not_waited_for() {
+        let told = Told::new(3);
+        let (zero, one, two) = (told.join(0), told.join(1), told.join(2));
+        drop(zero);
+        let zero = told.join(0);
+        let soon = || Instant::now() + Duration::from_secs(30);
+        std::thread::scope(|scope| {
+            for job in [&zero, &one] {
+                scope.spawn(move || job.regroup(soon()).unwrap());
+            }
+            let error = two.fetch_until(1, "x", soon()).unwrap_err();
+            assert_eq!(error.errno(), libc::EHOSTUNREACH, "{error}");
+            assert!(error.to_string().contains("rank 1 is on its way"), "{error}");
+            two.regroup(soon()).unwrap();
+        });
+    }
+
     #[test]
     fn where_nobody_was_replaced_regrouping_ends_at_its_deadline() {
         run(2, |job| {
@@ -709,7 +745,7 @@ mod tests {
             rank: 0,
             size: 1,
             device: None,
-            barriers: Mutex::new(Arc::new(Circle::new(BARRIERS, &[FIRST_LIFE]))),
+            barriers: Mutex::new(Arc::new(Circle::new(BARRIERS, &Group::first(1)))),
             group: Mutex::new(Group::first(1)),
         });
         job.barrier().unwrap();
