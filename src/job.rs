@@ -55,10 +55,10 @@ pub(crate) struct Circle {
 }
 
 impl Circle {
-    /// A circle of that full name, which is no other's, of a group.
-    fn new(name: impl Into<String>, group: &Group) -> Self {
+    /// A circle of that name, which is no other's in a group, of that group.
+    fn new(name: &str, group: &Group) -> Self {
         Circle {
-            name: name.into(),
+            name: group.full_name(name),
             group: group.clone(),
             entered: AtomicU64::new(0),
             left: AtomicBool::new(false),
@@ -163,8 +163,7 @@ impl Job {
                 Ok(lives) => match self.gather(&lives, soon) {
                     Ok(next) => {
                         // Who still waits at a barrier of before does so under its name.
-                        let barriers = format!("{}{BARRIERS}", next.prefix);
-                        *self.barriers() = Arc::new(Circle::new(barriers, &next));
+                        *self.barriers() = Arc::new(Circle::new(BARRIERS, &next));
                         *group = next;
                         return Ok(());
                     }
@@ -182,12 +181,13 @@ impl Job {
     /// Says that this rank is there for a group of these lives, and hears it from all others.
     fn gather(&self, lives: &[u32], deadline: Instant) -> Result<Group> {
         let prefix = format!("{:016x}/", fingerprint(lives));
+        let group = Group { lives: lives.to_vec(), prefix };
         // Who waits for this rank in another group waits in vain.
-        self.inner.process.publish(STANDS_FOR, prefix.as_bytes())?;
-        let met = format!("{prefix}sojourn/met");
+        self.inner.process.publish(STANDS_FOR, group.prefix.as_bytes())?;
+        let met = group.full_name("sojourn/met");
         self.inner.process.publish(&met, &[])?;
         (0..self.inner.size).try_for_each(|rank| self.ask(rank, &met, deadline).map(drop))?;
-        Ok(Group { lives: lives.to_vec(), prefix })
+        Ok(group)
     }
 
     /// Looks whether all ranks of the group are alive: for one that waits for another, and would not be told
@@ -254,8 +254,7 @@ impl Job {
 
     /// Barriers of that name among the ranks of this group, and of no later one.
     pub(crate) fn circle(&self, name: &str) -> Circle {
-        let group = self.group();
-        Circle::new(format!("{}{name}", group.prefix), &group)
+        Circle::new(name, &self.group())
     }
 
     fn group(&self) -> MutexGuard<'_, Group> {
@@ -264,7 +263,7 @@ impl Job {
 
     /// What a note is called among all processes of all groups.
     fn full_name(&self, name: &str) -> String {
-        format!("{}{name}", self.group().prefix)
+        self.group().full_name(name)
     }
 
     /// This process's number in the job, from 0.
@@ -345,8 +344,7 @@ impl Job {
             )));
         }
         let group = self.group().clone();
-        let name = format!("{}{name}", group.prefix);
-        self.await_note(&group, rank, &name, deadline, || false)
+        self.await_note(&group, rank, &group.full_name(name), deadline, || false)
     }
 
     /// The note of that full name.
@@ -392,8 +390,8 @@ impl Job {
         self.meet(&circle, 0).map(drop)
     }
 
-    /// The note of that full name, of a rank in the life that it has among `lives`, and in the group of that prefix;
-    /// unless it `is_left`, and not waited for any more.
+    /// The note of that full name, of a rank as long as it is of that group; unless it `is_left`, and not waited for any
+    /// more.
     fn await_note(
         &self,
         group: &Group,
@@ -496,6 +494,11 @@ impl Group {
     /// That of a job that begins.
     fn first(size: u32) -> Self {
         Group { lives: vec![FIRST_LIFE; size as usize], prefix: String::new() }
+    }
+
+    /// What a note of it is called among all processes of all groups.
+    fn full_name(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
     }
 }
 

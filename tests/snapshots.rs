@@ -97,6 +97,11 @@ impl World {
     }
 }
 
+/// What a job is told that drains each epoch to a directory.
+fn each_drained(dir: &Path) -> String {
+    format!("SOJOURN_FLUSH_DIR={} SOJOURN_FLUSH_EVERY=1", dir.display())
+}
+
 /// `sojourn snapshots` of a directory.
 fn of_dir(place: &Place, args: &str, dir: &Path) -> Done {
     let args = ["snapshots"].into_iter().chain(args.split(' '));
@@ -284,7 +289,7 @@ fn bad_input_is_refused_by_one_sentence() {
 fn a_job_whose_stores_are_gone_goes_on_from_files() {
     let world = World::new();
     let dir = world.place.path("files");
-    let flush = format!("SOJOURN_FLUSH_DIR={} SOJOURN_FLUSH_EVERY=1", dir.display());
+    let flush = each_drained(&dir);
     let (steps, _) = world.heat_killed(&flush, || manifests(&dir).len() >= 3);
     let place = &world.place;
 
@@ -332,7 +337,7 @@ fn a_job_whose_stores_are_gone_goes_on_from_files() {
 fn files_are_gone_back_to_only_where_stores_have_nothing_later() {
     let world = World::new();
     let dir = world.place.path("files");
-    let flush = format!("SOJOURN_FLUSH_DIR={} SOJOURN_FLUSH_EVERY=1", dir.display());
+    let flush = each_drained(&dir);
     let more = format!("{flush} SOJOURN_FLUSH_KEEP=all SOJOURN_FLUSH_COMPRESS=none");
     world.heat_killed(&more, || manifests(&dir).len() >= 4);
     let committed = |world: &World| world.json("list")["committed"]["epoch"].as_u64().unwrap();
@@ -406,10 +411,7 @@ fn the_epochs_of_a_running_job_are_read_and_not_released() {
 fn epochs_that_come_too_fast_for_files_come_more_slowly() {
     let world = World::new();
     let dir = world.place.path("files");
-    let more = format!(
-        "SOJOURN_FLUSH_DIR={} SOJOURN_FLUSH_EVERY=1 SOJOURN_EPOCH_SECONDS=0.001",
-        dir.display()
-    );
+    let more = format!("{} SOJOURN_EPOCH_SECONDS=0.001", each_drained(&dir));
     world.heat_killed(&more, || manifests(&dir).len() >= 2);
     dir_json(&world.place, "verify", &dir);
 }
@@ -419,10 +421,7 @@ fn epochs_that_come_too_fast_for_files_come_more_slowly() {
 fn draining_goes_on_where_the_rank_that_drains_was_replaced() {
     let world = World::new();
     let dir = world.place.path("files");
-    let more = format!(
-        "SOJOURN_FLUSH_DIR={} SOJOURN_FLUSH_EVERY=1 SOJOURN_EPOCH_SECONDS=0.02",
-        dir.display()
-    );
+    let more = format!("{} SOJOURN_EPOCH_SECONDS=0.02", each_drained(&dir));
     let script = format!(
         "{}[ $SOJOURN_RANK = 0 ] && mkdir killed 2>/dev/null && {{
             while [ $(ls files/*/epoch-*.json 2>/dev/null | wc -l) -lt 2 ]; do sleep 0.01; done
@@ -450,7 +449,7 @@ fn a_directory_that_is_of_no_use_is_refused_at_the_start() {
     let error = world.heat(SHORT, &more).failed(1);
     assert!(error.contains("rank 0: creating") && error.contains("/file/dir"), "{error}");
     let dir = world.place.path("files");
-    let more = format!("SOJOURN_FLUSH_DIR={} SOJOURN_FLUSH_EVERY=1", dir.display());
+    let more = each_drained(&dir);
     world.heat(SHORT, &more).ok();
     assert!(!manifests(&dir).is_empty());
     let other = World::new();

@@ -193,7 +193,7 @@ impl World {
         HeldEnd {
             executed: Executed { messages, psn, settled: true, recorded },
             starved,
-            failed: false,
+            failed: end.failed,
         }
     }
 

@@ -99,10 +99,15 @@ impl QpCore {
         if wc.status == wc_status::SUCCESS {
             return;
         }
-        if wc.status != wc_status::WR_FLUSH_ERR {
-            self.blame.store(wc.status, Ordering::Relaxed);
-        }
+        self.ours_to_blame(wc.status);
         self.look_closer(wc, false);
+    }
+
+    /// A request of ours has ended with that status: where it was not flushed itself, it is why those behind it are.
+    pub(super) fn ours_to_blame(&self, status: u32) {
+        if status != wc_status::WR_FLUSH_ERR {
+            self.blame.store(status, Ordering::Relaxed);
+        }
     }
 
     /// A send completion of the program's has come: where a record failed before it, it is told why it

@@ -204,11 +204,11 @@ impl QpCore {
         }
         let (retired, handed) = (self.send.retired(), self.send.handed());
         self.prove_tail(&mut self.send_side.visit());
-        let (waits, stuck) = {
+        let (proven, waits, stuck) = {
             let moving = lock_mutex(&self.moving);
             let since = moving.stopped.map_or(Duration::ZERO, |since| since.elapsed());
             let waits = moving.proofs.are_out() || !moving.replays.is_empty();
-            (waits, since >= DRAIN_PATIENCE)
+            (moving.proofs.upto(), waits, since >= DRAIN_PATIENCE)
         };
         // A SEND without a receive would be waited for in vain: it and what is behind it are decided by
         // counting. The answer of an atomic, once it was executed, is not; nor, where the peer's number is
@@ -221,8 +221,7 @@ impl QpCore {
                 let opcode = self.send.entry(seq).opcode;
                 let message = !opcode.is_one_sided() || opcode == Opcode::WriteImm;
                 is_behind |= message && self.comes_back(seq);
-                let will_be_known =
-                    last_back >= Some(seq) || lock_mutex(&self.moving).proofs.will_prove(seq);
+                let will_be_known = seq < proven || last_back >= Some(seq);
                 let write = opcode == Opcode::Write && will_be_known && !is_behind;
                 !(opcode.is_atomic() || records && write)
             });
@@ -248,8 +247,7 @@ impl QpCore {
         // What is signalled at ERR comes back behind everything else.
         let mut side = self.send_side.visit();
         let handed = self.send.handed();
-        let last = handed.wrapping_sub(1);
-        if self.send.retired() < handed && !lock_mutex(&self.moving).proofs.will_prove(last) {
+        if self.send.retired() < handed && lock_mutex(&self.moving).proofs.upto() < handed {
             self.prove(&mut side, false);
         }
     }

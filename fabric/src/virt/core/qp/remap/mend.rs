@@ -162,10 +162,10 @@ impl QpCore {
                 return self.call_for_help();
             }
             if failed {
-                let blamed = moving.proofs.failed().filter(|why| *why != wc_status::WR_FLUSH_ERR);
+                let proof_failed = moving.proofs.failed();
                 drop((moving, side));
-                if let Some(status) = blamed {
-                    self.blame.store(status, Ordering::Relaxed);
+                if let Some(status) = proof_failed {
+                    self.ours_to_blame(status);
                 }
                 self.return_withheld();
                 moving = lock_mutex(&self.moving);

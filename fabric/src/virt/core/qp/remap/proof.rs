@@ -46,9 +46,9 @@ impl Proofs {
         !self.out.is_empty()
     }
 
-    /// Whether one is to come back that proves that request.
-    pub(super) fn will_prove(&self, seq: u64) -> bool {
-        self.out.iter().any(|proof| seq < proof.upto)
+    /// Requests before this one are proven by those that are to come back.
+    pub(super) fn upto(&self) -> u64 {
+        self.out.iter().map(|proof| proof.upto).max().unwrap_or_default()
     }
 
     /// The status that one has failed with, of itself or flushed.
